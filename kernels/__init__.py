@@ -1,0 +1,1 @@
+"""The hot loops, one folder per operation: a readable reference and the fast kernels beside it."""

@@ -1,0 +1,8 @@
+// The extension module: each operation binds itself in its own folder (kernels/<operation>/bind.cpp).
+#include <pybind11/pybind11.h>
+
+namespace py = pybind11;
+
+PYBIND11_MODULE(_native, m) {
+    m.doc() = "amn_fast's CPU kernels: NumPy buffers in and out, the GIL released while they run.";
+}

@@ -1,0 +1,41 @@
+"""Builds the CPU kernels; everything else about the package is in pyproject.toml."""
+
+import sys
+from pathlib import Path
+
+from pybind11.setup_helpers import Pybind11Extension, build_ext
+from setuptools import setup
+
+SOURCES = sorted(str(path) for path in Path("kernels").rglob("*.cpp"))
+HEADERS = sorted(str(path) for path in Path("kernels").rglob("*.hpp"))
+
+# No -march: one binary serves every machine, and the kernels choose their instruction set when they run.
+# No fused multiply-add and no fast-math: a lattice built with either is another lattice.
+if sys.platform == "win32":
+    FLAGS = ["/O2", "/fp:precise"]
+else:
+    FLAGS = ["-O3", "-ffp-contract=off", "-fvisibility=hidden", "-pthread", "-g0"]
+
+native = Pybind11Extension(
+    "amn_fast.kernels._native",
+    SOURCES,
+    depends=HEADERS,
+    include_dirs=["kernels"],
+    cxx_std=20,
+    extra_compile_args=FLAGS,
+    extra_link_args=[] if sys.platform == "win32" else ["-pthread"],
+    optional=True,  # without a C++ compiler the package installs all the same and runs on its references
+)
+
+setup(
+    packages=[
+        "amn_fast",
+        *(f"amn_fast.{name}" for name in ("compat", "configs", "data", "models", "ops", "stages")),
+        "amn_fast.kernels",
+        *(f"amn_fast.kernels.{name}" for name in ("dense_crf", "merge", "pair_loss", "pixel_loss", "random_walk")),
+    ],
+    package_dir={"amn_fast": "amn_fast", "amn_fast.kernels": "kernels"},
+    package_data={"amn_fast": ["py.typed", "configs/*.yaml", "*.jinja"], "amn_fast.kernels": ["**/*.cu", "**/*.hpp"]},
+    ext_modules=[native],
+    cmdclass={"build_ext": build_ext},
+)
