@@ -209,7 +209,7 @@ class ThresholdCurve:
         """The curve of both sets of pictures together."""
         _check_same("threshold curves", "classes", self.n_classes, other.n_classes)
         if not np.array_equal(self.thresholds, other.thresholds):
-            raise InputError("threshold curves that are merged must have the same thresholds, but these differ.")
+            raise InputError("threshold curves that are merged differ in their thresholds, expected the same ones")
         total = ThresholdCurve(self.n_classes, self.thresholds)
         for name in ("_claimed", "_correct", "_background", "_truth"):
             setattr(total, name, getattr(self, name) + getattr(other, name))
@@ -231,8 +231,9 @@ class ThresholdCurve:
         """
         index = int(np.abs(self.thresholds - threshold).argmin())
         if not abs(self.thresholds[index] - threshold) <= 1e-6 * self._step:
+            nearest = f"{self.thresholds[index]:g}"
             raise InputError(
-                f"threshold is {threshold:g}, which is not on the curve; the nearest one is {self.thresholds[index]:g}."
+                f"threshold is {threshold:g}, not on the curve, expected one of its own: the nearest is {nearest}"
             )
         return _scores(*self._at(index), self._truth, 0, "wrong", absent)
 
@@ -429,20 +430,20 @@ def _check_activations(
     """The three, checked; keys as indices, truth as uint8."""
     maps = np.asarray(activations)
     if maps.ndim != 3 or maps.dtype.kind != "f":
-        raise InputError(f"activations must be floats of shape (K, H, W), not {_describe(maps)}.")
+        raise InputError(f"activations are {_describe(maps)}, expected floats of shape (K, H, W)")
     ids = np.asarray(keys)
     if ids.shape != (len(maps),):
-        raise InputError(f"keys must have one label id for each of the {len(maps)} maps, but has shape {ids.shape}.")
+        raise InputError(f"keys have shape {ids.shape}, expected one label id for each of the {len(maps)} maps")
     if len(maps) and (ids.dtype.kind not in "iu" or ids.min() < 1 or ids.max() > n_classes):
-        raise InputError(f"keys must be label ids from 1 to {n_classes}, not {ids.tolist()}.")
+        raise InputError(f"keys are {ids.tolist()}, expected label ids from 1 to {n_classes}")
     if len(np.unique(ids)) < len(ids):
-        raise InputError(f"keys must name each class once, not {ids.tolist()}.")
+        raise InputError(f"keys are {ids.tolist()}, expected each class once")
     true = _labels(truth, n_classes, "the truth")
     _check_size("the activations", maps.shape[1:], true.shape)
     if maps.size:
         low, high = float(maps.min()), float(maps.max())
         if not (low >= -1e-3 and high <= 1 + 1e-3):  # also true for NaN, which min and max hand on
-            raise InputError(f"activations must be numbers in [0, 1], but range from {low:g} to {high:g}.")
+            raise InputError(f"activations range from {low:g} to {high:g}, expected numbers in [0, 1]")
     return maps, ids.astype(np.intp), true
 
 
@@ -450,26 +451,29 @@ def _labels(array: ArrayLike, n_classes: int, name: str) -> NDArray[np.uint8]:
     """(H, W) labels as uint8, -1 as 255; an InputError for anything else than 0..C and 255."""
     labels = np.asarray(array)
     if labels.ndim != 2 or labels.dtype.kind not in "iu":
-        raise InputError(f"{name} must be integers of shape (H, W), not {_describe(labels)}.")
+        raise InputError(f"{name} is {_describe(labels)}, expected integers of shape (H, W)")
     strange = (labels > n_classes) & (labels != UNKNOWN)
     if labels.dtype.kind == "i":
         strange |= labels < -1
     if strange.any():
         ids = np.unique(labels[strange])
         some = ", ".join(str(id) for id in ids[:5]) + (", ..." if len(ids) > 5 else "")
-        raise InputError(f"{name} has {'id' if len(ids) == 1 else 'ids'} {some}; ids are 0 to {n_classes}, and 255.")
+        raise InputError(f"{name} has {'id' if len(ids) == 1 else 'ids'} {some}, expected 0 to {n_classes}, or 255")
     return labels.astype(np.uint8)  # -1 becomes 255
 
 
 def _check_size(name: str, size: tuple[int, ...], truth: tuple[int, ...]) -> None:
     if size != truth:
-        sizes = f"{size[0]} x {size[1]} pixels (height x width) but the truth is {truth[0]} x {truth[1]}"
-        raise InputError(f"{name} {'are' if name.endswith('s') else 'is'} {sizes}; they must have the same size.")
+        verb = "are" if name.endswith("s") else "is"
+        raise InputError(
+            f"{name} {verb} {size[0]} x {size[1]} pixels (height x width) but the truth is {truth[0]} x {truth[1]},"
+            " expected the same size"
+        )
 
 
 def _check_n_classes(n_classes: int) -> int:
     if not 1 <= n_classes <= UNKNOWN - 1:
-        raise InputError(f"n_classes is {n_classes}; it must be 1 to {UNKNOWN - 1}, because {UNKNOWN} is 'unknown'.")
+        raise InputError(f"n_classes is {n_classes}, expected 1 to {UNKNOWN - 1}, because {UNKNOWN} is 'unknown'")
     return n_classes
 
 
@@ -477,18 +481,18 @@ def _check_thresholds(thresholds: ArrayLike) -> Floats:
     values = np.array(thresholds, np.float64)
     steps = np.diff(values) if values.ndim == 1 else values
     if values.ndim != 1 or len(values) < 2 or not (steps > 0.001 - 1e-9).all() or np.ptp(steps) > 1e-9:
-        raise InputError("thresholds must be two or more rising, evenly spaced numbers, at least .001 apart.")
+        raise InputError(f"thresholds are {thresholds}, expected two or more evenly spaced numbers, .001 or more apart")
     return values
 
 
 def _check_same(things: str, what: str, one: int, other: int) -> None:
     if one != other:
-        raise InputError(f"{things} that are merged must have the same number of {what}, not {one} and {other}.")
+        raise InputError(f"{things} that are merged have {one} and {other} {what}, expected the same number")
 
 
 def _check_choice(name: str, value: str, choices: Sequence[str]) -> None:
     if value not in choices:
-        raise InputError(f"{name} is {value!r}; it must be {' or '.join(repr(choice) for choice in choices)}.")
+        raise InputError(f"{name} is {value!r}, expected {' or '.join(repr(choice) for choice in choices)}")
 
 
 def _describe(array: NDArray[Any]) -> str:
