@@ -92,8 +92,45 @@ class _ResNet(Backbone):
         return [["conv1.", "bn1."], [], ["layer1."], ["layer2."], ["layer3."], ["layer4."]]
 
 
+class _Lite0Features(nn.Module):
+    """timm's EfficientNet-Lite0 up to its last rectified features, 1280 channels; state-dict names are timm's.
+
+    The levels end where the stride changes; the head's convolution belongs to the last one, since class activations read
+    rectified features, and the blocks end in linear ones.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        net = timm.create_model("tf_efficientnet_lite0", pretrained=False, output_stride=16)
+        undo_dilation(net)
+        self.conv_stem, self.bn1, self.blocks, self.conv_head, self.bn2 = (
+            net.conv_stem, net.bn1, net.blocks, net.conv_head, net.bn2,
+        )  # fmt: skip
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        x = self.bn1(self.conv_stem(x))
+        levels = []
+        for stages in ((0,), (1,), (2,), (3, 4), (5, 6)):
+            for stage in stages:
+                x = self.blocks[stage](x)
+            levels.append(x)
+        levels[-1] = self.bn2(self.conv_head(x))
+        return levels
+
+
+class _Lite0(Backbone):
+    def __init__(self) -> None:
+        # The package's weights were trained on (x - 127) / 128.
+        super().__init__(_Lite0Features(), (16, 24, 40, 112, 1280), (2, 4, 8, 16, 16), (127 / 255,) * 3, (128 / 255,) * 3)
+
+    def level_prefixes(self) -> list[list[str]]:
+        blocks = [[f"blocks.{stage}." for stage in stages] for stages in ((0,), (1,), (2,), (3, 4), (5, 6))]
+        blocks[-1] += ["conv_head.", "bn2."]
+        return [["conv_stem.", "bn1."], *blocks]
+
+
 class _Timm(Backbone):
-    def __init__(self, name: str, mean: Sequence[float] | None = None, std: Sequence[float] | None = None) -> None:
+    def __init__(self, name: str) -> None:
         try:
             net = timm.create_model(name, pretrained=False, features_only=True, output_stride=16)
         except (RuntimeError, ValueError, TypeError, AssertionError) as error:
@@ -106,7 +143,7 @@ class _Timm(Backbone):
         if len(info.channels()) != 5:
             raise InputError(f"backbone {name!r} has {len(info.channels())} feature levels, expected 5")
         data = timm.data.resolve_model_data_config(net)
-        super().__init__(net, info.channels(), info.reduction(), mean or data["mean"], std or data["std"])
+        super().__init__(net, info.channels(), info.reduction(), data["mean"], data["std"])
 
     def level_prefixes(self) -> list[list[str]]:
         """Parameters come in the order of the forward pass: a level owns all up to its feature module's last one."""
@@ -147,8 +184,7 @@ def make_backbone(name: str, weights: str | Path | None = None) -> Backbone:
     if name == "resnet50":
         backbone: Backbone = _ResNet()
     elif name == "efficientnet_lite0":
-        # The package's weights were trained on (x - 127) / 128.
-        backbone = _Timm("tf_efficientnet_lite0", mean=(127 / 255,) * 3, std=(128 / 255,) * 3)
+        backbone = _Lite0()
     else:
         backbone = _Timm(name)
     if weights == "imagenet":
