@@ -3,6 +3,9 @@
 
 namespace py = pybind11;
 
+void bind_random_walk(py::module_& m);
+
 PYBIND11_MODULE(_native, m) {
     m.doc() = "amn_fast's CPU kernels: NumPy buffers in and out, the GIL released while they run.";
+    bind_random_walk(m);
 }

@@ -1,0 +1,71 @@
+// The body of rows.hpp's functions for the instruction set whose `Vec` the including file defines before this line.
+// No standard header with inline functions here: their code would be compiled for that instruction set and, merged by
+// the linker, run on machines without it.
+
+namespace amn::random_walk {
+namespace {
+
+// M maps, V vectors of each: M·V independent sums, so that the multiply-adds' latency is hidden. A coefficient is loaded
+// once for all maps. Each pixel's sum is formed in the same order whatever M, V and the vector's width: bits do not depend
+// on them.
+template <int M, int V>
+inline void block(const Row& r, int64_t x) {
+    constexpr int64_t W = Vec::width;
+    Vec sum[M][V];
+    for (int m = 0; m < M; ++m) {
+        for (int v = 0; v < V; ++v) sum[m][v] = Vec::fill(0.0F);
+    }
+    for (int64_t p = 0; p < r.planes; ++p) {
+        const float* ahead = r.coefficients + p * r.stride + x;
+        const float* behind = ahead + r.back[p];
+        const int64_t shift = r.shift[p];
+        for (int v = 0; v < V; ++v) {
+            const Vec a = Vec::load(ahead + v * W);
+            const Vec b = Vec::load(behind + v * W);
+            for (int m = 0; m < M; ++m) {
+                const float* pixel = r.now + m * r.map_size + x + v * W;
+                sum[m][v] = Vec::add_product(a, Vec::load(pixel + shift), sum[m][v]);
+                sum[m][v] = Vec::add_product(b, Vec::load(pixel - shift), sum[m][v]);
+            }
+        }
+    }
+    const float* self = r.coefficients + r.planes * r.stride + x;
+    for (int m = 0; m < M; ++m) {
+        for (int v = 0; v < V; ++v) {
+            const int64_t at = m * r.map_size + x + v * W;
+            const Vec now = Vec::load(r.now + at);
+            Vec change = sum[m][v] - Vec::load(self + v * W) * now;
+            if (r.fresh) {
+                change = change * Vec::fill(0.5F);
+            } else {
+                change = change + Vec::load(r.change + at);
+            }
+            change.store(r.change + at);
+            const Vec next = now + change;
+            next.store(r.next + at);
+            for (int64_t e = 0; e < r.results; ++e) {
+                if (r.weight[e] == 0.0F) continue;
+                float* result = r.result + e * r.result_size + at;
+                Vec::add_product(Vec::fill(r.weight[e]), next, Vec::load(result)).store(result);
+            }
+        }
+    }
+}
+
+template <int M, int V>
+inline int64_t blocks(const Row& r, int64_t x) {
+    for (; x + V * Vec::width <= r.columns; x += V * Vec::width) block<M, V>(r, x);
+    return x;
+}
+
+inline void whole_row(const Row& r) {
+    switch (r.maps) {
+        case 1: blocks<1, 1>(r, blocks<1, 2>(r, blocks<1, 4>(r, blocks<1, 8>(r, 0)))); break;
+        case 2: blocks<2, 1>(r, blocks<2, 2>(r, blocks<2, 4>(r, 0))); break;
+        case 3: blocks<3, 1>(r, blocks<3, 2>(r, 0)); break;
+        default: blocks<4, 1>(r, blocks<4, 2>(r, 0)); break;
+    }
+}
+
+}  // namespace
+}  // namespace amn::random_walk
