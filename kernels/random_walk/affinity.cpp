@@ -96,23 +96,22 @@ Affinities::Affinities(const float* edge, int64_t height_, int64_t width_, int64
     if (stride % 1024 == 0) stride += kVector;  // planes 4 KiB apart would all fall into one set of the cache
     row_size = (planes + 1) * stride;
     values.assign(static_cast<size_t>((reach + height) * row_size + left), 0.0F);
-    root.resize(static_cast<size_t>(height * width));
-    free.resize(root.size());
+    open.resize(static_cast<size_t>(height * width));
 
     // The maximum over a path of the edge is the minimum of (1 - edge)^beta, which needs one power per pixel, not pair.
     const int64_t padded = (height + reach) * stride + left;
     std::vector<float> weight(static_cast<size_t>(padded), 0.0F);
     for (int64_t y = 0; y < height; ++y) {
         for (int64_t x = 0; x < width; ++x) {
-            const double open = 1.0 - static_cast<double>(edge[y * width + x]);
-            free[y * width + x] = open;
-            weight[y * stride + left + x] = static_cast<float>(std::pow(open, beta));
+            const double value = 1.0 - static_cast<double>(edge[y * width + x]);
+            open[y * width + x] = value;
+            weight[y * stride + left + x] = static_cast<float>(std::pow(value, beta));
         }
     }
 
     // From the last row up, so that the pieces of a path, which lie below, are there. Sums in double.
     const auto plan = share_paths(offsets);
-    std::vector<double> sums(static_cast<size_t>(padded), 0.0);  // without a pixel's affinity to itself, 1
+    std::vector<double> sums(static_cast<size_t>(padded), 0.0);
     for (int64_t y = height - 1; y >= 0; --y) {
         float* row = values.data() + (reach + y) * row_size + left;
         for (int64_t p = 0; p < planes; ++p) {
@@ -132,25 +131,10 @@ Affinities::Affinities(const float* edge, int64_t height_, int64_t width_, int64
         }
     }
 
-    std::vector<double> inverse(sums.size());  // of the root of the column sums
-    for (size_t i = 0; i < sums.size(); ++i) inverse[i] = 1.0 / std::sqrt(1.0 + sums[i]);
     for (int64_t y = 0; y < height; ++y) {
-        float* row = values.data() + (reach + y) * row_size + left;
-        const double* here = inverse.data() + y * stride + left;
-        for (int64_t p = 0; p < planes; ++p) {
-            const Offset o = offsets[p];
-            if (y + o.dy >= height) continue;
-            const double* there = here + o.dy * stride + o.dx;
-            float* out = row + p * stride;
-            for (int64_t x = 0; x < columns; ++x) {
-                out[x] = static_cast<float>(2.0 * static_cast<double>(out[x]) * (here[x] * there[x]));
-            }
-        }
-        float* self = row + planes * stride;
+        float* scale = values.data() + (reach + y) * row_size + left + planes * stride;
         for (int64_t x = 0; x < width; ++x) {
-            const double others = sums[y * stride + left + x];
-            self[x] = static_cast<float>(2.0 * others / (1.0 + others));
-            root[y * width + x] = 1.0 / here[x];
+            scale[x] = static_cast<float>(2.0 / (1.0 + sums[y * stride + left + x]));
         }
     }
 }

@@ -1,4 +1,4 @@
-// The symmetric normalised affinities of one picture, one number per pair of neighbours.
+// The affinities of one picture, one number per pair of neighbours.
 #pragma once
 
 #include <cstdint>
@@ -13,12 +13,11 @@ struct Offset {
 // The offsets with dy² + dx² < radius² in one half-plane, short ones first.
 std::vector<Offset> half_plane(int64_t radius);
 
-// With A the affinities to the power beta (A_ii = 1), c its column sums and D = diag(c), the walk's matrix T = A D^-1 is
-// similar to S = D^-1/2 A D^-1/2: x T^n = D^-1/2 S^n D^1/2 x. S is symmetric with spectrum in [-1, 1].
+// A holds the affinities to the power beta, A_ii = 1; c its column sums.
 //
-// Layout: row by row; in a row plane by plane; planes 0..P-1 hold 2 S_ij for j = i + offset, plane P holds 2 (1 - S_ii).
+// Layout: row by row; in a row plane by plane; planes 0..P-1 hold A_ij for j = i + offset, plane P holds 2 / c_i.
 // `left` zeros stand before each plane's pixels, `reach` rows of zeros above the first row, so that no loop asks where
-// the picture ends: what lies outside has coefficient 0. The pixels are padded to whole vectors, also with zeros.
+// the picture ends: what lies outside has affinity 0. The pixels are padded to whole vectors, also with zeros.
 struct Affinities {
     Affinities(const float* edge, int64_t height, int64_t width, int64_t radius, double beta);
 
@@ -28,8 +27,7 @@ struct Affinities {
     int64_t columns;   // pixels of a row, padded
     int64_t stride;    // left + columns
     int64_t row_size;  // numbers in a row of all planes
-    std::vector<double> root;   // (height, width): square root of the column sums
-    std::vector<double> free;   // (height, width): 1 - edge
+    std::vector<double> open;  // (height, width): 1 - edge
     std::vector<float> values;
 
     const float* row(int64_t y) const { return values.data() + (reach + y) * row_size + left; }

@@ -44,13 +44,13 @@ py::array_t<float> walked(const Affinities& self, const Array<float>& x, const A
 }
 
 int64_t bytes(const Affinities& a) {
-    return static_cast<int64_t>(a.values.size() * sizeof(float) + (a.root.size() + a.free.size()) * sizeof(double));
+    return static_cast<int64_t>(a.values.size() * sizeof(float) + a.open.size() * sizeof(double));
 }
 
 }  // namespace
 
 void bind_random_walk(py::module_& m) {
-    py::class_<Affinities>(m, "WalkAffinities", "Normalised affinities of one edge map, for any number of walks.")
+    py::class_<Affinities>(m, "WalkAffinities", "Affinities of one edge map, for any number of walks.")
         .def(py::init(&affinities), py::arg("edge"), py::arg("radius"), py::arg("beta"))
         .def("walk", &walked, py::arg("x"), py::arg("coefficients"), py::arg("chebyshev"), py::arg("threads"),
              py::arg("instructions") = "",

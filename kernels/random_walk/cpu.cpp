@@ -118,11 +118,11 @@ private:
     int64_t pixel(int64_t y) const { return (a_.reach + y) * a_.stride + a_.left; }
     float* map(int64_t step) { return maps_of_.data() + step % ring_ * maps_ * map_size_; }
 
-    // t_0 = D^1/2 x (1 - edge)
+    // t_0 = x (1 - edge)
     void start(const float* x, int64_t m) {
         Range range{INFINITY, -INFINITY, 0};
         for (int64_t i = 0; i < a_.height * a_.width; ++i) {
-            const double value = static_cast<double>(x[i]) * a_.free[i];
+            const double value = static_cast<double>(x[i]) * a_.open[i];
             range.low = std::min(range.low, value);
             range.high = std::max(range.high, value);
         }
@@ -131,7 +131,7 @@ private:
         for (int64_t y = 0; y < a_.height; ++y) {
             float* row = map(0) + m * map_size_ + pixel(y);
             for (int64_t i = y * a_.width, c = 0; c < a_.width; ++i, ++c) {
-                row[c] = static_cast<float>(static_cast<double>(x[i]) * a_.free[i] * a_.root[i] * scale);
+                row[c] = static_cast<float>(static_cast<double>(x[i]) * a_.open[i] * scale);
                 for (int64_t e = 0; e < polynomials_.count; ++e) {
                     result_[(e * maps_ + m) * map_size_ + pixel(y) + c] = weight_[e] * row[c];
                 }
@@ -140,14 +140,13 @@ private:
         ranges_.push_back(range);
     }
 
-    // D^-1/2 of the result
     void finish(int64_t e, int64_t m, float* out) const {
         const Range& range = ranges_[m];
         const double scale = std::ldexp(1.0, range.exponent);
         for (int64_t y = 0; y < a_.height; ++y) {
             const float* row = result_.data() + (e * maps_ + m) * map_size_ + pixel(y);
             for (int64_t i = y * a_.width, c = 0; c < a_.width; ++i, ++c) {
-                const double value = static_cast<double>(row[c]) / a_.root[i] * scale;
+                const double value = static_cast<double>(row[c]) * scale;
                 out[i] = static_cast<float>(std::clamp(value, range.low, range.high));
             }
         }

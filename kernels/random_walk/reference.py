@@ -16,10 +16,7 @@ def half_plane(radius: int) -> list[Offset]:
     """The offsets (dy, dx) with dy² + dx² < radius² in one half-plane, so that each pair of pixels appears once."""
     reach = range(-radius + 1, radius)
     return [
-        (dy, dx)
-        for dy in range(radius)
-        for dx in reach
-        if (dy, dx) > (0, 0) and dy * dy + dx * dx < radius * radius
+        (dy, dx) for dy in range(radius) for dx in reach if (dy, dx) > (0, 0) and dy * dy + dx * dx < radius * radius
     ]
 
 

@@ -21,11 +21,10 @@ struct Row {
     const float* weight;
 };
 
-// The plain walk's step is t + q / 2, with q = 2 (S - I) t. The Chebyshev recurrence 2 S t_k - t_{k-1} is carried by its
-// differences, d_{k+1} = d_k + q, t_{k+1} = t_k + d_{k+1} (Reinsch): near the eigenvalue 1, where the walk's answer lies,
-// the usual form multiplies the rounding of each step by the number of steps left. With S_ii in the sum and the usual
-// form the VOC-sized golden case is off by 7.5e-5 of the maximum, with this one by DIFF_ERROR.
-
+// One step of the walk is y_i + 1/c_i Σ_j A_ij (y_j - y_i). Written with differences, a constant map stays constant bit by
+// bit, and what rounds is the change, not the value. The Chebyshev recurrence t_{k+1} = 2 P t_k - t_{k-1} is carried by its
+// differences too (Reinsch): with q = 2 (P - 1) t_k, d_{k+1} = d_k + q and t_{k+1} = t_k + d_{k+1}. Near the eigenvalue 1,
+// where the walk's answer lies, the usual form multiplies each step's rounding by the number of steps left.
 using RowFunction = void (*)(const Row&);
 
 void row_baseline(const Row& row);
