@@ -1,9 +1,12 @@
 """What a data set is to the rest of the project: ids, pictures, image-level labels and perhaps ground truth."""
 
+from collections.abc import Sequence
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+
+from amn_fast.errors import InputError
 
 IGNORE = 255
 """The label of a pixel whose class is unknown."""
@@ -32,3 +35,21 @@ class Dataset(Protocol):
     def missing(self) -> dict[str, list[str]]:
         """What a run over all ids would lack, without decoding a picture: kind ("image", "labels") -> ids."""
         ...
+
+
+def require_complete(dataset: Dataset) -> None:
+    """Check that every id of `dataset` has what a run needs, before the run starts.
+
+    Raises:
+        InputError: something is missing; the message gives the number and the first ids of each kind.
+    """
+    gaps = [f"{list_ids(ids)} of {len(dataset.ids)} have no {kind}" for kind, ids in dataset.missing().items() if ids]
+    if gaps:
+        raise InputError(f"data set {dataset.name}: {'; '.join(gaps)}")
+
+
+def list_ids(ids: Sequence[str], most: int = 10) -> str:
+    """The number of ids and the first of them, for a message."""
+    shown = ", ".join(repr(id) for id in ids[:most])
+    more = f" and {len(ids) - most} more" if len(ids) > most else ""
+    return f"{len(ids)} id{'s' * (len(ids) != 1)} ({shown}{more})"

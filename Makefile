@@ -1,0 +1,39 @@
+# `make demo` and `make test` set up what they need in .venv and run; so do `make bench` and `make lint`.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# On aarch64 the newest PyTorch comes with several GB of CUDA; this pair is a small CPU build.
+TORCH_aarch64 := torch==2.9.1 torchvision==0.24.1
+TORCH := $(TORCH_$(shell uname -m))
+
+.PHONY: demo test bench lint clean
+
+demo: $(VENV)/demo.stamp
+	$(BIN)/amn-fast demo
+
+test: $(VENV)/test.stamp
+	$(BIN)/python -m pytest -n auto
+
+bench: $(VENV)/bench.stamp
+	$(BIN)/python -m pytest benchmarks
+
+lint: $(VENV)/lint.stamp
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info runs kernels/_native*.so
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+# One environment for all; each target adds its extras. The package itself is installed editable.
+$(VENV)/demo.stamp: EXTRAS = pipeline,demo
+$(VENV)/test.stamp: EXTRAS = pipeline,demo,test,gpu
+$(VENV)/bench.stamp: EXTRAS = pipeline,demo,bench
+$(VENV)/lint.stamp: EXTRAS = pipeline,lint
+$(VENV)/%.stamp: pyproject.toml setup.py $(wildcard kernels/*.cpp kernels/*/*.cpp kernels/*/*.hpp) | $(BIN)/python
+	$(BIN)/python -m pip install --quiet $(TORCH) --editable '.[$(EXTRAS)]'
+	touch $@

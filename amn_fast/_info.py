@@ -1,0 +1,61 @@
+"""What is installed, what can run, and why something cannot."""
+
+import importlib.util
+import os
+import platform
+import sys
+from importlib.metadata import PackageNotFoundError, version
+
+from amn_fast import __version__
+from amn_fast._native import missing
+
+_PACKAGES = ("numpy", "opencv-python-headless", "torch", "torchvision", "timm", "triton", "cuda-core", "pillow")
+
+
+def info() -> str:
+    """Versions, devices and backends of this installation, one line each; a backend that cannot run says why."""
+    lines = [
+        f"amn_fast {__version__}, Python {platform.python_version()}, {sys.platform} {platform.machine()}, {os.cpu_count()} cores",
+        "packages: " + ", ".join(f"{name} {_version(name)}" for name in _PACKAGES),
+        "backend reference: ready",
+        f"backend cpu: {'ready' if not missing else 'missing: ' + missing}",
+        f"backend triton: {_triton()}",
+        f"backend cuda: {_cuda()}",
+    ]
+    return "\n".join(lines)
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "missing"
+
+
+def _cuda_device() -> str:
+    """Name of the first CUDA device, or "" with the reason after a colon."""
+    if importlib.util.find_spec("torch") is None:
+        return ": PyTorch is not installed (extra 'pipeline')"
+    import torch
+
+    if not torch.cuda.is_available():
+        return ": PyTorch sees no CUDA device"
+    return torch.cuda.get_device_name(0)
+
+
+def _triton() -> str:
+    device = _cuda_device()
+    if device.startswith(":"):
+        return f"missing{device}"
+    if importlib.util.find_spec("triton") is None:
+        return "missing: Triton is not installed (extra 'gpu')"
+    return f"ready on {device}"
+
+
+def _cuda() -> str:
+    device = _cuda_device()
+    if device.startswith(":"):
+        return f"missing{device}"
+    if importlib.util.find_spec("cuda.core") is None:
+        return "missing: cuda-core is not installed (extra 'gpu')"
+    return f"ready on {device}"

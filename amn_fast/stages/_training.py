@@ -1,0 +1,122 @@
+"""The training loop of all three networks: seeded, resumable after each epoch."""
+
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from amn_fast.config import Training
+from amn_fast.errors import InputError
+from amn_fast.files import write_atomically
+from amn_fast.stages._stage import Workspace, progress
+
+Batch = Any
+
+
+class Epoch(Sampler[list[tuple[int, int]]]):
+    """Batches of (epoch, index) in an order that depends on seed and epoch alone; the last partial batch is left out."""
+
+    def __init__(self, pictures: int, batch: int, seed: int) -> None:
+        self.pictures, self.batch, self.seed = pictures, batch, seed
+        self.epoch = 0
+
+    def __len__(self) -> int:
+        return self.pictures // self.batch
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        order = np.random.default_rng([self.seed, self.epoch]).permutation(self.pictures).tolist()
+        for i in range(len(self)):
+            yield [(self.epoch, index) for index in order[i * self.batch : (i + 1) * self.batch]]
+
+
+def train(
+    work: Workspace,
+    name: str,
+    net: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    pictures: Dataset[Batch],
+    count: int,
+    settings: Training,
+    loss_of: Callable[[Batch], Tensor],
+) -> None:
+    """Train `net`, write its weights to weights/NAME.safetensors.
+
+    Learning rates of all groups follow their start value times (1 - step / steps) ** power. After each epoch the state goes
+    to weights/NAME.checkpoint.pt; a run that was killed goes on from there and ends with the same weights.
+
+    Args:
+        pictures: takes (epoch, index), gives one picture's part of a batch.
+        count: number of pictures.
+        loss_of: loss of one batch.
+    """
+    batches = Epoch(count, min(settings.batch, count), work.config.seed)
+    loader = DataLoader(pictures, batch_sampler=batches, num_workers=work.config.workers)
+    steps = len(batches) * settings.epochs
+    start_lrs = [group["lr"] for group in optimizer.param_groups]
+    checkpoint = work.root / "weights" / f"{name}.checkpoint.pt"
+    first = _restore(checkpoint, net, optimizer)
+    net.train()
+    with progress() as bar:
+        task = bar.add_task(name, total=steps, completed=first * len(batches), note="")
+        for epoch in range(first, settings.epochs):
+            torch.manual_seed(work.config.seed * 1000 + epoch)  # dropout: the same after a restart
+            batches.epoch = epoch
+            total, start = torch.zeros((), device=work.device), time.monotonic()
+            for i, batch in enumerate(loader):
+                step = epoch * len(batches) + i
+                for group, lr in zip(optimizer.param_groups, start_lrs, strict=True):
+                    group["lr"] = lr * (1 - step / steps) ** settings.power
+                with torch.autocast(work.device.type, torch.bfloat16, enabled=work.device.type == "cuda"):
+                    loss = loss_of(batch)
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+                total += loss.detach()
+                bar.advance(task)
+            mean = total.item() / len(batches)  # the epoch's only wait for the device
+            speed = len(batches) * batches.batch / (time.monotonic() - start)
+            if not torch.isfinite(total):
+                raise InputError(f"{name}: the loss of epoch {epoch + 1} is not finite; expected a lower learning rate")
+            bar.update(task, note=f"epoch {epoch + 1}/{settings.epochs} loss {mean:.4f} {speed:.1f} pictures/s")
+            work.log("epoch", network=name, epoch=epoch + 1, loss=mean, pictures_per_second=speed)
+            _save(checkpoint, net, optimizer, epoch + 1)
+    save_weights(work.weights(name), net)
+    checkpoint.unlink(missing_ok=True)
+
+
+def save_weights(path: Path, net: nn.Module) -> None:
+    """Write a network's state as safetensors, atomically."""
+    state = {key: value.contiguous().cpu() for key, value in net.state_dict().items()}
+    write_atomically(path, lambda file: file.write(save(state)))
+
+
+def load_weights(path: Path, net: nn.Module) -> None:
+    """Read what `save_weights` wrote.
+
+    Raises:
+        InputError: the file is damaged or belongs to another network.
+    """
+    try:
+        net.load_state_dict(load_file(path))
+    except Exception as error:  # safetensors and PyTorch have an error class each
+        raise InputError(f"weights {path} do not fit: {' '.join(str(error).split())[:300]}") from error
+
+
+def _save(path: Path, net: nn.Module, optimizer: torch.optim.Optimizer, epochs: int) -> None:
+    state = {"net": net.state_dict(), "optimizer": optimizer.state_dict(), "epochs": epochs}
+    write_atomically(path, lambda file: torch.save(state, file))
+
+
+def _restore(path: Path, net: nn.Module, optimizer: torch.optim.Optimizer) -> int:
+    if not path.exists():
+        return 0
+    state = torch.load(path, map_location="cpu", weights_only=True)
+    net.load_state_dict(state["net"])
+    optimizer.load_state_dict(state["optimizer"])
+    return state["epochs"]

@@ -1,0 +1,206 @@
+"""IRN's pair losses against a direct statement over single pairs, recorded pair counts, edge labels, errors."""
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from amn_fast.errors import InputError  # noqa: E402
+from amn_fast.kernels.pair_loss.paths import half_plane, path  # noqa: E402
+from amn_fast.ops.pair_loss import PairLossTerms, pair_loss, pair_means, pair_sums  # noqa: E402
+
+GOLDEN = Path(__file__).parents[1] / "golden" / "amn"
+BACKENDS = ["reference"]
+
+
+@pytest.fixture(params=BACKENDS)
+def backend(request):
+    return request.param
+
+
+def random_case(batch=2, height=13, width=18, seed=0, dtype=torch.float32):
+    generator = torch.Generator().manual_seed(seed)
+    edge = (2 * torch.randn(batch, 1, height, width, generator=generator, dtype=torch.float64)).to(dtype)
+    displacement = (3 * torch.randn(batch, 2, height, width, generator=generator, dtype=torch.float64)).to(dtype)
+    coarse = torch.randint(0, 4, (batch, height // 3 + 1, width // 3 + 1), generator=generator)
+    labels = coarse.repeat_interleave(3, 1).repeat_interleave(3, 2)[:, :height, :width].to(torch.uint8)
+    labels[torch.rand(labels.shape, generator=generator) < 0.1] = 255
+    return edge, displacement, labels.contiguous()
+
+
+def direct(edge, displacement, labels, radius):
+    """The five terms, pair by pair, in Python's double precision."""
+    edge, displacement, labels = edge.double().numpy(), displacement.double().numpy(), labels.numpy()
+    batch, height, width = labels.shape
+    r = radius - 1
+    sums, counts = [0.0] * 5, [0, 0, 0]
+    for b in range(batch):
+        free = 1 / (1 + np.exp(edge[b, 0]))
+        for y in range(height - r):
+            for x in range(r, width - r):
+                for dy in range(r + 1):
+                    for dx in range(-r, r + 1):
+                        if (dy == 0 and dx <= 0) or dy * dy + dx * dx >= radius * radius:
+                            continue
+                        one, other = int(labels[b, y, x]), int(labels[b, y + dy, x + dx])
+                        if 255 in (one, other):
+                            continue
+                        a = 1.0
+                        for py in range(dy + 1):
+                            for px in range(min(dx, 0), max(dx, 0) + 1):
+                                if (dy * px - dx * py) ** 2 / (dy * dy + dx * dx) < 1:
+                                    a = min(a, free[y + py, x + px])
+                        d = displacement[b, :, y, x] - displacement[b, :, y + dy, x + dx]
+                        if one != other:
+                            counts[2] += 1
+                            sums[2] += -math.log(1 + 1e-5 - a)
+                        elif one == 0:
+                            counts[0] += 1
+                            sums[0] += -math.log(a + 1e-5)
+                            sums[4] += abs(d[0]) + abs(d[1])
+                        else:
+                            counts[1] += 1
+                            sums[1] += -math.log(a + 1e-5)
+                            sums[3] += abs(d[0] - dy) + abs(d[1] - dx)
+    bg, fg, neg = counts
+    means = [s / (n + 1e-5) for s, n in zip(sums, (bg, fg, neg, 2 * fg, 2 * bg), strict=True)]
+    return means, counts
+
+
+@pytest.mark.parametrize("radius", [5, 10])
+def test_offsets_and_paths_are_the_recorded_ones(radius):
+    if radius == 10:
+        offsets = half_plane(radius)
+        assert len(offsets) == len(set(offsets)) == 152
+    recorded = json.loads((GOLDEN / f"paths_radius{radius}.json").read_text())
+    theirs = {
+        tuple(o): {tuple(p) for p in way} for o, way in zip(recorded["search_dst"], recorded["paths"], strict=True)
+    }
+    assert {offset: set(path(offset)) for offset in half_plane(radius)} == theirs
+
+
+def test_recorded_pair_counts(backend):
+    golden = np.load(GOLDEN / "irn_losses.npz")
+    labels = torch.from_numpy(golden["labels"])[None]
+    zeros = torch.zeros(1, 3, *labels.shape[1:])
+    _, counts = pair_sums(zeros[:, :1], zeros[:, 1:], labels, backend=backend)
+    assert counts.tolist() == [golden["bg_pos_count"], golden["fg_pos_count"], golden["neg_count"]]
+
+
+@pytest.mark.parametrize(("radius", "size"), [(2, (4, 7)), (3, (3, 5)), (5, (13, 18)), (10, (12, 23))])
+def test_equals_the_direct_statement(radius, size, backend):
+    case = random_case(2, *size)
+    terms = pair_loss(*case, radius=radius, backend=backend)
+    means, counts = direct(*case, radius)
+    np.testing.assert_allclose([t.item() for t in terms], means, rtol=1e-6)
+    assert pair_sums(*case, radius=radius, backend=backend)[1].tolist() == counts
+    bg_pos, fg_pos, neg, dp_fg, dp_bg = means
+    total = ((bg_pos / 2 + fg_pos / 2) + neg) / 2 + (dp_fg + dp_bg) / 2
+    assert terms.total.item() == pytest.approx(total, rel=1e-6)
+
+
+def gradients(case, backend, weights=(0.3, 1.1, 0.7, 0.9, 0.4), **options):
+    edge, displacement, labels = case
+    edge, displacement = edge.detach().requires_grad_(), displacement.detach().requires_grad_()
+    terms = pair_loss(edge, displacement, labels, backend=backend, **options)
+    sum(w * t for w, t in zip(weights, terms, strict=True)).backward()
+    return terms, edge.grad, displacement.grad
+
+
+def test_gradcheck(backend):
+    edge, displacement, labels = random_case(1, 6, 11, dtype=torch.float64)
+    inputs = edge.requires_grad_(), displacement.requires_grad_()
+    assert torch.autograd.gradcheck(lambda e, d: tuple(pair_loss(e, d, labels, radius=4, backend=backend)), inputs)
+
+
+@pytest.mark.parametrize("label", [0, 3, 30, 255])
+def test_a_kind_without_pairs_contributes_nothing(label, backend):
+    edge, displacement, labels = random_case()
+    labels.fill_(label)
+    terms, edge_gradient, displacement_gradient = gradients((edge, displacement, labels), backend, radius=5)
+    present = {"bg_pos": label == 0, "dp_bg": label == 0, "fg_pos": 0 < label < 255, "dp_fg": 0 < label < 255}
+    for name, term in terms._asdict().items():
+        assert (term.item() > 0) == present.get(name, False), name
+    assert edge_gradient.isfinite().all()
+    assert displacement_gradient.isfinite().all()
+    assert bool(edge_gradient.any()) == (label != 255)
+
+
+@pytest.mark.parametrize("logit", [-1e4, 1e4])
+def test_affinities_of_0_and_1_have_bounded_gradients(logit, backend):
+    edge, displacement, labels = random_case()
+    edge.fill_(logit)
+    terms, edge_gradient, _ = gradients((edge, displacement, labels), backend, radius=5)
+    assert all(t.isfinite() for t in terms)
+    assert edge_gradient.isfinite().all()
+    assert edge_gradient.abs().max() <= 1e5
+
+
+def test_a_nan_edge_is_not_hidden(backend):
+    for place in ((0, 9), (12, 9), (8, 0), (5, 17)):
+        edge, displacement, labels = random_case()
+        labels.fill_(0)
+        edge[1, 0, place[0], place[1]] = float("nan")
+        reached = pair_loss(edge, displacement, labels, radius=5, backend=backend).bg_pos.isnan()
+        assert reached, place
+
+
+def test_whole_batch_mean(backend):
+    case = random_case(4)
+    whole = pair_loss(*case, radius=5, backend=backend)
+    parts = [pair_sums(*(t[i : i + 2] for t in case), radius=5, backend=backend) for i in (0, 2)]
+    joined = pair_means(parts[0][0] + parts[1][0], parts[0][1] + parts[1][1])
+    np.testing.assert_allclose([t.item() for t in joined], [t.item() for t in whole], rtol=1e-6)
+
+
+def test_batch_of_none(backend):
+    edge, displacement, labels = (t[:0] for t in random_case())
+    assert all(t.item() == 0 for t in pair_loss(edge, displacement, labels, radius=5, backend=backend))
+
+
+def test_strided_inputs(backend):
+    edge, displacement, labels = case = random_case()
+    terms, edge_gradient, displacement_gradient = gradients(case, backend, radius=5)
+    turned = tuple(t.transpose(-1, -2).contiguous().transpose(-1, -2) for t in (edge, displacement, labels))
+    other = gradients(turned, backend, radius=5)
+    np.testing.assert_allclose([t.item() for t in other[0]], [t.item() for t in terms], rtol=1e-6)
+    torch.testing.assert_close(other[1], edge_gradient)
+    torch.testing.assert_close(other[2], displacement_gradient)
+
+
+def test_half_precision(backend):
+    for dtype in (torch.float16, torch.bfloat16):
+        edge, displacement, labels = random_case(dtype=dtype)
+        terms = pair_loss(edge, displacement, labels, radius=5, backend=backend)
+        exact = pair_loss(edge.double(), displacement.double(), labels, radius=5, backend="reference")
+        np.testing.assert_allclose([t.item() for t in terms], [t.item() for t in exact], rtol=1e-6)
+        assert terms.bg_pos.dtype == torch.float32
+
+
+def test_total_is_irns_weighting():
+    terms = PairLossTerms(*(torch.tensor(float(k)) for k in (1, 2, 4, 8, 16)))
+    assert terms.total.item() == (0.5 * 1 + 0.5 * 2 + 4) / 2 + (8 + 16) / 2
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"edge_logits": torch.zeros(2, 2, 13, 18)}, "edge_logits is"),
+        ({"displacement": torch.zeros(2, 2, 13, 17)}, "displacement is"),
+        ({"labels": torch.zeros(2, 13, 18)}, "labels is"),
+        ({"labels": torch.zeros(2, 52, 72, dtype=torch.uint8)}, "labels is"),
+        ({"radius": 14}, "at least 14 x 27"),
+        ({"radius": 10}, "at least 10 x 19"),
+        ({"radius": 2.5}, "whole number"),
+        ({"radius": 1}, "at least 2"),
+    ],
+)
+def test_bad_arguments(change, message):
+    edge, displacement, labels = random_case()
+    arguments = {"edge_logits": edge, "displacement": displacement, "labels": labels, "radius": 5, **change}
+    with pytest.raises(InputError, match=message):
+        pair_loss(**arguments)
