@@ -1,0 +1,236 @@
+"""The affinity random walk: spreads activations along the image, not across its edges.
+
+Ahn et al., "Weakly Supervised Learning of Instance Segmentation with Inter-pixel Relations" (CVPR 2019), section 5.
+The published walk squares a dense (h·w)² matrix; this one takes steps over the neighbours, in memory linear in pixels,
+and by default only as many as a Chebyshev expansion of the matrix power needs.
+"""
+
+import functools
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from amn_fast import _native
+from amn_fast.errors import InputError
+from amn_fast.kernels.random_walk import reference
+from amn_fast.ops._backend import choose
+
+METHODS = ("chebyshev", "steps")
+TOLERANCE = 1e-6
+Array = NDArray[Any]
+
+
+def random_walk(
+    x: Any,
+    edge: Any,
+    *,
+    radius: int = 5,
+    beta: float = 10,
+    exp_times: int = 8,
+    method: str = "chebyshev",
+    tolerance: float = TOLERANCE,
+    backend: str = "auto",
+    threads: int | None = None,
+) -> Any:
+    """Let the maps walk: x (1 - edge) times T^(2^exp_times), T the transition matrix of the affinities.
+
+    The affinity of two pixels closer than `radius` is 1 - the maximal edge on the straight path between them; T holds
+    the affinities to the power `beta`, each column divided by its sum.
+
+    Equivalent to the published `propagate_to_edge` up to rounding, without its (h·w)² matrix.
+
+    Args:
+        x: (K, h, w) activations, any finite values; a NumPy array or a PyTorch tensor of any floating dtype and layout.
+            Or a list of them, of different sizes: the pictures are spread over the threads.
+        edge: (h, w) or (1, h, w) edge map in [0, 1]; a list when x is one.
+        radius: in pixels of the map, 1 or more.
+        beta: exponent of the affinities, above 0.
+        exp_times: the walk takes 2^exp_times steps.
+        method: "chebyshev" evaluates T's power by its Chebyshev expansion; "steps" takes all steps one by one.
+        tolerance: for "chebyshev": bound on the sum of the expansion's coefficients that are left out; an estimate from
+            above of the error relative to the largest value. 1e-6 takes 79 products for 256 steps.
+        backend: "auto", "cpu", "triton" (CUDA tensors) or "reference" (double precision, NumPy).
+        threads: for the CPU; by default all. The result has the same bits for any number, and alone or in a list.
+
+    Returns:
+        (K, h, w) maps in x's dtype and kind, or a list of them. Not differentiable.
+
+    Raises:
+        InputError: a shape, value or argument is not as above; the message names it.
+        BackendError: the backend asked for cannot run here.
+    """
+    walk = functools.partial(
+        _walk_one, radius=radius, beta=beta, exp_times=exp_times, method=method, tolerance=tolerance, backend=backend
+    )
+    threads = _threads(threads)
+    if not isinstance(x, list | tuple):
+        return walk(x, edge, threads=threads)
+    if not isinstance(edge, list | tuple) or len(edge) != len(x):
+        found = f"a list of {len(edge)}" if isinstance(edge, list | tuple) else type(edge).__name__
+        raise InputError(f"edge is {found}, expected a list of {len(x)} edge maps, one for each entry of x")
+    workers = max(min(threads, len(x)), 1)
+    with ThreadPoolExecutor(workers) as pool:
+        return list(pool.map(functools.partial(walk, threads=max(threads // workers, 1)), x, edge))
+
+
+class Affinities:
+    """The affinities of one edge map, built once for any number of walks (a sweep over steps, powers, classes).
+
+    Args:
+        edge: (h, w) or (1, h, w) array in [0, 1].
+        radius, beta, backend: as for `random_walk`; CPU backends only.
+
+    Raises:
+        InputError, BackendError: as `random_walk`.
+    """
+
+    def __init__(self, edge: Array, *, radius: int = 5, beta: float = 10, backend: str = "auto") -> None:
+        self.radius, self.beta = _checked_radius(radius), _checked_beta(beta)
+        self.edge = _checked_edge(np.asarray(edge))
+        self.backend = choose(backend, "random_walk", _obstacles())
+        if self.backend == "cpu":
+            self._native = _native.native.WalkAffinities(  # type: ignore[union-attr]
+                np.ascontiguousarray(self.edge, np.float32), self.radius, self.beta
+            )
+
+    def walk(
+        self,
+        x: Array,
+        exp_times: int | Sequence[int] = 8,
+        *,
+        method: str = "chebyshev",
+        tolerance: float = TOLERANCE,
+        threads: int | None = None,
+    ) -> Array:
+        """The walk of maps x (K, h, w); with a list of `exp_times` one walk serves them all: (len(list), K, h, w)."""
+        x = _checked_maps(np.asarray(x), self.edge.shape)
+        several = [exp_times] if isinstance(exp_times, int | np.integer) else list(exp_times)
+        coefficients = _polynomials(several, method, tolerance)
+        if self.backend == "reference" or x.shape[0] == 0:
+            result = np.stack([self._by_definition(x, times) for times in several])
+        else:
+            maps = np.ascontiguousarray(x, np.float32)
+            result = self._native.walk(maps, coefficients, method == "chebyshev", _threads(threads))
+        result = result.astype(_result_dtype(x), copy=False)
+        return result[0] if isinstance(exp_times, int | np.integer) else result
+
+    def _by_definition(self, x: Array, exp_times: int) -> Array:
+        return reference.walk(x, self.edge, radius=self.radius, beta=self.beta, exp_times=exp_times)
+
+
+def _walk_one(
+    x: Any,
+    edge: Any,
+    *,
+    radius: int,
+    beta: float,
+    exp_times: int,
+    method: str,
+    tolerance: float,
+    backend: str,
+    threads: int,
+) -> Any:
+    if _is_tensor(x):
+        maps, e = x.detach().cpu(), edge.detach().cpu() if _is_tensor(edge) else edge
+        maps, e = _as_array(maps), _as_array(e)
+    else:
+        maps, e = np.asarray(x), np.asarray(edge)
+    affinities = Affinities(e, radius=radius, beta=beta, backend=backend)
+    result = affinities.walk(maps, exp_times, method=method, tolerance=tolerance, threads=threads)
+    if _is_tensor(x):
+        import torch
+
+        return torch.from_numpy(result).to(device=x.device, dtype=x.dtype if x.dtype.is_floating_point else None)
+    return result
+
+
+def _is_tensor(value: Any) -> bool:
+    return type(value).__module__.partition(".")[0] == "torch"
+
+
+def _as_array(value: Any) -> Array:
+    """NumPy has no bfloat16."""
+    if not _is_tensor(value):
+        return np.asarray(value)
+    return (value.float() if value.element_size() < 4 and value.is_floating_point() else value).numpy()
+
+
+def _obstacles() -> dict[str, str]:
+    return {"cpu": _native.missing, "reference": ""}
+
+
+def _polynomials(exp_times: list[int], method: str, tolerance: float) -> NDArray[np.float64]:
+    """(len(exp_times), degree + 1) coefficients in Chebyshev polynomials, or in powers, of the transition matrix."""
+    if method not in METHODS:
+        raise InputError(f"method is {method!r}, expected one of {', '.join(METHODS)}")
+    if not 0 < tolerance < 1:
+        raise InputError(f"tolerance is {tolerance!r}, expected a number above 0 and below 1")
+    for times in exp_times:
+        if not isinstance(times, int | np.integer) or isinstance(times, bool) or not 0 <= times <= 30:
+            raise InputError(f"exp_times is {times!r}, expected a whole number in 0..30")
+    if not exp_times:
+        raise InputError("exp_times is empty, expected at least one whole number")
+    if method == "chebyshev":
+        rows = [reference.chebyshev_coefficients(int(times), tolerance) for times in exp_times]
+    else:
+        rows = [np.eye(1, 2 ** int(times) + 1, 2 ** int(times))[0] for times in exp_times]
+    result = np.zeros((len(rows), max(map(len, rows))))
+    for row, values in zip(result, rows, strict=True):
+        row[: len(values)] = values
+    return result
+
+
+def _threads(threads: int | None) -> int:
+    if threads is None:
+        return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if not isinstance(threads, int | np.integer) or threads < 1:
+        raise InputError(f"threads is {threads!r}, expected a whole number of at least 1, or None for all")
+    return int(threads)
+
+
+def _checked_radius(radius: int) -> int:
+    if not isinstance(radius, int | np.integer) or isinstance(radius, bool) or not 1 <= radius <= 1000:
+        raise InputError(f"radius is {radius!r}, expected a whole number in 1..1000")
+    return int(radius)
+
+
+def _checked_beta(beta: float) -> float:
+    try:
+        value = float(beta) if not isinstance(beta, str) else np.nan
+    except (TypeError, ValueError):
+        value = np.nan
+    if not 0 < value < np.inf:
+        raise InputError(f"beta is {beta!r}, expected a finite number above 0")
+    return value
+
+
+def _checked_edge(edge: Array) -> Array:
+    shape = edge.shape
+    if edge.ndim == 3 and shape[0] == 1:
+        edge = edge[0]
+    if edge.ndim != 2 or edge.size == 0:
+        raise InputError(f"edge has shape {shape}, expected (h, w) or (1, h, w) with at least one pixel")
+    if edge.dtype.kind not in "fiub":
+        raise InputError(f"edge has dtype {edge.dtype}, expected numbers in [0, 1]")
+    low, high = edge.min(), edge.max()
+    if not (low >= 0 and high <= 1):  # also false for NaN
+        raise InputError(f"edge has values in {low}..{high}, expected finite numbers in [0, 1]")
+    return edge
+
+
+def _checked_maps(x: Array, size: tuple[int, ...]) -> Array:
+    if x.ndim != 3 or x.shape[1:] != size:
+        raise InputError(f"x has shape {x.shape}, expected (K, {size[0]}, {size[1]}) like the edge map")
+    if x.dtype.kind not in "fiub":
+        raise InputError(f"x has dtype {x.dtype}, expected numbers")
+    if x.size and not np.isfinite(x).all():
+        raise InputError("x has NaN or infinite values, expected finite numbers")
+    return x
+
+
+def _result_dtype(x: Array) -> np.dtype[Any]:
+    return x.dtype if x.dtype.kind == "f" else np.dtype(np.float32)

@@ -1,0 +1,36 @@
+// The affinities of one picture, one number per pair of neighbours.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+namespace amn::random_walk {
+
+struct Offset {
+    int64_t dy, dx;
+};
+
+// The offsets with dy² + dx² < radius² in one half-plane, short ones first.
+std::vector<Offset> half_plane(int64_t radius);
+
+// A holds the affinities to the power beta, A_ii = 1; c its column sums.
+//
+// Layout: row by row; in a row plane by plane; planes 0..P-1 hold A_ij for j = i + offset, plane P holds 2 / c_i.
+// `left` zeros stand before each plane's pixels, `reach` rows of zeros above the first row, so that no loop asks where
+// the picture ends: what lies outside has affinity 0. The pixels are padded to whole vectors, also with zeros.
+struct Affinities {
+    Affinities(const float* edge, int64_t height, int64_t width, int64_t radius, double beta);
+
+    int64_t height, width, reach;
+    std::vector<Offset> offsets;
+    int64_t left;      // zeros before the first pixel of a row, at least reach
+    int64_t columns;   // pixels of a row, padded
+    int64_t stride;    // left + columns
+    int64_t row_size;  // numbers in a row of all planes
+    std::vector<double> open;  // (height, width): 1 - edge
+    std::vector<float> values;
+
+    const float* row(int64_t y) const { return values.data() + (reach + y) * row_size + left; }
+};
+
+}  // namespace amn::random_walk

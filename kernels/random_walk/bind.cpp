@@ -1,0 +1,60 @@
+#include <pybind11/numpy.h>
+#include <pybind11/pybind11.h>
+
+#include <stdexcept>
+#include <string>
+
+#include "affinity.hpp"
+#include "cpu.hpp"
+
+namespace py = pybind11;
+using namespace amn::random_walk;
+
+namespace {
+
+template <class T>
+using Array = py::array_t<T, py::array::c_style | py::array::forcecast>;
+
+Affinities affinities(const Array<float>& edge, int64_t radius, double beta) {
+    if (edge.ndim() != 2 || edge.size() == 0) throw std::invalid_argument("edge must be a non-empty (h, w) array");
+    if (radius < 1 || radius > 1000) throw std::invalid_argument("radius must lie in 1..1000");
+    const float* data = edge.data();
+    const int64_t height = edge.shape(0);
+    const int64_t width = edge.shape(1);
+    const py::gil_scoped_release unlocked;
+    return {data, height, width, radius, beta};
+}
+
+py::array_t<float> walked(const Affinities& self, const Array<float>& x, const Array<double>& coefficients,
+                          bool chebyshev, int64_t threads, const std::string& instructions) {
+    if (x.ndim() != 3 || x.shape(1) != self.height || x.shape(2) != self.width) {
+        throw std::invalid_argument("x must be (K, h, w) with the edge map's h and w");
+    }
+    if (coefficients.ndim() != 2 || coefficients.size() == 0) {
+        throw std::invalid_argument("coefficients must be a non-empty (polynomials, degree + 1) array");
+    }
+    const Polynomials polynomials{coefficients.data(), coefficients.shape(0), coefficients.shape(1) - 1, chebyshev};
+    py::array_t<float> out({coefficients.shape(0), x.shape(0), x.shape(1), x.shape(2)});
+    const float* from = x.data();
+    float* to = out.mutable_data();
+    const int64_t maps = x.shape(0);
+    const py::gil_scoped_release unlocked;
+    walk(self, from, maps, polynomials, threads < 1 ? 1 : threads, instructions, to);
+    return out;
+}
+
+int64_t bytes(const Affinities& a) {
+    return static_cast<int64_t>(a.values.size() * sizeof(float) + a.open.size() * sizeof(double));
+}
+
+}  // namespace
+
+void bind_random_walk(py::module_& m) {
+    py::class_<Affinities>(m, "WalkAffinities", "Affinities of one edge map, for any number of walks.")
+        .def(py::init(&affinities), py::arg("edge"), py::arg("radius"), py::arg("beta"))
+        .def("walk", &walked, py::arg("x"), py::arg("coefficients"), py::arg("chebyshev"), py::arg("threads"),
+             py::arg("instructions") = "",
+             "x (K, h, w) times (1 - edge) and each polynomial of the transition matrix: (polynomials, K, h, w).")
+        .def_property_readonly("nbytes", &bytes);
+    m.def("walk_instructions", &best_instructions, "The instruction set that the walk uses on this machine.");
+}

@@ -1,0 +1,248 @@
+#include "cpu.hpp"
+
+#include <algorithm>
+#include <atomic>
+#include <cmath>
+#include <exception>
+#include <stdexcept>
+#include <thread>
+#include <vector>
+
+#include "rows.hpp"
+
+#if defined(__x86_64__) || defined(_M_X64)
+#include <xmmintrin.h>
+#endif
+
+namespace amn::random_walk {
+namespace {
+
+// Behind a nearly closed edge values shrink to denormals, on which x86 is a hundred times slower: counted as 0 here.
+class FlushDenormals {
+public:
+#if defined(__x86_64__) || defined(_M_X64)
+    FlushDenormals() : saved_(_mm_getcsr()) { _mm_setcsr(saved_ | 0x8040); }
+    ~FlushDenormals() { _mm_setcsr(saved_); }
+
+private:
+    unsigned saved_;
+#elif defined(__aarch64__) && (defined(__GNUC__) || defined(__clang__))
+    FlushDenormals() {
+        asm volatile("mrs %0, fpcr" : "=r"(saved_));
+        asm volatile("msr fpcr, %0" : : "r"(saved_ | (uint64_t{1} << 24)));
+    }
+    ~FlushDenormals() { asm volatile("msr fpcr, %0" : : "r"(saved_)); }
+
+private:
+    uint64_t saved_;
+#else
+    FlushDenormals() {}
+#endif
+};
+
+RowFunction row_function(const std::string& instructions) {
+#ifdef AMN_X86_DISPATCH
+    if (instructions == "avx512" && __builtin_cpu_supports("avx512f")) return row_avx512;
+    if (instructions == "avx2" && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return row_avx2;
+#endif
+    if (instructions == "baseline") return row_baseline;
+    throw std::invalid_argument("this machine has no instruction set '" + instructions + "'");
+}
+
+// Runs task(0..count-1), each on a thread of its own but the first; passes on the first exception.
+template <class Task>
+void on_threads(int64_t count, const Task& task) {
+    std::vector<std::exception_ptr> errors(static_cast<size_t>(count));
+    const auto guarded = [&](int64_t i) {
+        const FlushDenormals flush;
+        try {
+            task(i);
+        } catch (...) {
+            errors[i] = std::current_exception();
+        }
+    };
+    {
+        std::vector<std::jthread> threads;
+        for (int64_t i = 1; i < count; ++i) threads.emplace_back(guarded, i);
+        guarded(0);
+    }
+    for (const std::exception_ptr& error : errors) {
+        if (error) std::rethrow_exception(error);
+    }
+}
+
+// Up to 4 maps walking together.
+class Block {
+public:
+    Block(const Affinities& a, const Polynomials& polynomials, RowFunction row, int64_t maps, int64_t threads)
+        : a_(a), polynomials_(polynomials), row_(row), maps_(maps), threads_(threads) {
+        map_size_ = (a.height + 2 * a.reach) * a.stride + a.left;
+        // The coefficients of `group` steps' rows stay in the second-level cache.
+        const int64_t bytes = std::max<int64_t>(a.reach, 1) * a.row_size * static_cast<int64_t>(sizeof(float));
+        group_ = std::clamp<int64_t>(kCache / bytes, 1, 8);
+        ring_ = threads * group_ + 1;
+        maps_of_.assign(static_cast<size_t>(ring_ * maps * map_size_), 0.0F);
+        change_.assign(static_cast<size_t>(maps * map_size_), 0.0F);
+        result_.assign(static_cast<size_t>(polynomials.count * maps * map_size_), 0.0F);
+        weight_.resize(static_cast<size_t>((polynomials.degree + 1) * polynomials.count));
+        for (int64_t k = 0; k <= polynomials.degree; ++k) {
+            for (int64_t e = 0; e < polynomials.count; ++e) {
+                const double c = polynomials.coefficients[e * (polynomials.degree + 1) + k];
+                weight_[k * polynomials.count + e] = static_cast<float>(c);
+            }
+        }
+        for (const Offset& o : a.offsets) {
+            shift_.push_back(o.dy * a.stride + o.dx);
+            back_.push_back(-o.dy * a.row_size - o.dx);
+        }
+        done_ = std::vector<std::atomic<int64_t>>(static_cast<size_t>(polynomials.degree + 1));
+        done_[0] = a.height;
+    }
+
+    void run(const float* x, float* out, int64_t out_size) {
+        for (int64_t m = 0; m < maps_; ++m) start(x + m * a_.height * a_.width, m);
+        on_threads(threads_, [this](int64_t thread) { steps(thread); });
+        for (int64_t e = 0; e < polynomials_.count; ++e) {
+            for (int64_t m = 0; m < maps_; ++m) finish(e, m, out + e * out_size + m * a_.height * a_.width);
+        }
+    }
+
+private:
+    static constexpr int64_t kCache = 512 * 1024;
+
+    struct Range {
+        double low, high;
+        int exponent;  // the map was divided by 2^exponent, so that no step leaves float's range
+    };
+
+    int64_t pixel(int64_t y) const { return (a_.reach + y) * a_.stride + a_.left; }
+    float* map(int64_t step) { return maps_of_.data() + step % ring_ * maps_ * map_size_; }
+
+    // t_0 = x (1 - edge)
+    void start(const float* x, int64_t m) {
+        Range range{INFINITY, -INFINITY, 0};
+        for (int64_t i = 0; i < a_.height * a_.width; ++i) {
+            const double value = static_cast<double>(x[i]) * a_.open[i];
+            range.low = std::min(range.low, value);
+            range.high = std::max(range.high, value);
+        }
+        std::frexp(std::max(std::abs(range.low), std::abs(range.high)), &range.exponent);
+        const double scale = std::ldexp(1.0, -range.exponent);
+        for (int64_t y = 0; y < a_.height; ++y) {
+            float* row = map(0) + m * map_size_ + pixel(y);
+            for (int64_t i = y * a_.width, c = 0; c < a_.width; ++i, ++c) {
+                row[c] = static_cast<float>(static_cast<double>(x[i]) * a_.open[i] * scale);
+                for (int64_t e = 0; e < polynomials_.count; ++e) {
+                    result_[(e * maps_ + m) * map_size_ + pixel(y) + c] = weight_[e] * row[c];
+                }
+            }
+        }
+        ranges_.push_back(range);
+    }
+
+    void finish(int64_t e, int64_t m, float* out) const {
+        const Range& range = ranges_[m];
+        const double scale = std::ldexp(1.0, range.exponent);
+        for (int64_t y = 0; y < a_.height; ++y) {
+            const float* row = result_.data() + (e * maps_ + m) * map_size_ + pixel(y);
+            for (int64_t i = y * a_.width, c = 0; c < a_.width; ++i, ++c) {
+                const double value = static_cast<double>(row[c]) * scale;
+                out[i] = static_cast<float>(std::clamp(value, range.low, range.high));
+            }
+        }
+    }
+
+    void step_row(int64_t step, int64_t y) {
+        const int64_t at = pixel(y);
+        Row row;
+        row.planes = static_cast<int64_t>(a_.offsets.size());
+        row.stride = a_.stride;
+        row.columns = a_.columns;
+        row.shift = shift_.data();
+        row.back = back_.data();
+        row.coefficients = a_.row(y);
+        row.maps = maps_;
+        row.map_size = map_size_;
+        row.now = map(step - 1) + at;
+        row.next = map(step) + at;
+        row.change = change_.data() + at;
+        row.fresh = !polynomials_.chebyshev || step == 1;
+        row.results = polynomials_.count;
+        row.result_size = maps_ * map_size_;
+        row.result = result_.data() + at;
+        row.weight = weight_.data() + step * polynomials_.count;
+        row_(row);
+    }
+
+    // A step needs of the step before only the rows up to `reach` below. So a thread walks down the picture with a group
+    // of steps, each `reach` rows behind the one before it, and the next thread follows with the next group: the
+    // coefficients come from memory once for threads · group steps, and no step waits for a whole picture.
+    void steps(int64_t thread) {
+        const int64_t reach = a_.reach;
+        const int64_t degree = polynomials_.degree;
+        for (int64_t first = thread * group_ + 1; first <= degree; first += threads_ * group_) {
+            const int64_t count = std::min(group_, degree - first + 1);
+            for (int64_t tick = 0; tick < a_.height + (count - 1) * reach; ++tick) {
+                if (tick < a_.height) wait(first - 1, std::min(tick + reach + 1, a_.height));
+                for (int64_t s = 0; s < count; ++s) {
+                    const int64_t y = tick - s * reach;
+                    if (y >= 0 && y < a_.height) step_row(first + s, y);
+                }
+                const int64_t last = tick - (count - 1) * reach;
+                if (last >= 0) done_[first + count - 1].store(last + 1, std::memory_order_release);
+            }
+        }
+    }
+
+    void wait(int64_t step, int64_t rows) const {
+        for (int64_t tries = 0; done_[step].load(std::memory_order_acquire) < rows; ++tries) {
+            if (tries > 64) std::this_thread::yield();
+        }
+    }
+
+    const Affinities& a_;
+    const Polynomials& polynomials_;
+    RowFunction row_;
+    int64_t maps_, threads_, map_size_, group_, ring_;
+    std::vector<float> maps_of_;  // the latest t_k, in a ring long enough for every step under way
+    std::vector<float> change_;
+    std::vector<float> result_;
+    std::vector<float> weight_;  // (degree + 1, count)
+    std::vector<int64_t> shift_, back_;
+    std::vector<Range> ranges_;
+    std::vector<std::atomic<int64_t>> done_;  // rows done of the last step of each group
+};
+
+}  // namespace
+
+std::string best_instructions() {
+#ifdef AMN_X86_DISPATCH
+    if (__builtin_cpu_supports("avx512f")) return "avx512";
+    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return "avx2";
+#endif
+    return "baseline";
+}
+
+void walk(const Affinities& affinities, const float* x, int64_t maps, const Polynomials& polynomials, int64_t threads,
+          const std::string& instructions, float* out) {
+    constexpr int64_t kMaps = 4;
+    const RowFunction row = row_function(instructions.empty() ? best_instructions() : instructions);
+    const int64_t blocks = (maps + kMaps - 1) / kMaps;
+    const int64_t map_size = affinities.height * affinities.width;
+    const auto run = [&](int64_t block, int64_t with_threads) {
+        const int64_t first = block * kMaps;
+        Block(affinities, polynomials, row, std::min(kMaps, maps - first), with_threads)
+            .run(x + first * map_size, out + first * map_size, maps * map_size);
+    };
+    if (blocks >= threads) {
+        std::atomic<int64_t> next{0};
+        on_threads(threads, [&](int64_t) {
+            for (int64_t block = next++; block < blocks; block = next++) run(block, 1);
+        });
+    } else {
+        // More threads than 8 on one picture's steps wait for each other.
+        for (int64_t block = 0; block < blocks; ++block) run(block, std::min<int64_t>(threads, 8));
+    }
+}
+
+}  // namespace amn::random_walk

@@ -1,0 +1,39 @@
+// AVX-512, for machines that have it. The target holds to the end of the file, where the templates are instantiated.
+#include "rows.hpp"
+
+#ifdef AMN_X86_DISPATCH
+#if defined(__clang__)
+#pragma clang attribute push(__attribute__((target("avx512f"))), apply_to = function)
+#else
+#pragma GCC target("avx512f")
+#endif
+#include <immintrin.h>
+
+namespace amn::random_walk {
+namespace {
+
+struct Vec {
+    static constexpr int64_t width = 16;
+    __m512 v;
+    static Vec load(const float* p) { return {_mm512_loadu_ps(p)}; }
+    static Vec fill(float x) { return {_mm512_set1_ps(x)}; }
+    void store(float* p) const { _mm512_storeu_ps(p, v); }
+    Vec operator*(Vec b) const { return {_mm512_mul_ps(v, b.v)}; }
+    Vec operator+(Vec b) const { return {_mm512_add_ps(v, b.v)}; }
+    Vec operator-(Vec b) const { return {_mm512_sub_ps(v, b.v)}; }
+    static Vec add_product(Vec a, Vec b, Vec c) { return {_mm512_fmadd_ps(a.v, b.v, c.v)}; }
+};
+
+}  // namespace
+}  // namespace amn::random_walk
+
+#include "row_body.hpp"
+
+namespace amn::random_walk {
+void row_avx512(const Row& row) { whole_row(row); }
+}  // namespace amn::random_walk
+
+#if defined(__clang__)
+#pragma clang attribute pop
+#endif
+#endif

@@ -1,0 +1,37 @@
+// One row of one step of the walk: the hot loop. Included by one source file per instruction set, which defines Vec.
+#pragma once
+
+#include <cstdint>
+
+namespace amn::random_walk {
+
+// What a row needs. Pointers point at the row's first pixel (map 0, plane 0).
+struct Row {
+    int64_t planes, stride, columns;
+    const int64_t* shift;       // per plane: from a pixel to its neighbour in a map
+    const int64_t* back;        // per plane: from a pixel to the neighbour on the other side, in the coefficients
+    const float* coefficients;
+    int64_t maps, map_size;     // maps in this call (1 to 4), numbers from one map to the next
+    const float* now;           // t_k
+    float* next;                // t_{k+1}
+    float* change;              // in: t_k - t_{k-1}, out: t_{k+1} - t_k
+    bool fresh;                 // a step of the plain walk, or the first of the recurrence
+    int64_t results, result_size;
+    float* result;              // result_e += weight_e t_{k+1}
+    const float* weight;
+};
+
+// One step of the walk is y_i + 1/c_i Σ_j A_ij (y_j - y_i). Written with differences, a constant map stays constant bit by
+// bit, and what rounds is the change, not the value. The Chebyshev recurrence t_{k+1} = 2 P t_k - t_{k-1} is carried by its
+// differences too (Reinsch): with q = 2 (P - 1) t_k, d_{k+1} = d_k + q and t_{k+1} = t_k + d_{k+1}. Near the eigenvalue 1,
+// where the walk's answer lies, the usual form multiplies each step's rounding by the number of steps left.
+using RowFunction = void (*)(const Row&);
+
+void row_baseline(const Row& row);
+#if (defined(__x86_64__) || defined(__i386__)) && (defined(__GNUC__) || defined(__clang__))
+#define AMN_X86_DISPATCH 1
+void row_avx2(const Row& row);
+void row_avx512(const Row& row);
+#endif
+
+}  // namespace amn::random_walk
