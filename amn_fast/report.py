@@ -24,6 +24,7 @@ import jinja2  # noqa: E402  (after the checks, so that their sentence is what a
 import matplotlib  # noqa: E402
 from markupsafe import Markup  # noqa: E402
 from matplotlib.figure import Figure  # noqa: E402
+from matplotlib.ticker import PercentFormatter  # noqa: E402
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -246,21 +247,31 @@ def _classes(results: Metrics, names: list[str]) -> dict[str, Any] | None:
     compared = {key: scored[key]["iou"] for key in CURVES if key in scored} or {
         key: scores["iou"] for key, scores in scored.items()
     }
+    seen = [
+        label
+        for label in range(len(names))
+        if any(_entry(scores["iou"], label) is not None for scores in scored.values())
+    ]
     charts = []
-    for start in range(0, len(names), CLASSES_PER_CHART):
-        part = slice(start, start + CLASSES_PER_CHART)
-        charts.append(_plot_classes(start, names[part], {key: iou[part] for key, iou in compared.items()}))
+    for start in range(0, len(seen), CLASSES_PER_CHART):
+        part = seen[start : start + CLASSES_PER_CHART]
+        iou = {key: [_entry(values, label) for label in part] for key, values in compared.items()}
+        charts.append(_plot_classes(start, [names[label] for label in part], iou))
     rows = [
-        {"name": name, "values": [scores["iou"][label] for scores in scored.values()]}
-        for label, name in enumerate(names)
+        {"name": names[label], "values": [_entry(scores["iou"], label) for scores in scored.values()]} for label in seen
     ]
     return {
         "charts": charts,
         "keys": [(key, RESULTS[key]) for key in compared],
         "columns": [RESULTS[key] for key in scored],
         "rows": rows,
+        "unseen": [name for label, name in enumerate(names) if label not in seen],
         "few": len(charts) == 1,
     }
+
+
+def _entry(values: Sequence[float | None], label: int) -> float | None:
+    return values[label] if label < len(values) else None
 
 
 def _rules(results: Metrics) -> dict[str, list[str]]:
@@ -278,7 +289,7 @@ def _rules(results: Metrics) -> dict[str, list[str]]:
 
 
 def _plot_curves(curves: Metrics) -> Markup:
-    figure, axes = _axes(6.4, 3.5)
+    figure, axes = _axes(5.4, 3.1)
     for key, curve in curves.items():
         thresholds, miou = np.array(curve["thresholds"], float), np.array(curve["miou"], float)
         colour = COLOURS[key]
@@ -340,7 +351,7 @@ def _plot_histogram(key: str, histogram: Metrics, top: float) -> Markup:
         said += f", over background {low:.2f}, gap {gap:.2f}"
     axes.set_xlim(0, 1)
     axes.set_ylim(0, top)
-    axes.yaxis.set_major_formatter(matplotlib.ticker.PercentFormatter(1, decimals=0))
+    axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     axes.set_xlabel("activation")
     axes.set_ylabel("share of pixels")
     return _svg(figure, f"histogram-{key}", said + ".")
@@ -391,6 +402,7 @@ def _svg(figure: Figure, name: str, description: str) -> Markup:
     text = file.getvalue()
     text = text[text.index("<svg") :]
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
+    text = re.sub(r' xmlns(:xlink)?="[^"]*"', "", text)  # needed in a file of its own only
     text = re.sub(r' id="[A-Za-z0-9.]+_\d+"', "", text)  # names of groups, the same in every figure
     for stand_in, variable in VARIABLES.items():
         text = text.replace(stand_in, f"var(--{variable})")
