@@ -1,4 +1,4 @@
-"""Pictures and masks from files: whatever is stored becomes upright RGB or class ids, or an error that names the file."""
+"""Pictures and masks from files: upright RGB and class ids, or an error that names the file."""
 
 import struct
 import zlib
@@ -88,7 +88,7 @@ def read_mask(path: Path | str) -> NDArray[np.uint8]:
                 f"{path}: is a PNG of mode {image.mode}, but a mask has to be a palette or grey PNG with class ids; "
                 "colours have to be turned into ids first"
             )
-        raw_mode = str(image.tile[0][3]) if image.tile else ""
+        raw_mode = str(image.tile[0][3]) if image.tile else ""  # type: ignore[attr-defined]
         image.load()
         values = np.array(image)
         if image.mode == "L" and raw_mode in ("L;2", "L;4"):  # Pillow spreads 2 and 4 bits of grey over 0..255

@@ -68,7 +68,7 @@ def read_classes(path: Path | str) -> tuple[str, ...]:
 
 
 def check_classes(names: Iterable[str], where: Path | str) -> tuple[str, ...]:
-    """`names` as a tuple, if they can be the classes of a data set: 1 to 254 different names, none of them background."""
+    """`names` as a tuple, checked: 1 to 254 different names, none of them the background."""
     names = tuple(names)
     if not 1 <= len(names) < IGNORE:
         raise InputError(f"{where}: names {len(names)} classes, expected 1 to {IGNORE - 1}")
@@ -148,12 +148,12 @@ def join(keys: Iterable[str], ids: Sequence[str]) -> dict[str, str]:
             raise InputError(f"the labels name the number {number} twice, as {numbered[number]!r} and {key!r}")
     used: dict[str, str] = {}
     for id in ids:
-        if id not in joined:
-            key = numbered.get(_number(id))  # type: ignore[arg-type]
-            if key is not None:
-                if used.setdefault(key, id) != id:
-                    raise InputError(f"the label {key!r} fits two pictures, {used[key]!r} and {id!r}")
-                joined[id] = key
+        number = _number(id)
+        if id in joined or number is None or number not in numbered:
+            continue
+        joined[id] = numbered[number]
+        if used.setdefault(joined[id], id) != id:
+            raise InputError(f"the label {joined[id]!r} fits two pictures, {used[joined[id]]!r} and {id!r}")
     return joined
 
 
@@ -188,7 +188,8 @@ def read_json(path: Path | str) -> Any:
         raise InputError(f"{path}: is not JSON: {error}") from error
 
 
-def _vector(names: Iterable[str], classes: tuple[str, ...], path: Path | str, id: str) -> Vector:
+def label_vector(names: Iterable[str], classes: tuple[str, ...], path: Path | str, id: str) -> Vector:
+    """`names` as (C,) bool; InputError, naming file, id and name, when one is not in `classes`."""
     vector = np.zeros(len(classes), bool)
     for name in names:
         if name not in classes:
@@ -199,7 +200,7 @@ def _vector(names: Iterable[str], classes: tuple[str, ...], path: Path | str, id
 
 def _from_names(path: Path, own: tuple[str, ...], rows: dict[str, list[str]], given: tuple[str, ...] | None) -> Labels:
     classes = given or check_classes(own, path)
-    vectors = {id: _vector(names, classes, path, id) for id, names in rows.items()}
+    vectors = {id: label_vector(names, classes, path, id) for id, names in rows.items()}
     return Labels(classes, vectors, vectors.__getitem__)
 
 
@@ -273,7 +274,7 @@ def _from_xml(folder: Path, classes: tuple[str, ...] | None) -> Labels:
 
 def _xml_vector(folder: Path, classes: tuple[str, ...], id: str) -> Vector:
     path = folder / f"{id}.xml"
-    return _vector(_objects(path), classes, path, id)
+    return label_vector(_objects(path), classes, path, id)
 
 
 def _objects(path: Path) -> list[str]:

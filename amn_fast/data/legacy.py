@@ -88,7 +88,8 @@ class _Array:
 
     def __init__(self) -> None:
         self.shape: tuple[int, ...] = (0,)
-        self.dtype, self.fortran, self.raw, self.items = _Type("u1"), False, b"", []
+        self.dtype, self.fortran, self.raw = _Type("u1"), False, b""
+        self.items: list[Any] = []
 
     def __setstate__(self, state: tuple[Any, ...]) -> None:
         _, self.shape, self.dtype, self.fortran, content = state
