@@ -20,9 +20,14 @@ class PairLossTerms(NamedTuple):
     dp_bg: Tensor
 
     @property
+    def edges(self) -> Tensor:
+        """½(½ bg_pos + ½ fg_pos + neg): the edge branch's part of `total`."""
+        return (self.bg_pos + self.fg_pos) / 4 + self.neg / 2
+
+    @property
     def total(self) -> Tensor:
         """½(½ bg_pos + ½ fg_pos + neg) + ½(dp_fg + dp_bg): what IRN minimises."""
-        return (self.bg_pos + self.fg_pos) / 4 + (self.neg + self.dp_fg + self.dp_bg) / 2
+        return self.edges + (self.dp_fg + self.dp_bg) / 2
 
 
 def pair_loss(

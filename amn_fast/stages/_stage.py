@@ -58,7 +58,7 @@ class Workspace:
 
     def item(self, kind: str, id: str) -> Path:
         """The file that holds picture `id`'s part of `kind`."""
-        suffix = ".npz" if kind in ("cam", "amn", "walk") else ".png"
+        suffix = ".npz" if kind in ("cam", "amn", "edge") else ".png"
         return self.root / kind / f"{id}{suffix}"
 
     def require(self, kind: str) -> None:

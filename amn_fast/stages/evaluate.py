@@ -27,9 +27,9 @@ from amn_fast.report import write_report
 from amn_fast.stages import make_mask
 from amn_fast.stages._stage import Stage, Workspace
 
-ACTIVATIONS = {"cam": "cam", "amn": "amn"}
-"""Name in metrics.json -> folder."""
+ACTIVATIONS = ("cam", "amn")
 SEEDS = {"refined_seed": "cam_seed", "amn_refined": "amn_seed"}
+"""Name in metrics.json -> folder."""
 
 
 @dataclass
@@ -90,7 +90,7 @@ def summary(tally: Tally) -> dict[str, Any]:
 
 def _evaluate(work: Workspace) -> None:
     dataset = work.dataset
-    for kind in (*ACTIVATIONS.values(), *SEEDS.values(), "walk", "masks"):
+    for kind in (*ACTIVATIONS, *SEEDS.values(), "edge", "masks"):
         work.require(kind)
     tally, lock = Tally(len(dataset.classes)), threading.Lock()
 
@@ -118,12 +118,12 @@ def _read(work: Workspace, id: str) -> Item | None:
     if truth is None:
         return None
     activations = {}
-    for name, folder in ACTIVATIONS.items():
-        found = read_activations(work.item(folder, id))
+    for name in ACTIVATIONS:
+        found = read_activations(work.item(name, id))
         activations[name] = (found.full, found.keys)
-        _same_size(work.item(folder, id), found.full.shape[1:], id, truth)
-    walk = make_mask.read_walk(work.item("walk", id))
-    activations["mask"] = (make_mask.full_scores(walk, truth.shape), walk.keys)
+        _same_size(work.item(name, id), found.full.shape[1:], id, truth)
+    walked = make_mask.scores(found, make_mask.read_edge(work.item("edge", id)), work.config.mask)
+    activations["mask"] = (walked, found.keys)
     masks = {name: read_mask(work.item(folder, id)) for name, folder in {**SEEDS, "mask": "masks"}.items()}
     for name, folder in {**SEEDS, "mask": "masks"}.items():
         _same_size(work.item(folder, id), masks[name].shape, id, truth)
