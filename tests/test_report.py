@@ -382,7 +382,7 @@ def test_names_and_configuration_are_text_and_never_markup(tmp_path):
         def mask(self, id):
             return np.ones(self.size, np.uint8)
 
-    metrics = measured(Squares(1), ("<script>", "$x$ $", "猫"))
+    metrics = measured(Squares(1), ("<script>", "cost $x$", "猫"))
     metrics["mask"]["scores"]["iou"] = [0.5] * 4
     metrics["dataset"]["name"] = "<b>bold</b>"
     page = Page(write_report(tmp_path, metrics, Strange(), "a: <b> & </pre>"))
@@ -390,7 +390,7 @@ def test_names_and_configuration_are_text_and_never_markup(tmp_path):
     assert not page.all("i")
     assert "a: <b> & </pre>" in page.text
     assert "<b>bold</b>" in page.text
-    for name in ("$x$ $", "猫", "&lt;script&gt;"):
+    for name in ("cost $x$", "猫", "&lt;script&gt;"):
         assert page.source.count(f">{name}</text>") == 1
     assert any(attributes["alt"] == "Mask of <i>&p: <script> 100%" for attributes in page.all("img"))
 
