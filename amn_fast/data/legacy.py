@@ -133,6 +133,11 @@ def _encode(text: str, encoding: str) -> bytes:
     return text.encode("latin1")
 
 
+def _empty() -> bytes:
+    """How protocol 2 spells b""."""
+    return b""
+
+
 def _storage(raw: bytes) -> NDArray[Any]:
     """The numbers of a tensor storage, which PyTorch reads as weights only."""
     try:
@@ -165,6 +170,8 @@ _ALLOWED: dict[tuple[str, str], Any] = {
     ("numpy", "ndarray"): _Class,
     ("collections", "OrderedDict"): dict,
     ("_codecs", "encode"): _encode,
+    ("builtins", "bytes"): _empty,
+    ("__builtin__", "bytes"): _empty,
     ("torch._utils", "_rebuild_tensor_v2"): _tensor,
     ("torch.storage", "_load_from_bytes"): _storage,
 }
