@@ -56,18 +56,20 @@ class _Cutout:
 def make_demo(directory: Path | str, n: int = 100, seed: int = 0) -> Path:
     """Write the demo set into `directory`, whole or not at all, and return its path.
 
-    There come `images/demo_NNN.jpg` (176 to 224 pixels a side), `masks/demo_NNN.png`, `labels.csv` and `classes.txt`;
+    There come `images/demo_NNN.jpg` (176 to 224 pixels a side), `masks/demo_NNN.png`, `labels.csv`, `classes.txt` and `ids.txt`;
     most pictures show one object or two, about three in a hundred none. The same `n` and `seed` give the same bytes; a
     set that is already there is left as it is.
 
     Raises:
-        InputError: `directory` holds something else, or `n` is not in 1..1000.
+        InputError: `directory` holds something else, `n` is not in 1..1000, or `seed` is negative.
         MissingExtra: scikit-image is not installed.
     """
     directory = Path(directory)
     recipe = {"recipe": _RECIPE, "n": n, "seed": seed}
     if not 1 <= n <= 1000:
         raise InputError(f"n is {n}, expected 1 to 1000 demo pictures")
+    if seed < 0:
+        raise InputError(f"the demo's seed is {seed}, expected 0 or more")
     if directory.is_dir() and any(directory.iterdir()):
         if _recipe_of(directory) == recipe:
             return directory
@@ -87,7 +89,7 @@ def make_demo(directory: Path | str, n: int = 100, seed: int = 0) -> Path:
 
 def open_demo(root: Path | str, *, n: int = 100, seed: int = 0) -> FileDataset:
     """The demo set in `root`, made there first if it is not yet; see `make_demo`."""
-    return open_folder(make_demo(root, n, seed), masks="masks", classes="classes.txt")
+    return open_folder(make_demo(root, n, seed), masks="masks", classes="classes.txt", ids="ids.txt")
 
 
 def compose(index: int, seed: int = 0) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
@@ -120,6 +122,7 @@ def _write(directory: Path, n: int, seed: int) -> None:
         write_mask(directory / "masks" / f"{id}.png", mask)
         labels[id] = np.isin(np.arange(1, len(DEMO_CLASSES) + 1), mask)
     (directory / "classes.txt").write_text("".join(f"{name}\n" for name in DEMO_CLASSES))
+    (directory / "ids.txt").write_text("".join(f"{id}\n" for id in labels))
     write_labels(directory / "labels.csv", labels, DEMO_CLASSES, labels)
 
 

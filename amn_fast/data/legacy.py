@@ -32,6 +32,8 @@ def read_legacy(path: Path | str) -> Any:
             data = file.read()
     except FileNotFoundError as error:
         raise InputError(f"{path}: there is no such file") from error
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror}") from error
     try:
         stream = _after_header(io.BytesIO(data))
         value = _Reader(stream).load()

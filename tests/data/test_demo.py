@@ -94,6 +94,13 @@ def test_a_set_that_is_there_stays_as_it_is(tmp_path):
             demo.make_demo(path, *arguments)
 
 
+def test_a_picture_taken_away_is_missed(tmp_path):
+    path = demo.make_demo(tmp_path / "set", 3)
+    (path / "images" / "demo_001.jpg").unlink()
+    with pytest.raises(InputError, match=r"1 id \('demo_001'\) of 3 have no image"):
+        require_complete(open_dataset("demo", path, n=3))
+
+
 def test_other_files_are_never_touched(tmp_path):
     (tmp_path / "thesis.txt").write_text("mine")
     with pytest.raises(InputError, match="holds something other"):
@@ -112,6 +119,11 @@ def test_a_broken_run_leaves_nothing(tmp_path, monkeypatch):
 def test_a_number_of_pictures_out_of_range(tmp_path, n):
     with pytest.raises(InputError, match=f"n is {n}, expected 1 to 1000"):
         demo.make_demo(tmp_path / "set", n)
+
+
+def test_a_negative_seed(tmp_path):
+    with pytest.raises(InputError, match="seed is -1"):
+        demo.make_demo(tmp_path / "set", 2, -1)
 
 
 def test_without_scikit_image_the_extra_is_named(tmp_path, monkeypatch):

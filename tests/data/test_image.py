@@ -128,6 +128,29 @@ def test_a_truncated_picture_is_an_error_that_names_it(tmp_path, suffix, share):
         read_image(path)
 
 
+@pytest.mark.parametrize("progressive", [False, True])
+def test_a_jpeg_whose_rest_is_zeros_is_an_error(scene, tmp_path, progressive):
+    # An embedded thumbnail has an end of its own, which does not count.
+    exif = Image.Exif()
+    exif[270] = "\u00ff\u00d9" * 4
+    path = saved(
+        Image.fromarray(scene), tmp_path / "cut.jpg", progressive=progressive, exif=exif.tobytes() + b"\xff\xd9"
+    )
+    assert read_image(path).shape == scene.shape
+    data = path.read_bytes()
+    half = len(data) // 2
+    path.write_bytes(data[:half] + bytes(len(data) - half))
+    with pytest.raises(InputError, match=r"cut\.jpg"):
+        read_image(path)
+
+
+def test_bytes_after_the_end_of_a_jpeg_are_no_error(scene, tmp_path):
+    path = saved(Image.fromarray(scene), tmp_path / "a.jpg")
+    before = read_image(path)
+    path.write_bytes(path.read_bytes() + b"\0" * 100)
+    np.testing.assert_array_equal(read_image(path), before)
+
+
 def test_progressive_jpeg_truncated_in_the_middle_is_an_error(scene, tmp_path):
     path = saved(Image.fromarray(scene), tmp_path / "cut.jpg", progressive=True)
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])

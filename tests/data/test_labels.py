@@ -72,6 +72,8 @@ def test_given_classes_set_the_order(tmp_path):
         ("l.csv", "", r"l\.csv: the first line"),
         ("l.csv", b"id,cat\n\xff\xfe,1\n", r"l\.csv: is not UTF-8"),
         ("l.json", "{", r"l\.json: is not JSON"),
+        ("l.csv", 'id,cat\n"7', r"l\.csv: the line of '7' has 0 values"),
+        ("l.json", "[" * 100_000, r"l\.json: is not JSON"),
         ("l.json", "[1]", r"l\.json: has to be"),
         ("l.json", '{"7": 3}', r"l\.json: the label of '7' is 3"),
         ("l.txt", "7 cat", r"l\.txt: is no source of labels"),
