@@ -56,9 +56,9 @@ class _Cutout:
 def make_demo(directory: Path | str, n: int = 100, seed: int = 0) -> Path:
     """Write the demo set into `directory`, whole or not at all, and return its path.
 
-    There come `images/demo_NNN.jpg` (176 to 224 pixels a side), `masks/demo_NNN.png`, `labels.csv`, `classes.txt` and `ids.txt`;
-    most pictures show one object or two, about three in a hundred none. The same `n` and `seed` give the same bytes; a
-    set that is already there is left as it is.
+    There come `images/demo_NNN.jpg` (176 to 224 pixels a side), `masks/demo_NNN.png`, `labels.csv`, `classes.txt` and
+    `ids.txt`; most pictures show one object or two, about three in a hundred none. The same `n` and `seed` give the
+    same bytes; a set that is already there is left as it is.
 
     Raises:
         InputError: `directory` holds something else, `n` is not in 1..1000, or `seed` is negative.
