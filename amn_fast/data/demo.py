@@ -98,11 +98,19 @@ def compose(index: int, seed: int = 0) -> tuple[NDArray[np.uint8], NDArray[np.ui
     height, width = (int(side) for side in rng.integers(176, 225, 2))
     picture = _background(rng, height, width)
     mask = np.zeros((height, width), np.uint8)
-    classes = () if index % _EMPTY_EVERY == _EMPTY_EVERY - 1 else _PLAN[index % len(_PLAN)]
+    classes = _classes_of(index, seed)
     for which in rng.permutation(classes).astype(int):
         picture, mask = _paste(rng, picture, mask, which, _SINGLE if len(classes) == 1 else _PAIRED)
     noise = rng.normal(0, 2, picture.shape)
     return np.clip(picture + noise, 0, 255).round().astype(np.uint8), mask
+
+
+def _classes_of(index: int, seed: int) -> tuple[int, ...]:
+    """What picture `index` shows: the plan in an order of its own in each dozen, so that no stride misses a class."""
+    if index % _EMPTY_EVERY == _EMPTY_EVERY - 1:
+        return ()
+    dozen, place = divmod(index, len(_PLAN))
+    return _PLAN[np.random.default_rng([seed, 1_000_000, 1 + dozen]).permutation(len(_PLAN))[place]]
 
 
 def _recipe_of(directory: Path) -> object:
