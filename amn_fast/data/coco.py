@@ -156,7 +156,8 @@ class Instances:
             }
             self._objects: dict[str, list[dict[str, Any]]] = {id: [] for id in self.file_names}
             for annotation in value["annotations"]:
-                self._objects[coco_id(annotation["image_id"])].append(annotation)
+                kept = {key: annotation.get(key) for key in ("category_id", "iscrowd", "segmentation")}
+                self._objects[coco_id(annotation["image_id"])].append(kept)
                 if annotation["category_id"] not in self._label_of:
                     raise InputError(
                         f"{path}: picture {coco_id(annotation['image_id'])} has the unknown category "

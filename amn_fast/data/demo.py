@@ -56,18 +56,20 @@ class _Cutout:
 def make_demo(directory: Path | str, n: int = 100, seed: int = 0) -> Path:
     """Write the demo set into `directory`, whole or not at all, and return its path.
 
-    There come `images/demo_NNN.jpg` (176 to 224 pixels a side), `masks/demo_NNN.png`, `labels.csv` and `classes.txt`;
-    most pictures show one object or two, about three in a hundred none. The same `n` and `seed` give the same bytes; a
-    set that is already there is left as it is.
+    There come `images/demo_NNN.jpg` (176 to 224 pixels a side), `masks/demo_NNN.png`, `labels.csv`, `classes.txt` and
+    `ids.txt`; most pictures show one object or two, about three in a hundred none. The same `n` and `seed` give the
+    same bytes; a set that is already there is left as it is.
 
     Raises:
-        InputError: `directory` holds something else, or `n` is not in 1..1000.
+        InputError: `directory` holds something else, `n` is not in 1..1000, or `seed` is negative.
         MissingExtra: scikit-image is not installed.
     """
     directory = Path(directory)
     recipe = {"recipe": _RECIPE, "n": n, "seed": seed}
     if not 1 <= n <= 1000:
         raise InputError(f"n is {n}, expected 1 to 1000 demo pictures")
+    if seed < 0:
+        raise InputError(f"the demo's seed is {seed}, expected 0 or more")
     if directory.is_dir() and any(directory.iterdir()):
         if _recipe_of(directory) == recipe:
             return directory
@@ -87,7 +89,7 @@ def make_demo(directory: Path | str, n: int = 100, seed: int = 0) -> Path:
 
 def open_demo(root: Path | str, *, n: int = 100, seed: int = 0) -> FileDataset:
     """The demo set in `root`, made there first if it is not yet; see `make_demo`."""
-    return open_folder(make_demo(root, n, seed), masks="masks", classes="classes.txt")
+    return open_folder(make_demo(root, n, seed), masks="masks", classes="classes.txt", ids="ids.txt")
 
 
 def compose(index: int, seed: int = 0) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
@@ -96,11 +98,19 @@ def compose(index: int, seed: int = 0) -> tuple[NDArray[np.uint8], NDArray[np.ui
     height, width = (int(side) for side in rng.integers(176, 225, 2))
     picture = _background(rng, height, width)
     mask = np.zeros((height, width), np.uint8)
-    classes = () if index % _EMPTY_EVERY == _EMPTY_EVERY - 1 else _PLAN[index % len(_PLAN)]
+    classes = _classes_of(index, seed)
     for which in rng.permutation(classes).astype(int):
         picture, mask = _paste(rng, picture, mask, which, _SINGLE if len(classes) == 1 else _PAIRED)
     noise = rng.normal(0, 2, picture.shape)
     return np.clip(picture + noise, 0, 255).round().astype(np.uint8), mask
+
+
+def _classes_of(index: int, seed: int) -> tuple[int, ...]:
+    """What picture `index` shows: the plan in an order of its own in each dozen, so that no stride misses a class."""
+    if index % _EMPTY_EVERY == _EMPTY_EVERY - 1:
+        return ()
+    dozen, place = divmod(index, len(_PLAN))
+    return _PLAN[np.random.default_rng([seed, 1_000_000, 1 + dozen]).permutation(len(_PLAN))[place]]
 
 
 def _recipe_of(directory: Path) -> object:
@@ -120,6 +130,7 @@ def _write(directory: Path, n: int, seed: int) -> None:
         write_mask(directory / "masks" / f"{id}.png", mask)
         labels[id] = np.isin(np.arange(1, len(DEMO_CLASSES) + 1), mask)
     (directory / "classes.txt").write_text("".join(f"{name}\n" for name in DEMO_CLASSES))
+    (directory / "ids.txt").write_text("".join(f"{id}\n" for id in labels))
     write_labels(directory / "labels.csv", labels, DEMO_CLASSES, labels)
 
 

@@ -55,6 +55,8 @@ def read_image(path: Path | str) -> NDArray[np.uint8]:
         InputError: the file is missing, truncated, damaged, or not a picture.
     """
     with _opened(path) as image:
+        if image.format in ("JPEG", "MPO"):
+            _require_jpeg_end(Path(path).read_bytes())
         image.load()
         orientation = _orientation(image)
         image = _to_rgb(image, path)
@@ -119,6 +121,20 @@ def _orientation(image: Image.Image) -> int:
         return int(image.getexif().get(ExifTags.Base.Orientation, 1))
     except _DAMAGE:
         return 1
+
+
+def _require_jpeg_end(data: bytes) -> None:
+    """Raise ValueError when no end marker follows the first scan.
+
+    The decoder reports a file that is cut off, but makes grey pixels of one whose rest is zeros, as an interrupted
+    download or a full disk leaves it.
+    """
+    position = 2
+    while data[position : position + 1] == b"\xff" and data[position + 1 : position + 2] != b"\xda":
+        fill = data[position + 1 : position + 2] == b"\xff"
+        position += 1 if fill else 2 + int.from_bytes(data[position + 2 : position + 4], "big")
+    if data.find(b"\xff\xd9", position) < 0:
+        raise ValueError("the JPEG data has no end, it is truncated")
 
 
 def _to_rgb(image: Image.Image, path: Path | str) -> Image.Image:

@@ -73,10 +73,10 @@ def check_classes(names: Iterable[str], where: Path | str) -> tuple[str, ...]:
     if not 1 <= len(names) < IGNORE:
         raise InputError(f"{where}: names {len(names)} classes, expected 1 to {IGNORE - 1}")
     for name in names:
+        if not isinstance(name, str) or not name or names.count(name) > 1:
+            raise InputError(f"{where}: the class {name!r} is empty, no text, or named twice")
         if name.lower() in _BACKGROUND:
             raise InputError(f"{where}: {name!r} is not a class; it may only be the first line of a list of names")
-        if not isinstance(name, str) or not name or names.count(name) > 1:
-            raise InputError(f"{where}: the class {name!r} is empty or named twice")
     return names
 
 
@@ -172,6 +172,8 @@ def read_text(path: Path | str) -> str:
         return Path(path).read_text(encoding="utf-8-sig")
     except FileNotFoundError as error:
         raise InputError(f"{path}: there is no such file") from error
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise InputError(f"{path}: is not UTF-8 text") from error
 
@@ -184,7 +186,7 @@ def read_json(path: Path | str) -> Any:
     """
     try:
         return json.loads(read_text(path))
-    except json.JSONDecodeError as error:
+    except (json.JSONDecodeError, RecursionError) as error:
         raise InputError(f"{path}: is not JSON: {error}") from error
 
 
@@ -210,7 +212,11 @@ def _names_in(rows: dict[str, list[str]]) -> tuple[str, ...]:
 
 def _read_csv(path: Path) -> tuple[tuple[str, ...], dict[str, list[str]]]:
     """The classes and the names by id."""
-    lines = [row for row in csv.reader(io.StringIO(read_text(path), newline="")) if any(cell.strip() for cell in row)]
+    try:
+        table = list(csv.reader(io.StringIO(read_text(path), newline="")))
+    except csv.Error as error:
+        raise InputError(f"{path}: is not CSV: {error}") from error
+    lines = [row for row in table if any(cell.strip() for cell in row)]
     if not lines or len(lines[0]) < 2 or lines[0][0].strip().lower() != "id":
         raise InputError(f"{path}: the first line has to be 'id,' and the names of the classes, or 'id,labels'")
     header = tuple(cell.strip() for cell in lines[0][1:])
@@ -233,7 +239,7 @@ def _read_csv(path: Path) -> tuple[tuple[str, ...], dict[str, list[str]]]:
 
 def _parse_json(value: Any, path: Path) -> tuple[tuple[str, ...], dict[str, list[str]]]:
     """The classes and the names by id."""
-    full = isinstance(value, dict) and set(value) == {"classes", "labels"} and isinstance(value["labels"], dict)
+    full = isinstance(value, dict) and isinstance(value.get("labels"), dict) and isinstance(value.get("classes"), list)
     rows = value["labels"] if full else value
     if not isinstance(rows, dict):
         raise InputError(f'{path}: has to be {{"classes": [names], "labels": {{id: [names]}}}}')
