@@ -3,6 +3,9 @@
 
 namespace py = pybind11;
 
+void bind_pixel_loss(py::module_& m);
+
 PYBIND11_MODULE(_native, m) {
     m.doc() = "amn_fast's CPU kernels: NumPy buffers in and out, the GIL released while they run.";
+    bind_pixel_loss(m);
 }
