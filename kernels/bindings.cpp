@@ -3,9 +3,13 @@
 
 namespace py = pybind11;
 
+void bind_merge(py::module_& m);
+void bind_pair_loss(py::module_& m);
 void bind_pixel_loss(py::module_& m);
 
 PYBIND11_MODULE(_native, m) {
     m.doc() = "amn_fast's CPU kernels: NumPy buffers in and out, the GIL released while they run.";
+    bind_merge(m);
+    bind_pair_loss(m);
     bind_pixel_loss(m);
 }

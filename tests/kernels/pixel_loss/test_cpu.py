@@ -76,7 +76,7 @@ def test_gradient_keeps_the_layout():
 
 
 def test_every_half_survives_the_kernel():
-    """Widening is exact and rounding is to nearest even, checked on all 65,536 patterns through a gradient of known size."""
+    """Widening is exact and rounding goes to the nearest even, on all 65,536 patterns."""
     for dtype in (torch.float16, torch.bfloat16):
         bits = torch.arange(65536, dtype=torch.int32).to(torch.int16).view(dtype)
         logits = bits[bits.isfinite()][None, None, None].repeat(1, 2, 1, 1)
