@@ -12,8 +12,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from amn_fast.errors import InputError
-from amn_fast.kernels.dense_crf import reference
-from amn_fast.ops.lattice import Lattice, Pairwise, mean_field
+from amn_fast.ops.lattice import Lattice, Pairwise, solve, solve_labels
 from amn_fast.ops.unary import unary_from_labels, unary_from_softmax
 
 __all__ = ["DenseCRF", "dense_crf", "refine_seed", "unary_from_labels", "unary_from_softmax"]
@@ -52,17 +51,19 @@ class DenseCRF:
         threads: int | None = None,
     ) -> None:
         pixels = check_image(image)
-        self.size = pixels.shape[:2]
+        self.size: tuple[int, int] = pixels.shape[:2]
+        self.threads = threads
         self.pairwise: list[Pairwise] = []
         if gaussian is not None:
             sxy, compat = gaussian
-            features = reference.gaussian_features(*self.size, *_sigmas("sxy", sxy, 2))
-            self.pairwise.append(Pairwise(Lattice(features, backend=backend), compat, normalization))  # type: ignore[arg-type]
+            lattice = Lattice.of_grid(*self.size, *_sigmas("sxy", sxy, 2), backend=backend, threads=threads)
+            self.pairwise.append(Pairwise(lattice, _compat(compat), normalization))
         if bilateral is not None:
             sxy, srgb, compat = bilateral
             sx, sy = _sigmas("sxy", sxy, 2)
-            features = reference.bilateral_features(pixels, sx, sy, _sigmas("srgb", srgb, 3))
-            self.pairwise.append(Pairwise(Lattice(features, backend=backend), compat, normalization))  # type: ignore[arg-type]
+            colours = _sigmas("srgb", srgb, 3)
+            lattice = Lattice.of_image(pixels, sx, sy, colours, backend=backend, threads=threads)
+            self.pairwise.append(Pairwise(lattice, _compat(compat), normalization))
 
     @overload
     def marginals(self, unary: list[Any] | tuple[Any, ...], iterations: int = ...) -> list[Array]: ...
@@ -77,23 +78,35 @@ class DenseCRF:
             iterations: mean-field updates; 0 or less gives softmax(-unary).
         """
         if isinstance(unary, list | tuple):
-            return [self.marginals(one, iterations) for one in unary]
-        energies = _as_numpy("unary", unary)
-        if energies.ndim != 3 or energies.shape[1:] != self.size:
-            height, width = self.size
-            raise InputError(f"unary has shape {energies.shape}, expected (L, {height}, {width}) as the image")
-        q = mean_field(energies.reshape(len(energies), -1), self.pairwise, iterations).reshape(energies.shape)
-        return _like(unary, q)
+            return self._each(unary, iterations, False)
+        return self._each([unary], iterations, False)[0]
 
     @overload
     def labels(self, unary: list[Any] | tuple[Any, ...], iterations: int = ...) -> list[Array]: ...
     @overload
     def labels(self, unary: ArrayLike, iterations: int = ...) -> Array: ...
     def labels(self, unary: Any, iterations: int = 10) -> Any:
-        """The most probable label of each pixel, (H, W) int64: the argmax of `marginals`."""
+        """The most probable label of each pixel, (H, W) int32: the argmax of `marginals`."""
         if isinstance(unary, list | tuple):
-            return [self.labels(one, iterations) for one in unary]
-        return self.marginals(unary, iterations).argmax(0)
+            return self._each(unary, iterations, True)
+        return self._each([unary], iterations, True)[0]
+
+    def _each(self, unaries: Sequence[Any], iterations: int, best: bool) -> list[Any]:
+        energies = []
+        for unary in unaries:
+            array = _as_numpy("unary", unary)
+            if array.ndim != 3 or array.shape[1:] != self.size or not len(array):
+                height, width = self.size
+                raise InputError(f"unary has shape {array.shape}, expected (L, {height}, {width}) as the image")
+            energies.append(array.reshape(len(array), -1))
+        answers: list[Any] = [None] * len(energies)
+        for count in {len(one) for one in energies}:  # those with as many labels go together
+            places = [i for i, one in enumerate(energies) if len(one) == count]
+            group = [energies[i] for i in places]
+            solved = solve(group, self.pairwise, iterations, best=best, threads=self.threads)
+            for i, answer in zip(places, solved, strict=True):
+                answers[i] = _like(unaries[i], answer.reshape(*answer.shape[:-1], *self.size))
+        return answers
 
 
 def dense_crf(
@@ -174,11 +187,11 @@ def refine_seed(
         return np.zeros(pixels.shape[:2], np.uint8)
     crf = DenseCRF(pixels, gaussian=gaussian, bilateral=bilateral, backend=backend, threads=threads)
     best, score = scores.argmax(axis=0) + 1, scores.max(axis=0)
-    maps = [np.where(score > threshold, best, 0) for threshold in (fg, bg)]
-    unaries = [unary_from_labels(labels, len(scores) + 1, gt_prob, zero_unsure=False) for labels in maps]
-    sure, possible = crf.labels(unaries, iterations)
+    maps = [np.where(score > threshold, best, 0).astype(np.uint8).ravel() for threshold in (fg, bg)]
+    sure, possible = solve_labels(maps, len(scores) + 1, gt_prob, crf.pairwise, iterations, best=True, threads=threads)
     named = np.concatenate([[0], names]).astype(np.uint8)
-    return np.where(sure > 0, named[sure], np.where(possible > 0, 255, 0)).astype(np.uint8)
+    seed = np.where(sure > 0, named[sure], np.where(possible > 0, 255, 0)).astype(np.uint8)
+    return seed.reshape(pixels.shape[:2])
 
 
 def check_image(image: ArrayLike) -> Array:
@@ -198,6 +211,10 @@ def check_image(image: ArrayLike) -> Array:
     if 0 in pixels.shape:
         raise InputError(f"image has shape {pixels.shape}, expected at least one pixel")
     return pixels
+
+
+def _compat(compat: Compat) -> float | Array:
+    return compat if isinstance(compat, int | float) else np.asarray(compat, np.float32)
 
 
 def _sigmas(name: str, sigma: Sigma, count: int) -> list[float]:

@@ -3,7 +3,10 @@
 `amn_fast.ops.dense_crf` is what images need; this is what it stands on, for features of other kinds.
 """
 
-from collections.abc import Sequence
+import threading
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +17,7 @@ from amn_fast._native import missing, native
 from amn_fast.errors import InputError
 from amn_fast.kernels.dense_crf import reference
 from amn_fast.ops._backend import choose
+from amn_fast.ops.unary import unary_from_labels
 
 Array = np.ndarray[Any, np.dtype[Any]]
 NORMALIZATIONS = ("symmetric", "before", "after", "none")
@@ -26,27 +30,79 @@ class Lattice:
     Args:
         features: (d, n) float, each feature already divided by its standard deviation; d in 1..32, n >= 1.
         backend: "auto", "cpu" or "reference".
+        threads: for the building; None is one.
 
     Raises:
         InputError: wrong shape, a value that is not finite, or features too large for the lattice's coordinates
             (a deviation that is tiny against the range of its feature).
     """
 
-    def __init__(self, features: ArrayLike, *, backend: str = "auto") -> None:
+    backend: str
+    dimension: int
+    points: int
+    handle: Any  # the backend's own lattice
+
+    def __init__(self, features: ArrayLike, *, backend: str = "auto", threads: int | None = None) -> None:
         matrix = np.ascontiguousarray(features, np.float32)
         if matrix.ndim != 2 or not 1 <= matrix.shape[0] <= MAX_DIMENSION or matrix.shape[1] < 1:
             raise InputError(
                 f"features have shape {matrix.shape}, expected (d, n) with d in 1..{MAX_DIMENSION}, n >= 1"
             )
-        check_features(matrix)
-        self.backend = choose(backend, "dense_crf", {"cpu": missing, "reference": ""})
-        self.points = matrix.shape[1]
-        self.dimension = matrix.shape[0]
-        self.handle: Any
-        if self.backend == "cpu" and native is not None:
-            self.handle = native.CrfLattice(matrix)
+        if not np.isfinite(matrix).all():
+            raise InputError("features hold NaN or infinity, expected finite numbers")
+        self.backend = backend_of(backend)
+        self.dimension, self.points = matrix.shape
+        if self.backend == "cpu":
+            with input_errors():
+                self.handle = _native().CrfLattice.of_matrix(matrix, check_threads(threads))
         else:
             self.handle = reference.Lattice.build(matrix)
+
+    @classmethod
+    def of_grid(
+        cls, height: int, width: int, sx: float, sy: float, *, backend: str = "auto", threads: int | None = None
+    ) -> "Lattice":
+        """The lattice of the features x / sx, y / sy. It depends on nothing else, so the latest ones are kept."""
+        key = (height, width, float(sx), float(sy), backend_of(backend))
+        with _grids_lock:
+            if key in _grids:
+                _grids.move_to_end(key)
+                return _grids[key]
+        if key[-1] == "cpu":
+            with input_errors():
+                handle = _native().CrfLattice.of_grid(height, width, sx, sy, check_threads(threads))
+            lattice = cls._of_handle(handle, 2, height * width, "cpu")
+        else:
+            lattice = cls(reference.gaussian_features(height, width, sx, sy), backend=backend)
+        with _grids_lock:
+            _grids[key] = lattice
+            while sum(kept.points for kept in _grids.values()) > MAX_KEPT_POINTS and len(_grids) > 1:
+                _grids.popitem(last=False)
+        return lattice
+
+    @classmethod
+    def of_image(
+        cls,
+        image: Array,
+        sx: float,
+        sy: float,
+        colours: Sequence[float],
+        *,
+        backend: str = "auto",
+        threads: int | None = None,
+    ) -> "Lattice":
+        """The lattice of x / sx, y / sy and the channels of `image` (H, W, 3) uint8 divided by `colours`."""
+        if backend_of(backend) == "reference":
+            return cls(reference.bilateral_features(image, sx, sy, colours), backend=backend)
+        with input_errors():
+            handle = _native().CrfLattice.of_image(image, sx, sy, list(colours), check_threads(threads))
+        return cls._of_handle(handle, 5, image.shape[0] * image.shape[1], "cpu")
+
+    @classmethod
+    def _of_handle(cls, handle: Any, dimension: int, points: int, backend: str) -> "Lattice":
+        lattice = cls.__new__(cls)
+        lattice.handle, lattice.dimension, lattice.points, lattice.backend = handle, dimension, points, backend
+        return lattice
 
     def filter(self, values: ArrayLike) -> Array:
         """K · values, (channels, n) float32, without normalisation."""
@@ -57,19 +113,33 @@ class Lattice:
         return result
 
 
-def check_features(features: Array) -> None:
-    """Refuse what would leave the range of the lattice's coordinates."""
-    d = len(features)
-    scale = np.sqrt(2 / 3) * (d + 1) / np.sqrt(np.arange(1, d + 1) * np.arange(2.0, d + 2))
-    largest = np.abs(features).max(axis=1).astype(np.float64)
-    if not np.isfinite(largest).all():
-        raise InputError("features hold NaN or infinity, expected finite numbers")
-    reach = float((largest * scale * np.arange(1, d + 1)).max() + (largest * scale).sum())
-    if reach > 2**21:
-        raise InputError(
-            f"features reach {largest.max():.3g} after division by their deviations, too far for single-precision "
-            "lattice coordinates: expected larger deviations (sxy, srgb, ...)"
-        )
+MAX_KEPT_POINTS = 4_000_000  # of grids' lattices, 40 bytes a point or less
+_grids: OrderedDict[tuple[int, int, float, float, str], Lattice] = OrderedDict()
+_grids_lock = threading.Lock()
+
+
+def backend_of(backend: str) -> str:
+    return choose(backend, "dense_crf", {"cpu": missing, "reference": ""})
+
+
+def check_threads(threads: int | None) -> int:
+    if threads is not None and threads < 1:
+        raise InputError(f"threads is {threads}, expected at least 1, or None")
+    return threads or 1
+
+
+def _native() -> Any:
+    assert native is not None, missing
+    return native
+
+
+@contextmanager
+def input_errors() -> Iterator[None]:
+    """The kernels' complaints about values become InputErrors."""
+    try:
+        yield
+    except ValueError as error:
+        raise InputError(str(error)) from None
 
 
 @dataclass(frozen=True)
@@ -88,7 +158,12 @@ class Pairwise:
 
 
 def mean_field(
-    unary: ArrayLike, pairwise: Sequence[Pairwise], iterations: int, *, start: ArrayLike | None = None
+    unary: ArrayLike,
+    pairwise: Sequence[Pairwise],
+    iterations: int,
+    *,
+    start: ArrayLike | None = None,
+    threads: int | None = None,
 ) -> Array:
     """Marginals (L, n) float32 after `iterations` parallel mean-field updates.
 
@@ -97,31 +172,94 @@ def mean_field(
 
     Args:
         unary: (L, n) energies; +inf forbids a label, NaN and -inf are errors.
+        threads: one by default; the result does not depend on it.
 
     Raises:
         InputError: a shape or a value is not what it has to be.
     """
-    energies = check_unary(unary)
-    labels, n = energies.shape
-    compats = [_check_term(term, labels, n) for term in pairwise]
     first = None if start is None else np.ascontiguousarray(start, np.float32)
-    if first is not None and first.shape != energies.shape:
-        raise InputError(f"start has shape {first.shape}, expected the unary's {energies.shape}")
+    return solve([unary], pairwise, iterations, start=first, threads=threads)[0]
+
+
+def solve(
+    unaries: Sequence[ArrayLike],
+    pairwise: Sequence[Pairwise],
+    iterations: int,
+    *,
+    start: Array | None = None,
+    best: bool = False,
+    threads: int | None = None,
+) -> list[Array]:
+    """`mean_field` for several unaries (L, n) of one shape at once; `best` asks for the labels (n,) int32 instead."""
+    energies = [check_unary(unary) for unary in unaries]
+    labels, n = energies[0].shape
+    if any(one.shape != (labels, n) for one in energies):
+        raise InputError(f"unaries have shapes {[one.shape for one in energies]}, expected one shape")
+    if start is not None and start.shape != (labels, n):
+        raise InputError(f"start has shape {start.shape}, expected the unary's {(labels, n)}")
+    compats = [_check_term(term, labels, n) for term in pairwise]
     iterations = max(0, int(iterations))
-    backends = {term.lattice.backend for term in pairwise} or {"reference" if native is None else "cpu"}
+    if _common_backend(pairwise) == "cpu":
+        with input_errors():
+            answers: list[Array] = _native().crf_mean_field(
+                energies, native_terms(pairwise, compats), iterations, start, best, check_threads(threads)
+            )
+        return answers
+    for one in energies:
+        lowest = one.min(axis=0)
+        if np.isnan(lowest).any() or np.isinf(lowest).any():
+            raise InputError("unary holds NaN or -inf, or +inf for every label of a point, expected finite energies")
+    kernels = _kernels(pairwise, compats)
+    results = [reference.mean_field(one, kernels, iterations, start).astype(np.float32) for one in energies]
+    return [q.argmax(axis=0).astype(np.int32) for q in results] if best else results
+
+
+def solve_labels(
+    maps: Sequence[Array],
+    n_labels: int,
+    gt_prob: float,
+    pairwise: Sequence[Pairwise],
+    iterations: int,
+    *,
+    best: bool = False,
+    threads: int | None = None,
+) -> list[Array]:
+    """`solve` with `unary_from_labels(map, n_labels, gt_prob, zero_unsure=False)` for each label map (n,) uint8.
+
+    The kernels take the maps as they are, a byte for each pixel instead of L floats.
+    """
+    if _common_backend(pairwise) != "cpu" or n_labels > 256:
+        unaries = [unary_from_labels(one, n_labels, gt_prob, zero_unsure=False) for one in maps]
+        return solve(unaries, pairwise, iterations, best=best, threads=threads)
+    compats = [_check_term(term, n_labels, maps[0].size) for term in pairwise]
+    right, wrong = -np.log(gt_prob), -np.log((1.0 - gt_prob) / (n_labels - 1))
+    with input_errors():
+        answers: list[Array] = _native().crf_mean_field_labels(
+            list(maps),
+            n_labels,
+            right,
+            wrong,
+            native_terms(pairwise, compats),
+            max(0, int(iterations)),
+            best,
+            check_threads(threads),
+        )
+    return answers
+
+
+def native_terms(pairwise: Sequence[Pairwise], compats: Sequence[Array]) -> list[tuple[Any, Any, Array]]:
+    kinds = _native().CrfNormalization
+    return [
+        (term.lattice.handle, getattr(kinds, term.normalization), compat)
+        for term, compat in zip(pairwise, compats, strict=True)
+    ]
+
+
+def _common_backend(pairwise: Sequence[Pairwise]) -> str:
+    backends = {term.lattice.backend for term in pairwise} or {"reference" if missing else "cpu"}
     if len(backends) > 1:
         raise InputError("the lattices come from different backends, expected one")
-    if backends == {"cpu"} and native is not None:
-        result: Array = native.crf_mean_field(
-            energies,
-            [term.lattice.handle for term in pairwise],
-            [getattr(native.CrfNormalization, term.normalization) for term in pairwise],
-            compats,
-            iterations,
-            first,
-        )
-        return result
-    return reference.mean_field(energies, _kernels(pairwise, compats), iterations, first).astype(np.float32)
+    return backends.pop()
 
 
 def kl_divergence(marginals: ArrayLike, unary: ArrayLike, pairwise: Sequence[Pairwise]) -> float:
@@ -143,9 +281,6 @@ def check_unary(unary: ArrayLike) -> Array:
     energies = np.ascontiguousarray(unary, np.float32)
     if energies.ndim != 2 or 0 in energies.shape:
         raise InputError(f"unary has shape {energies.shape}, expected (L, n) with at least one label and one point")
-    lowest = energies.min(axis=0)
-    if np.isnan(lowest).any() or np.isinf(lowest).any():
-        raise InputError("unary holds NaN or -inf, or +inf for every label of a point; expected finite energies")
     return energies
 
 

@@ -6,9 +6,9 @@
 #pragma once
 
 #if defined(__CUDACC__) || defined(__CUDACC_RTC__)
-#define AMN_LATTICE_FN __host__ __device__ inline
+#define AMN_LATTICE_FN static __host__ __device__ inline
 #else
-#define AMN_LATTICE_FN inline
+#define AMN_LATTICE_FN static inline
 #endif
 
 namespace amn::lattice {
@@ -66,7 +66,7 @@ AMN_LATTICE_FN void embed(int dimension, const float* scale, const F* feature, F
 
     // Distances in the order of their ranks; neighbouring differences are the weights.
     F ordered[(D ? D : 64) + 1];
-    for (int p = 0; p <= d; ++p) ordered[p] = zero;
+    for (F& distance : ordered) distance = zero;
     for (int i = 0; i <= d; ++i) {
         const F distance = (elevated[i] - base[i]) * inverse;
         for (int p = 0; p <= d; ++p) ordered[p] = rank[i] == zero + static_cast<float>(d - p) ? distance : ordered[p];
