@@ -108,7 +108,7 @@ class Affinities:
     ) -> Array:
         """The walk of maps x (K, h, w); with a list of `exp_times` one walk serves them all: (len(list), K, h, w)."""
         x = _checked_maps(np.asarray(x), self.edge.shape)
-        several = [exp_times] if isinstance(exp_times, int | np.integer) else list(exp_times)
+        several = list(exp_times) if isinstance(exp_times, Sequence) else [exp_times]
         coefficients = _polynomials(several, method, tolerance)
         if self.backend == "reference" or x.shape[0] == 0:
             result = np.stack([self._by_definition(x, times) for times in several])
@@ -116,7 +116,7 @@ class Affinities:
             maps = np.ascontiguousarray(x, np.float32)
             result = self._native.walk(maps, coefficients, method == "chebyshev", _threads(threads))
         result = result.astype(_result_dtype(x), copy=False)
-        return result[0] if isinstance(exp_times, int | np.integer) else result
+        return result if isinstance(exp_times, Sequence) else result[0]
 
     def _by_definition(self, x: Array, exp_times: int) -> Array:
         return reference.walk(x, self.edge, radius=self.radius, beta=self.beta, exp_times=exp_times)

@@ -2,8 +2,6 @@
 
 #include <algorithm>
 #include <cmath>
-#include <cstdlib>
-#include <set>
 #include <utility>
 
 namespace amn::random_walk {
@@ -13,60 +11,69 @@ constexpr int64_t kVector = 16;  // floats in the widest vector
 
 int64_t round_up(int64_t n, int64_t step) { return (n + step - 1) / step * step; }
 
-using Pixels = std::set<std::pair<int64_t, int64_t>>;
+// Whether the pixel is closer than 1 to the line from (0, 0) to the offset, and between its ends.
+bool on_path(Offset o, Offset pixel) {
+    const int64_t cross = o.dy * pixel.dx - o.dx * pixel.dy;
+    return pixel.dy >= 0 && pixel.dy <= o.dy && pixel.dx >= std::min<int64_t>(o.dx, 0) &&
+           pixel.dx <= std::max<int64_t>(o.dx, 0) && cross * cross < o.dy * o.dy + o.dx * o.dx;
+}
 
-// The pixels closer than 1 to the line from (0, 0) to the offset, ends included.
-Pixels path(Offset o) {
-    Pixels pixels;
+std::vector<Offset> path(Offset o) {
+    std::vector<Offset> pixels;
     for (int64_t y = 0; y <= o.dy; ++y) {
         for (int64_t x = std::min<int64_t>(o.dx, 0); x <= std::max<int64_t>(o.dx, 0); ++x) {
-            const int64_t cross = o.dy * x - o.dx * y;
-            if (cross * cross < o.dy * o.dy + o.dx * o.dx) pixels.insert({y, x});
+            if (on_path(o, {y, x})) pixels.push_back({y, x});
         }
     }
     return pixels;
 }
 
-// A part of a path: the path of a shorter offset starting at (dy, dx), or that pixel alone (plane -1).
+// A part of a path: the path of a shorter offset starting at `start`, or that pixel alone (plane -1).
 struct Piece {
-    int64_t plane, dy, dx;
+    int64_t plane;
+    Offset start;
 };
 
-// Long paths contain short ones: covers each path by the fewest pieces that a greedy choice finds. At radius 5 that
-// makes 2.1 minima per pair on average instead of 6.7.
+// Long paths contain short ones, at their beginning or at their end: covers each path by few such pieces, the largest
+// first. At radius 5 that makes 2.0 minima per pair on average instead of 7.1, at radius 10 2.5 instead of 14.0.
 std::vector<std::vector<Piece>> share_paths(const std::vector<Offset>& offsets) {
-    std::vector<Pixels> paths;
+    std::vector<std::vector<Offset>> paths;
     std::vector<std::vector<Piece>> plan;
-    for (const Offset& offset : offsets) {
-        const Pixels whole = path(offset);
-        Pixels rest = whole;
-        std::vector<Piece> pieces;
+    for (const Offset& whole : offsets) {
+        std::vector<Offset> rest = path(whole);
+        const auto covers = [&](int64_t p, Offset start, Offset pixel) {
+            return on_path(offsets[p], {pixel.dy - start.dy, pixel.dx - start.dx});
+        };
+        const auto lies_on_it = [&](int64_t p, Offset start) {
+            return std::all_of(paths[p].rbegin(), paths[p].rend(), [&](const Offset& pixel) {
+                return on_path(whole, {pixel.dy + start.dy, pixel.dx + start.dx});
+            });
+        };
+        std::vector<Piece> pieces, candidates;
+        for (int64_t p = 0; p < static_cast<int64_t>(paths.size()); ++p) {
+            for (const Offset& start : {Offset{0, 0}, Offset{whole.dy - offsets[p].dy, whole.dx - offsets[p].dx}}) {
+                if (lies_on_it(p, start)) candidates.push_back({p, start});
+            }
+        }
         while (!rest.empty()) {
-            const auto [y0, x0] = *rest.begin();
-            Piece best{-1, y0, x0};
-            size_t covered = 1;
-            for (size_t p = 0; p < paths.size(); ++p) {
-                for (const auto& [dy, dx] : whole) {
-                    size_t count = 0;
-                    bool inside = true;
-                    for (const auto& [y, x] : paths[p]) {
-                        inside = inside && whole.contains({y + dy, x + dx});
-                        count += rest.contains({y + dy, x + dx});
-                    }
-                    if (inside && count > covered) {
-                        covered = count;
-                        best = {static_cast<int64_t>(p), dy, dx};
-                    }
+            Piece best{-1, rest.front()};
+            int64_t most = 1;
+            for (const Piece& piece : candidates) {
+                const int64_t count = std::count_if(rest.begin(), rest.end(), [&](const Offset& pixel) {
+                    return covers(piece.plane, piece.start, pixel);
+                });
+                if (count > most) {
+                    most = count;
+                    best = piece;
                 }
             }
-            if (best.plane < 0) {
-                rest.erase({best.dy, best.dx});
-            } else {
-                for (const auto& [y, x] : paths[best.plane]) rest.erase({y + best.dy, x + best.dx});
-            }
+            std::erase_if(rest, [&](const Offset& pixel) {
+                return best.plane < 0 ? pixel.dy == best.start.dy && pixel.dx == best.start.dx
+                                      : covers(best.plane, best.start, pixel);
+            });
             pieces.push_back(best);
         }
-        paths.push_back(whole);
+        paths.push_back(path(whole));
         plan.push_back(std::move(pieces));
     }
     return plan;
@@ -120,8 +127,8 @@ Affinities::Affinities(const float* edge, int64_t height_, int64_t width_, int64
             float* out = row + p * stride;
             std::fill(out, out + columns, 1.0F);
             for (const Piece& piece : plan[p]) {
-                const float* part = piece.plane < 0 ? weight.data() + (y + piece.dy) * stride + left + piece.dx
-                                                    : row + piece.dy * row_size + piece.plane * stride + piece.dx;
+                const float* part = piece.plane < 0 ? weight.data() + (y + piece.start.dy) * stride + left + piece.start.dx
+                                                    : row + piece.start.dy * row_size + piece.plane * stride + piece.start.dx;
                 for (int64_t x = 0; x < columns; ++x) out[x] = part[x] < out[x] ? part[x] : out[x];
             }
             double* here = sums.data() + y * stride + left;

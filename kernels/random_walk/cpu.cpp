@@ -77,7 +77,8 @@ public:
     Block(const Affinities& a, const Polynomials& polynomials, RowFunction row, int64_t maps, int64_t threads)
         : a_(a), polynomials_(polynomials), row_(row), maps_(maps), threads_(threads) {
         map_size_ = (a.height + 2 * a.reach) * a.stride + a.left;
-        // The coefficients of `group` steps' rows stay in the second-level cache.
+        // The coefficients of a group's rows stay in cache. On 375 x 500 (26 MB of them) groups of 8 steps take half the
+        // time of single steps; on 94 x 125 it makes no difference.
         const int64_t bytes = std::max<int64_t>(a.reach, 1) * a.row_size * static_cast<int64_t>(sizeof(float));
         group_ = std::clamp<int64_t>(kCache / bytes, 1, 8);
         ring_ = threads * group_ + 1;
@@ -108,7 +109,7 @@ public:
     }
 
 private:
-    static constexpr int64_t kCache = 512 * 1024;
+    static constexpr int64_t kCache = 2560 * 1024;
 
     struct Range {
         double low, high;

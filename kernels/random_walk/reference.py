@@ -8,23 +8,9 @@ Two forms give the same answer: `walk_dense` builds the transition matrix of all
 import numpy as np
 from numpy.typing import NDArray
 
+from amn_fast.kernels.pair_loss.paths import half_plane, path
+
 Float = NDArray[np.float64]
-Offset = tuple[int, int]
-
-
-def half_plane(radius: int) -> list[Offset]:
-    """The offsets (dy, dx) with dy² + dx² < radius² in one half-plane, so that each pair of pixels appears once."""
-    reach = range(-radius + 1, radius)
-    return [
-        (dy, dx) for dy in range(radius) for dx in reach if (dy, dx) > (0, 0) and dy * dy + dx * dx < radius * radius
-    ]
-
-
-def path(offset: Offset) -> list[Offset]:
-    """The pixels of the straight path from (0, 0) to `offset`: those closer than 1 to the line, both ends included."""
-    dy, dx = offset
-    box = [(y, x) for y in range(dy + 1) for x in range(min(dx, 0), max(dx, 0) + 1)]
-    return [(y, x) for y, x in box if (dy * x - dx * y) ** 2 < dy * dy + dx * dx]
 
 
 def affinities(edge: NDArray, radius: int = 5) -> Float:
