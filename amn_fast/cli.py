@@ -23,11 +23,11 @@ ConfigArgument = Annotated[
     str, typer.Argument(help="A YAML file, or a shipped configuration: demo, msrc, voc6, voc12, coco14.")
 ]
 SetOption = Annotated[
-    Optional[list[str]],  # noqa: UP007, UP045  (typer reads the annotation)
+    Optional[list[str]],  # noqa: UP045  (typer reads the annotation)
     typer.Option("--set", help="A setting that wins over the file, e.g. --set mask.background=0.3; repeatable."),
 ]
-RunOption = Annotated[Optional[Path], typer.Option("--run", help="Run folder; wins over the file.")]  # noqa: UP007, UP045
-RootOption = Annotated[Optional[Path], typer.Option("--root", help="Folder of the data set; wins over the file.")]  # noqa: UP007, UP045
+RunOption = Annotated[Optional[Path], typer.Option("--run", help="Run folder; wins over the file.")]  # noqa: UP045
+RootOption = Annotated[Optional[Path], typer.Option("--root", help="Folder of the data set; wins over the file.")]  # noqa: UP045
 
 
 def _config(config: str, settings: list[str] | None, run: Path | None, root: Path | None) -> Config:
@@ -46,7 +46,9 @@ def run(config: ConfigArgument, set: SetOption = None, run: RunOption = None, ro
 
 
 @app.command()
-def demo(run: Annotated[Path, typer.Option("--run", help="Run folder.")] = Path("runs/demo"), set: SetOption = None) -> None:
+def demo(
+    run: Annotated[Path, typer.Option("--run", help="Run folder.")] = Path("runs/demo"), set: SetOption = None
+) -> None:
     """Make the demo's pictures, run all stages on them, and say where the masks and the report are."""
     _run_all(_config("demo", set, run, run / "data"))
 

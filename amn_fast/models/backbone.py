@@ -31,7 +31,12 @@ class Backbone(nn.Module):
     """
 
     def __init__(
-        self, net: nn.Module, channels: Iterable[int], strides: Iterable[int], mean: Sequence[float], std: Sequence[float]
+        self,
+        net: nn.Module,
+        channels: Iterable[int],
+        strides: Iterable[int],
+        mean: Sequence[float],
+        std: Sequence[float],
     ) -> None:
         super().__init__()
         self.net = net
@@ -77,7 +82,9 @@ class _ResNetFeatures(nn.Module):
                 self.add_module(name, module)
 
     def forward(self, x: Tensor) -> list[Tensor]:
-        x = self.get_submodule("maxpool")(self.get_submodule("relu")(self.get_submodule("bn1")(self.get_submodule("conv1")(x))))
+        x = self.get_submodule("maxpool")(
+            self.get_submodule("relu")(self.get_submodule("bn1")(self.get_submodule("conv1")(x)))
+        )
         levels = [x]
         for stage in ("layer1", "layer2", "layer3", "layer4"):
             levels.append(self.get_submodule(stage)(levels[-1]))
@@ -121,7 +128,9 @@ class _Lite0Features(nn.Module):
 class _Lite0(Backbone):
     def __init__(self) -> None:
         # The package's weights were trained on (x - 127) / 128.
-        super().__init__(_Lite0Features(), (16, 24, 40, 112, 1280), (2, 4, 8, 16, 16), (127 / 255,) * 3, (128 / 255,) * 3)
+        super().__init__(
+            _Lite0Features(), (16, 24, 40, 112, 1280), (2, 4, 8, 16, 16), (127 / 255,) * 3, (128 / 255,) * 3
+        )
 
     def level_prefixes(self) -> list[list[str]]:
         blocks = [[f"blocks.{stage}." for stage in stages] for stages in ((0,), (1,), (2,), (3, 4), (5, 6))]
@@ -209,7 +218,9 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
             return load_file(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # each format has its own errors; to the user they are one
-        raise InputError(f"weights file {path} cannot be read as plain tensors: {str(error).splitlines()[0]}") from error
+        raise InputError(
+            f"weights file {path} cannot be read as plain tensors: {str(error).splitlines()[0]}"
+        ) from error
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         raise InputError(f"weights file {path} holds {type(state).__name__}, expected a dictionary of tensors")
     return dict(state)

@@ -132,7 +132,9 @@ class Stage:
         except FileNotFoundError:
             return {}
         except ValueError as error:
-            raise InputError(f"{self._record_path(config)} is not JSON ({error}); remove it to run {self.name} again") from error
+            raise InputError(
+                f"{self._record_path(config)} is not JSON ({error}); remove it to run {self.name} again"
+            ) from error
 
     def run(self, config: Config) -> bool:
         """Run the stage, or go on where it was stopped.

@@ -77,7 +77,11 @@ def summary(tally: Tally) -> dict[str, Any]:
     result: dict[str, Any] = {}
     for name, curve in tally.curves.items():
         best = curve.result()
-        result[name] = {"scores": curve.scores(best.best_threshold).to_json(), "curve": best.to_json(), "miou": best.best_miou}
+        result[name] = {
+            "scores": curve.scores(best.best_threshold).to_json(),
+            "curve": best.to_json(),
+            "miou": best.best_miou,
+        }
         if name in tally.histograms:
             result[name]["histogram"] = tally.histograms[name].to_json()
     for name in SEEDS:
@@ -191,7 +195,5 @@ class RunPictures:
         return full.max(0) if len(full) else np.zeros(full.shape[1:], np.float32)
 
 
-stage = Stage(
-    name="evaluate", uses=(), needs=(make_mask.stage,), makes=("metrics.json", "report.html"), work=_evaluate
-)
+stage = Stage(name="evaluate", uses=(), needs=(make_mask.stage,), makes=("metrics.json", "report.html"), work=_evaluate)
 run = stage.run
