@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from amn_fast._extras import require
+from amn_fast.data.masks import voc_palette
 from amn_fast.errors import InputError
 from amn_fast.files import write_text
 
@@ -145,14 +146,6 @@ def write_report(run_dir: Path | str, metrics: Metrics, pictures: Pictures | Non
     )
     write_text(path, page)
     return path
-
-
-def voc_palette() -> NDArray[np.uint8]:
-    """The colours of PASCAL VOC's masks, (256, 3) uint8 RGB: bit 3j + c of a label is bit 7 - j of channel c."""
-    labels = np.arange(256)[:, None]
-    channels = np.arange(3)
-    bits = [((labels >> (3 * bit + channels)) & 1) << (7 - bit) for bit in range(8)]
-    return np.sum(bits, axis=0).astype(np.uint8)
 
 
 # What the page says in figures

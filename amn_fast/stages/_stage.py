@@ -149,8 +149,8 @@ class Stage:
             for needed in self.needs:
                 if not needed.is_done(config):
                     raise InputError(
-                        f"{self.name} needs the outputs of {needed.name}, and {config.run} has none under this configuration;"
-                        f" run `amn-fast {needed.name}` first, or `amn-fast run` for all stages"
+                        f"{self.name} needs the outputs of {needed.name}, and {config.run} has none under this"
+                        f" configuration; run `amn-fast {needed.name}` first, or `amn-fast run` for all stages"
                     )
             if self.is_done(config):
                 console.print(f"[dim]{self.name}: done already under this configuration, skipped[/dim]")

@@ -4,11 +4,12 @@ Masks and seeds are scored under a stated rule for 255 ("ignore" for seeds, whos
 over all background thresholds. Pictures are joined by id.
 """
 
+import json
 import os
 import platform
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -17,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from amn_fast.config import to_yaml
+from amn_fast.config import Config, to_yaml
 from amn_fast.data.image import read_mask
 from amn_fast.data.store import read_activations
 from amn_fast.errors import InputError
@@ -117,6 +118,19 @@ def _evaluate(work: Workspace) -> None:
     write_report(work.root, metrics, RunPictures(work), to_yaml(work.config))
 
 
+def report(config: Config) -> Path:
+    """Write report.html from metrics.json again.
+
+    Raises:
+        InputError: the run has not been evaluated.
+    """
+    work = Workspace(config)
+    path = work.root / "metrics.json"
+    if not path.exists():
+        raise InputError(f"{path} does not exist; run `amn-fast evaluate` first")
+    return write_report(work.root, json.loads(path.read_text()), RunPictures(work), to_yaml(config))
+
+
 def _read(work: Workspace, id: str) -> Item | None:
     truth = work.dataset.truth(id)
     if truth is None:
@@ -167,7 +181,7 @@ class RunPictures:
 
     def __init__(self, work: Workspace) -> None:
         self._work = work
-        self.ids = work.dataset.ids
+        self.ids: Sequence[str] = work.dataset.ids
 
     def image(self, id: str) -> NDArray[np.uint8]:
         return self._work.dataset.image(id)
