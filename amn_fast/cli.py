@@ -213,11 +213,9 @@ def crf(
     console.print(f"{len(pairs)} masks in {out}: {computed} computed, {len(pairs) - computed} there already")
 
 
-@app.command(
-    context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False, "help_option_names": []}
-)
+@app.command(context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
 def shim(
-    script: Annotated[list[str], typer.Argument(help="A Python script, and its own arguments.", metavar="SCRIPT ...")],
+    script: Annotated[list[str], typer.Argument(help="A Python script, then its own arguments.", metavar="SCRIPT")],
 ) -> None:
     """Run an unchanged script whose `import pydensecrf` is answered by amn_fast."""
     from amn_fast.compat.run_script import run_script

@@ -251,6 +251,10 @@ def read_probabilities(path: Path, key: str | None = None) -> Array:
     return array
 
 
+# What NumPy raises on damaged files, and on Python objects.
+_DAMAGE = (OSError, ValueError, EOFError, KeyError, SyntaxError, NotImplementedError, zipfile.BadZipFile, zlib.error)
+
+
 def _read_numpy(path: Path, key: str | None) -> Array:
     try:
         loaded = np.load(path, allow_pickle=False)
@@ -266,16 +270,7 @@ def _read_numpy(path: Path, key: str | None) -> Array:
             return np.asarray(loaded[key])
     except InputError:
         raise
-    except (
-        OSError,
-        ValueError,
-        EOFError,
-        KeyError,
-        SyntaxError,
-        NotImplementedError,
-        zipfile.BadZipFile,
-        zlib.error,
-    ) as error:
+    except _DAMAGE as error:
         raise InputError(f"{path} cannot be read as an array of numbers: {error}") from error
 
 
@@ -311,7 +306,7 @@ class _Record:
         return {"id": pair.id, "settings": self._fingerprint, "inputs": inputs}
 
     def forget(self, pair: Pair) -> None:
-        """Called before a mask is replaced: a run that ends in between must not leave the new one under the old entry."""
+        """Called before a mask is replaced: a run that ends in between leaves no mask under another's entry."""
         if pair.id in self._entries:
             self.append({"id": pair.id})
 
