@@ -314,6 +314,25 @@ class TestTensors:
         found = random_walk([view, x], [edge_view, edge])
         torch.testing.assert_close(found[0], random_walk(view.contiguous(), edge_view.contiguous()), rtol=0, atol=0)
 
+    def test_the_registered_operation(self):
+        torch = pytest.importorskip("torch")
+        x, edge = (torch.from_numpy(part) for part in picture())
+        random_walk(x, edge)  # registers it
+        arguments = ([x, x.half()[:, ::2]], [edge, edge[::2]], 5, 10.0, 3, "chebyshev", 1e-6, "cpu", 1)
+        if _native.native is None:
+            arguments = (*arguments[:7], "reference", 1)
+        torch.library.opcheck(torch.ops.amn_fast.random_walk.default, arguments)
+
+    def test_devices_and_kinds_do_not_mix(self):
+        torch = pytest.importorskip("torch")
+        x, edge = (torch.from_numpy(part) for part in picture())
+        with pytest.raises(InputError, match="x holds a ndarray beside tensors on cpu"):
+            random_walk([x, x.numpy()], [edge, edge])
+        with pytest.raises(BackendError, match="takes CUDA tensors"):
+            random_walk(x, edge, backend="triton")
+        with pytest.raises(BackendError, match="takes CUDA tensors"):
+            random_walk(x.numpy(), edge.numpy(), backend="triton")
+
 
 def test_large_maps_stay_linear_in_memory():
     x, edge = picture(1, 300, 260)
