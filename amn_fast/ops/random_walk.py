@@ -20,6 +20,8 @@ from amn_fast.ops._backend import choose
 
 METHODS = ("chebyshev", "steps")
 TOLERANCE = 1e-6
+MAX_RADIUS = 64  # 6,400 neighbours
+MAX_EXP_TIMES = {"chebyshev": 30, "steps": 20}  # 160,000 and a million products
 Array = NDArray[Any]
 
 
@@ -46,7 +48,7 @@ def random_walk(
         x: (K, h, w) activations, any finite values; a NumPy array or a PyTorch tensor of any floating dtype and layout.
             Or a list of them, of different sizes: the pictures are spread over the threads.
         edge: (h, w) or (1, h, w) edge map in [0, 1]; a list when x is one.
-        radius: in pixels of the map, 1 or more.
+        radius: in pixels of the map, 1..64.
         beta: exponent of the affinities, above 0.
         exp_times: the walk takes 2^exp_times steps.
         method: "chebyshev" evaluates T's power by its Chebyshev expansion; "steps" takes all steps one by one.
@@ -169,9 +171,10 @@ def polynomials(exp_times: list[int], method: str, tolerance: float) -> NDArray[
         raise InputError(f"method is {method!r}, expected one of {', '.join(METHODS)}")
     if not 0 < tolerance < 1:
         raise InputError(f"tolerance is {tolerance!r}, expected a number above 0 and below 1")
+    highest = MAX_EXP_TIMES[method]
     for times in exp_times:
-        if not isinstance(times, int | np.integer) or isinstance(times, bool) or not 0 <= times <= 30:
-            raise InputError(f"exp_times is {times!r}, expected a whole number in 0..30")
+        if not isinstance(times, int | np.integer) or isinstance(times, bool) or not 0 <= times <= highest:
+            raise InputError(f"exp_times is {times!r}, expected a whole number in 0..{highest} for method '{method}'")
     if not exp_times:
         raise InputError("exp_times is empty, expected at least one whole number")
     if method == "chebyshev":
@@ -193,8 +196,8 @@ def thread_count(threads: int | None) -> int:
 
 
 def checked_radius(radius: int) -> int:
-    if not isinstance(radius, int | np.integer) or isinstance(radius, bool) or not 1 <= radius <= 1000:
-        raise InputError(f"radius is {radius!r}, expected a whole number in 1..1000")
+    if not isinstance(radius, int | np.integer) or isinstance(radius, bool) or not 1 <= radius <= MAX_RADIUS:
+        raise InputError(f"radius is {radius!r}, expected a whole number in 1..{MAX_RADIUS}")
     return int(radius)
 
 

@@ -254,7 +254,7 @@ class TestInputs:
     @pytest.mark.parametrize(
         ("option", "value"),
         [
-            ("radius", 0), ("radius", 2.5), ("radius", True), ("beta", 0), ("beta", np.nan), ("beta", "10"),
+            ("radius", 0), ("radius", 65), ("radius", 2.5), ("radius", True), ("beta", 0), ("beta", np.nan), ("beta", "10"),
             ("exp_times", -1), ("exp_times", 1.5), ("exp_times", 31), ("method", "euler"), ("tolerance", 0),
             ("tolerance", np.nan), ("threads", 0), ("threads", 1.5), ("backend", "gpu"),
         ],
@@ -262,6 +262,10 @@ class TestInputs:
     def test_arguments_out_of_range(self, option, value):
         with pytest.raises(InputError, match=option):
             random_walk(*picture(), **{option: value})
+
+    def test_more_steps_than_can_be_taken_one_by_one(self):
+        with pytest.raises(InputError, match="exp_times is 21"):
+            random_walk(*picture(), exp_times=21, method="steps")
 
     @pytest.mark.parametrize(
         ("x_shape", "edge_shape", "message"),
