@@ -3,10 +3,10 @@
     python benchmarks/bench_random_walk.py --output docs/random_walk [--sizes 24x31,94x125] [--maps 1,4,20]
 
 Every method runs on one core and from the edge map on: building affinities or matrices is part of its time. The methods
-of a row take turns; the table gives medians. Peak memory is what the process grows by during a run (Linux). The error
-is the largest difference to the walk in double precision on the first map, relative to the largest value. Dense
+of a row take turns; the table gives medians (what takes over 3 s runs once). Peak memory is what the process grows by
+during a run (Linux). The error is the largest difference to the walk in double precision on the first map, relative to the largest value. Dense
 squarings all cost the same, so above --dense pixels the dense form is one squaring, measured, times their number,
-marked "≈"; above four times as many it is left out. With a GPU, the Triton kernels run on it, too.
+marked "≈", above four times as many it is left out, and it stands only with the first K. With a GPU, the Triton kernels run on it, too.
 """
 
 import argparse
@@ -31,12 +31,15 @@ from amn_fast.ops.random_walk import random_walk
 torch.set_num_threads(1)  # SciPy's sparse products use one thread anyhow
 warnings.filterwarnings("ignore", message="Sparse (CSR|invariant)")
 EXP_TIMES = 8
+SLOW = 3  # seconds; what takes longer runs once
 MIB = 1024 * 1024
 
 
 def picture(maps: int, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
+    """The same edges and first map for any number of maps."""
     generator = np.random.default_rng(height * width)
-    return generator.random((maps, height, width), np.float32), generator.random((height, width), np.float32) ** 2
+    edge = generator.random((height, width), np.float32) ** 2
+    return generator.random((maps, height, width), np.float32), edge
 
 
 def sparse_transition(edge: np.ndarray) -> scipy.sparse.csr_array:
@@ -95,13 +98,15 @@ def with_gpu(x: np.ndarray, edge: np.ndarray) -> np.ndarray:
     return maps.cpu().numpy()  # waits for the GPU
 
 
-def peak_memory(run: Callable[[], object]) -> float:
-    """MiB by which the process grows at most during a run."""
+def timed(run: Callable[[], np.ndarray]) -> tuple[np.ndarray, float, float]:
+    """The result, the seconds and the MiB by which the process grew at most."""
     ctypes.CDLL(None).malloc_trim(0)
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
     before = _status("VmRSS")
-    run()
-    return (_status("VmHWM") - before) / 1024
+    begin = time.perf_counter()
+    result = run()
+    seconds = time.perf_counter() - begin
+    return result, seconds, (_status("VmHWM") - before) / 1024
 
 
 def _status(key: str) -> int:
@@ -110,41 +115,35 @@ def _status(key: str) -> int:
     )
 
 
-def measure(size: tuple[int, int], maps: int, dense_limit: int, rounds: int) -> list[dict]:
+def measure(size: tuple[int, int], maps: int, exact: np.ndarray, dense: bool, rounds: int) -> list[dict]:
     x, edge = picture(maps, *size)
-    exact = reference.walk(x[:1], edge, exp_times=EXP_TIMES)
-    pixels = size[0] * size[1]
     methods: dict[str, Callable] = {"amn_fast": with_amn_fast, "amn_fast, 256 steps": with_amn_fast_steps}
     methods |= {"SciPy sparse, 256 steps": with_scipy, "PyTorch sparse, 256 steps": with_torch_sparse}
     if torch.cuda.is_available():
         methods["amn_fast, GPU"] = with_gpu
-    if pixels <= dense_limit:
+    if dense:
         methods["dense (published)"] = with_dense
-    results = {name: run(x, edge) for name, run in methods.items()}  # also the warm-up
-    times: dict[str, list[float]] = {name: [] for name in methods}
-    for round_ in range(rounds):
+    rows, times = {}, {}
+    for name, run in methods.items():
+        result, seconds, memory = timed(lambda run=run: run(x, edge))
+        error = float(np.abs(result[0] - exact).max() / exact.max())
+        rows[name] = {"size": f"{size[0]} x {size[1]}", "pixels": size[0] * size[1], "maps": maps, "method": name}
+        rows[name] |= {"mib": memory, "error": error}
+        times[name] = [seconds]
+    for _ in range(rounds):
         for name, run in methods.items():
-            if name.startswith("dense") and round_ > 0:
-                continue
-            begin = time.perf_counter()
-            run(x, edge)
-            times[name].append(time.perf_counter() - begin)
-    rows = [
-        {
-            "method": name,
-            "seconds": statistics.median(times[name]),
-            "mib": peak_memory(lambda run=run: run(x, edge)),
-            "error": float(np.abs(results[name][0] - exact[0]).max() / exact.max()),
-        }
-        for name, run in methods.items()
-    ]
-    if dense_limit < pixels <= 4 * dense_limit:
-        matrix = torch.from_numpy(sparse_transition(edge).toarray())
-        begin = time.perf_counter()
-        memory = peak_memory(lambda: matrix @ matrix) + matrix.numel() * 4 / MIB
-        seconds = (time.perf_counter() - begin) * EXP_TIMES
-        rows.append({"method": "dense (published) ≈", "seconds": seconds, "mib": memory, "error": None})
-    return [{"size": f"{size[0]} x {size[1]}", "pixels": pixels, "maps": maps, **row} for row in rows]
+            if times[name][0] < SLOW:
+                times[name].append(timed(lambda run=run: run(x, edge))[1])
+    for name, row in rows.items():
+        row["seconds"] = statistics.median(times[name][1:] or times[name])  # without the warm-up
+    return list(rows.values())
+
+
+def measure_squaring(size: tuple[int, int], maps: int) -> dict:
+    matrix = torch.from_numpy(sparse_transition(picture(maps, *size)[1]).toarray())
+    _, seconds, memory = timed(lambda: matrix @ matrix)
+    row = {"size": f"{size[0]} x {size[1]}", "pixels": size[0] * size[1], "maps": maps, "method": "dense (published) ≈"}
+    return row | {"seconds": seconds * EXP_TIMES, "mib": memory + matrix.numel() * 4 / MIB, "error": None}
 
 
 def as_table(rows: list[dict]) -> str:
@@ -202,9 +201,15 @@ def main() -> None:
     header = f"{date.today()}, {machine()}"
     rows: list[dict] = []
     for size in sizes:
-        for maps in map(int, options.maps.split(",")):
-            rows += measure(size, maps, height * width, options.rounds)
+        x, edge = picture(1, *size)
+        exact = reference.walk(x, edge, exp_times=EXP_TIMES)[0]
+        pixels = size[0] * size[1]
+        counts = list(map(int, options.maps.split(",")))
+        for maps in counts:
+            rows += measure(size, maps, exact, pixels <= height * width and maps == counts[0], options.rounds)
             print(".", end="", flush=True)
+        if height * width < pixels <= 4 * height * width:
+            rows.append(measure_squaring(size, counts[0]))
     print(f"\n{header}\n\n{as_table(rows)}")
     if options.output:
         options.output.parent.mkdir(parents=True, exist_ok=True)

@@ -152,6 +152,8 @@ def walk_arrays(xs: Sequence[Array], edges: Sequence[Array], settings: WalkSetti
             threads=max(settings.threads // workers, 1),
         )
 
+    if workers == 1:
+        return list(map(walk_one, xs, edges))
     with ThreadPoolExecutor(workers) as pool:
         return list(pool.map(walk_one, xs, edges))
 

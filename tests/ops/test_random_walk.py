@@ -254,7 +254,8 @@ class TestInputs:
     @pytest.mark.parametrize(
         ("option", "value"),
         [
-            ("radius", 0), ("radius", 65), ("radius", 2.5), ("radius", True), ("beta", 0), ("beta", np.nan), ("beta", "10"),
+            ("radius", 0), ("radius", 65), ("radius", 2.5), ("radius", True),
+            ("beta", 0), ("beta", np.nan), ("beta", "10"),
             ("exp_times", -1), ("exp_times", 1.5), ("exp_times", 31), ("method", "euler"), ("tolerance", 0),
             ("tolerance", np.nan), ("threads", 0), ("threads", 1.5), ("backend", "gpu"),
         ],
