@@ -4,9 +4,10 @@
 
 Every method runs on one core and from the edge map on: building affinities or matrices is part of its time. The methods
 of a row take turns; the table gives medians (what takes over 3 s runs once). Peak memory is what the process grows by
-during a run (Linux). The error is the largest difference to the walk in double precision on the first map, relative to the largest value. Dense
-squarings all cost the same, so above --dense pixels the dense form is one squaring, measured, times their number,
-marked "≈", above four times as many it is left out, and it stands only with the first K. With a GPU, the Triton kernels run on it, too.
+during the first run (Linux). The error is the largest difference to the walk in double precision on the first map,
+relative to the largest value. Dense squarings all cost the same, so above --dense pixels the dense form is one
+squaring, measured, times their number, marked "≈"; above four times as many it is left out, and it stands only with
+the first K. With a GPU, the Triton kernels run on it, too.
 """
 
 import argparse
@@ -133,7 +134,9 @@ def measure(size: tuple[int, int], maps: int, exact: np.ndarray, dense: bool, ro
     for _ in range(rounds):
         for name, run in methods.items():
             if times[name][0] < SLOW:
-                times[name].append(timed(lambda run=run: run(x, edge))[1])
+                begin = time.perf_counter()
+                run(x, edge)
+                times[name].append(time.perf_counter() - begin)
     for name, row in rows.items():
         row["seconds"] = statistics.median(times[name][1:] or times[name])  # without the warm-up
     return list(rows.values())
