@@ -5,6 +5,7 @@
 #include <cmath>
 #include <exception>
 #include <stdexcept>
+#include <system_error>
 #include <thread>
 #include <vector>
 
@@ -49,23 +50,27 @@ RowFunction row_function(const std::string& instructions) {
     throw std::invalid_argument("this machine has no instruction set '" + instructions + "'");
 }
 
-// Runs task(0..count-1), each on a thread of its own but the first; passes on the first exception.
+// Runs the task on up to `count` threads at once, fewer where the system gives no more, and passes on the first exception.
+// The threads share the work out among themselves.
 template <class Task>
 void on_threads(int64_t count, const Task& task) {
     std::vector<std::exception_ptr> errors(static_cast<size_t>(count));
     const auto guarded = [&](int64_t i) {
         const FlushDenormals flush;
         try {
-            task(i);
+            task();
         } catch (...) {
             errors[i] = std::current_exception();
         }
     };
-    {
-        std::vector<std::jthread> threads;
+    std::vector<std::thread> threads;
+    threads.reserve(static_cast<size_t>(count));
+    try {
         for (int64_t i = 1; i < count; ++i) threads.emplace_back(guarded, i);
-        guarded(0);
+    } catch (const std::system_error&) {
     }
+    guarded(0);
+    for (std::thread& thread : threads) thread.join();
     for (const std::exception_ptr& error : errors) {
         if (error) std::rethrow_exception(error);
     }
@@ -99,7 +104,7 @@ public:
 
     void run(const float* x, float* out, int64_t out_size) {
         for (int64_t m = 0; m < maps_; ++m) start(x + m * a_.height * a_.width, m);
-        on_threads(threads_, [this](int64_t thread) { steps(thread); });
+        on_threads(threads_, [this] { steps(); });
         for (int64_t e = 0; e < polynomials_.count; ++e) {
             for (int64_t m = 0; m < maps_; ++m) finish(e, m, out + e * out_size + m * a_.height * a_.width);
         }
@@ -193,11 +198,12 @@ private:
 
     // A step needs of the step before only the rows up to `reach` below. So a thread walks down the picture with a group
     // of steps, each `reach` rows behind the one before it, and the next thread follows with the next group: the
-    // coefficients come from memory once for threads · group steps, and no step waits for a whole picture.
-    void steps(int64_t thread) {
+    // coefficients come from memory once for threads · group steps, and no step waits for a whole picture. Groups are
+    // taken and finished in order, so that no more than `threads` of them are under way, which is what the ring holds.
+    void steps() {
         const int64_t reach = a_.reach;
         const int64_t degree = polynomials_.degree;
-        for (int64_t first = thread * group_ + 1; first <= degree; first += threads_ * group_) {
+        for (int64_t first = next_.fetch_add(group_); first <= degree; first = next_.fetch_add(group_)) {
             const int64_t count = std::min(group_, degree - first + 1);
             for (int64_t tick = 0; tick < a_.height + (count - 1) * reach; ++tick) {
                 if (tick < a_.height) wait(first - 1, std::min(tick + reach + 1, a_.height));
@@ -227,6 +233,7 @@ private:
     std::vector<Neighbour> neighbours_;
     std::vector<Line> lines_;
     std::vector<Range> ranges_;
+    std::atomic<int64_t> next_{1};  // the first step of the next group
     std::vector<std::atomic<int64_t>> done_;  // rows done of the last step of each group
 };
 
@@ -253,7 +260,7 @@ void walk(const Affinities& affinities, const float* x, int64_t maps, const Poly
     };
     if (blocks >= threads) {
         std::atomic<int64_t> next{0};
-        on_threads(threads, [&](int64_t) {
+        on_threads(threads, [&] {
             for (int64_t block = next++; block < blocks; block = next++) run(block, 1);
         });
     } else {
