@@ -16,7 +16,9 @@ def main() -> None:
     elif sys.argv[1:] == ["info"]:
         print(info())
     else:
-        sys.exit(f"amn-fast: {', '.join(absent)} not installed; `pip install 'amn-fast[pipeline]'` brings the command line")
+        sys.exit(
+            f"amn-fast: {', '.join(absent)} not installed; `pip install 'amn-fast[pipeline]'` brings the command line"
+        )
 
 
 if __name__ == "__main__":

@@ -15,7 +15,8 @@ _PACKAGES = ("numpy", "opencv-python-headless", "torch", "torchvision", "timm", 
 def info() -> str:
     """Versions, devices and backends of this installation, one line each; a backend that cannot run says why."""
     lines = [
-        f"amn_fast {__version__}, Python {platform.python_version()}, {sys.platform} {platform.machine()}, {os.cpu_count()} cores",
+        f"amn_fast {__version__}, Python {platform.python_version()},"
+        f" {sys.platform} {platform.machine()}, {os.cpu_count()} cores",
         "packages: " + ", ".join(f"{name} {_version(name)}" for name in _PACKAGES),
         "backend reference: ready",
         f"backend cpu: {'ready' if not missing else 'missing: ' + missing}",

@@ -1,14 +1,13 @@
 """The compiled CPU kernels, or why they are missing."""
 
+import importlib
 from types import ModuleType
 
-native: ModuleType | None
-missing: str  # empty when the kernels are there
+native: ModuleType | None = None
+missing = ""
+"""Empty when the kernels are there."""
 
 try:
-    from amn_fast.kernels import _native as native
-
-    missing = ""
+    native = importlib.import_module("amn_fast.kernels._native")
 except ImportError as error:
-    native = None
     missing = f"the C++ kernels were not built or do not load ({error}); reinstall with a C++20 compiler at hand"

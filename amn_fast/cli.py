@@ -1,11 +1,13 @@
 """The command line: `amn-fast demo`, `amn-fast run CONFIG`, and a command for each stage."""
 
+import json
 import sys
 from pathlib import Path
 from typing import Annotated, Optional
 
 import typer
 from rich.console import Console
+from rich.table import Table
 
 from amn_fast import info as describe_installation
 from amn_fast.config import Config, read_config
@@ -23,11 +25,11 @@ ConfigArgument = Annotated[
     str, typer.Argument(help="A YAML file, or a shipped configuration: demo, msrc, voc6, voc12, coco14.")
 ]
 SetOption = Annotated[
-    Optional[list[str]],  # noqa: UP007, UP045  (typer reads the annotation)
+    Optional[list[str]],  # noqa: UP045  (typer reads the annotation)
     typer.Option("--set", help="A setting that wins over the file, e.g. --set mask.background=0.3; repeatable."),
 ]
-RunOption = Annotated[Optional[Path], typer.Option("--run", help="Run folder; wins over the file.")]  # noqa: UP007, UP045
-RootOption = Annotated[Optional[Path], typer.Option("--root", help="Folder of the data set; wins over the file.")]  # noqa: UP007, UP045
+RunOption = Annotated[Optional[Path], typer.Option("--run", help="Run folder; wins over the file.")]  # noqa: UP045
+RootOption = Annotated[Optional[Path], typer.Option("--root", help="Folder of the data set; wins over the file.")]  # noqa: UP045
 
 
 def _config(config: str, settings: list[str] | None, run: Path | None, root: Path | None) -> Config:
@@ -39,6 +41,9 @@ def _config(config: str, settings: list[str] | None, run: Path | None, root: Pat
     return read_config(config, overrides)
 
 
+SWEEP_BETAS, SWEEP_STEPS, SWEEP_POWERS = [5.0, 10.0, 20.0], [4, 6, 8], [1.0, 1.3, 2.0]
+
+
 @app.command()
 def run(config: ConfigArgument, set: SetOption = None, run: RunOption = None, root: RootOption = None) -> None:
     """Run all stages: pictures and their labels in, masks and a report out. What is done already is skipped."""
@@ -46,18 +51,37 @@ def run(config: ConfigArgument, set: SetOption = None, run: RunOption = None, ro
 
 
 @app.command()
-def demo(run: Annotated[Path, typer.Option("--run", help="Run folder.")] = Path("runs/demo"), set: SetOption = None) -> None:
+def demo(
+    run: Annotated[Path, typer.Option("--run", help="Run folder.")] = Path("runs/demo"), set: SetOption = None
+) -> None:
     """Make the demo's pictures, run all stages on them, and say where the masks and the report are."""
     _run_all(_config("demo", set, run, run / "data"))
 
 
 def _run_all(config: Config) -> None:
     from amn_fast import pipeline
-    from amn_fast.report import summary_table
 
     pipeline.run(config)
-    console.print(summary_table(config.run / "metrics.json"))
+    _print_summary(config.run)
     console.print(f"masks:  {config.run / 'masks'}\nreport: {config.run / 'report.html'}")
+
+
+def _print_summary(run: Path) -> None:
+    """What the run reached, as the report's first table says at more length."""
+    metrics = json.loads((run / "metrics.json").read_text())
+    table = Table("", "mIoU", "at threshold", "coverage", title=f"{metrics['dataset']['name']}, on its own pictures")
+    for key, name in (
+        ("cam", "CAM, best threshold"),
+        ("refined_seed", "refined seed"),
+        ("amn", "AMN, best threshold"),
+        ("amn_refined", "refined AMN seed"),
+        ("mask", "mask"),
+    ):
+        if key in metrics:
+            result = metrics[key]
+            at = f"{result['curve']['best_threshold']:.2f}" if key in ("cam", "amn") else ""
+            table.add_row(name, f"{result['miou']:.3f}", at, f"{result['scores']['coverage']:.2f}")
+    console.print(table)
 
 
 def _add_stage(name: str, module: str, text: str) -> None:
@@ -81,6 +105,64 @@ for _name, _text in (
     ("evaluate", "Scores against ground truth, threshold curves, report."),
 ):
     _add_stage(_name, _name.replace("-", "_"), _text)
+
+
+@app.command()
+def report(config: ConfigArgument, set: SetOption = None, run: RunOption = None, root: RootOption = None) -> None:
+    """Write the report page of a finished run again."""
+    from amn_fast.stages import evaluate
+
+    console.print(evaluate.report(_config(config, set, run, root)))
+
+
+@app.command()
+def sweep(
+    config: ConfigArgument,
+    beta: Annotated[list[float], typer.Option(help="Exponents of the affinity; repeatable.")] = SWEEP_BETAS,
+    exp_times: Annotated[list[int], typer.Option(help="log2 of the steps; repeatable.")] = SWEEP_STEPS,
+    power: Annotated[list[float], typer.Option(help="Exponents of the activation; repeatable.")] = SWEEP_POWERS,
+    set: SetOption = None,
+    run: RunOption = None,
+    root: RootOption = None,
+) -> None:
+    """mIoU of the masks over a grid of walk settings and all thresholds, from the edges of a finished run."""
+    from amn_fast.stages import sweep as sweeping
+
+    path, results = sweeping.run(_config(config, set, run, root), beta, exp_times, power)
+    table = Table(
+        "beta", "exp_times", "power", "best mIoU", "at threshold", "width", "mean", title="best settings first"
+    )
+    for setting, curve in sorted(results.items(), key=lambda item: -item[1].best_miou)[:10]:
+        figures = (curve.best_miou, curve.best_threshold, curve.width, curve.mean)
+        table.add_row(*(f"{value:g}" for value in setting), *(f"{value:.3f}" for value in figures))
+    console.print(table)
+    console.print(f"all thresholds: {path}")
+
+
+@app.command()
+def build_labels(
+    source: Annotated[Path, typer.Argument(help="Folder of VOC XML files or of masks, or a COCO instances JSON.")],
+    output: Annotated[Path, typer.Argument(help="Label file to write: .csv or .json.")],
+    classes: Annotated[Optional[Path], typer.Option(help="Class names, one a line; needed for masks.")] = None,  # noqa: UP045
+) -> None:
+    """Write a file of image-level labels from annotations."""
+    from amn_fast.data.labels import open_labels, read_classes, write_labels
+
+    labels = open_labels(source, read_classes(classes) if classes else None)
+    write_labels(output, labels, labels.classes, labels)
+    console.print(f"{len(labels)} pictures, {len(labels.classes)} classes: {output}")
+
+
+@app.command()
+def check_masks(config: ConfigArgument, masks: Annotated[Path, typer.Argument(help="Folder of masks.")]) -> None:
+    """Check a folder of masks against a data set: one for each picture, its size, known ids, not all 255."""
+    from amn_fast.data import open_dataset
+    from amn_fast.data.masks import check_masks as check
+
+    data = read_config(config).data
+    dataset = open_dataset(data.kind, data.root, **data.options)
+    check(masks, dataset)
+    console.print(f"{len(dataset.ids)} masks in {masks} fit")
 
 
 @app.command()

@@ -96,7 +96,9 @@ class IrnTraining(Training):
     @model_validator(mode="after")
     def _room_for_pairs(self) -> "IrnTraining":
         if self.crop < 8 * self.radius:
-            raise ValueError(f"crop {self.crop} leaves no room for pairs of radius {self.radius}, expected {8 * self.radius} or more")
+            raise ValueError(
+                f"crop {self.crop} leaves no room for pairs of radius {self.radius}, expected {8 * self.radius} or more"
+            )
         return self
 
 
@@ -218,5 +220,7 @@ def _sentence(error: ValidationError) -> str:
             parts.append(f"{place} is missing")
         else:
             text = problem["msg"].removeprefix("Value error, ")
-            parts.append(f"{place} is {problem['input']!r}: {text}" if problem["type"] != "value_error" else f"{place}: {text}")
+            parts.append(
+                f"{place} is {problem['input']!r}: {text}" if problem["type"] != "value_error" else f"{place}: {text}"
+            )
     return "; ".join(parts)

@@ -481,7 +481,9 @@ def _check_thresholds(thresholds: ArrayLike) -> Floats:
     values = np.array(thresholds, np.float64)
     steps = np.diff(values) if values.ndim == 1 else values
     if values.ndim != 1 or len(values) < 2 or not (steps > 0.001 - 1e-9).all() or np.ptp(steps) > 1e-9:
-        raise InputError(f"thresholds are {thresholds}, expected two or more evenly spaced numbers, .001 or more apart")
+        raise InputError(
+            f"thresholds are {values.tolist()}, expected two or more rising, evenly spaced numbers, .001 or more apart"
+        )
     return values
 
 

@@ -213,6 +213,20 @@ def test_figures_of_a_curve_done_by_hand():
     assert np.shape(written["iou"]) == (101, 2)
 
 
+def test_width_counts_the_thresholds_within_one_point_of_the_best():
+    # A fifth of the object and of the background lies evenly between .5 and 1, and 0 and .5: the curve falls slowly.
+    object_ = np.concatenate([np.full(2000, 1.0), np.linspace(0.5, 0.999, 500)])
+    activations = np.concatenate([object_, 0.999 - object_.clip(max=0.999)]).reshape(1, 1, 5000)
+    curve = ThresholdCurve(1)
+    curve.add(activations, [1], np.repeat([1, 0], 2500).reshape(1, 5000))
+    result = curve.result()
+    drop = result.best_miou - result.miou
+    within = int((drop <= 0.01).sum())
+    assert int((drop <= 0.005).sum()) < within < int((drop <= 0.015).sum())  # the one point matters
+    assert result.width == pytest.approx(within / 100)
+    assert result.best_threshold == curve.thresholds[drop.argmin()]
+
+
 def test_an_empty_curve_is_none():
     written = ThresholdCurve(2).to_json()
     assert written["best_miou"] is None

@@ -1,7 +1,7 @@
 """Random changes of training pictures, with their label maps where there are some.
 
-All randomness comes from the generator that is passed in, so that a picture's crop depends on the seed, the epoch and the
-picture alone — not on workers, order or a resumed run.
+All randomness comes from the generator that is passed in, so that a picture's crop depends on the seed, the epoch and
+the picture alone — not on workers, order or a resumed run.
 """
 
 from dataclasses import dataclass

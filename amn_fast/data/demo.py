@@ -13,6 +13,7 @@ import tempfile
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -43,6 +44,9 @@ _PLAN = ((0,), (1,), (2,), (0, 1), (0,), (1,), (2,), (1, 2), (0,), (1,), (2,), (
 _EMPTY_EVERY = 33  # one picture in so many shows no class
 
 
+Floats = NDArray[np.floating[Any]]
+
+
 @dataclass(frozen=True)
 class _Cutout:
     photo: NDArray[np.uint8]  # (h, w, 3)
@@ -52,18 +56,20 @@ class _Cutout:
 def make_demo(directory: Path | str, n: int = 100, seed: int = 0) -> Path:
     """Write the demo set into `directory`, whole or not at all, and return its path.
 
-    There come `images/demo_NNN.jpg` (176 to 224 pixels a side), `masks/demo_NNN.png`, `labels.csv` and `classes.txt`;
-    most pictures show one object or two, about three in a hundred none. The same `n` and `seed` give the same bytes; a
-    set that is already there is left as it is.
+    There come `images/demo_NNN.jpg` (176 to 224 pixels a side), `masks/demo_NNN.png`, `labels.csv`, `classes.txt` and
+    `ids.txt`; most pictures show one object or two, about three in a hundred none. The same `n` and `seed` give the
+    same bytes; a set that is already there is left as it is.
 
     Raises:
-        InputError: `directory` holds something else, or `n` is not in 1..1000.
+        InputError: `directory` holds something else, `n` is not in 1..1000, or `seed` is negative.
         MissingExtra: scikit-image is not installed.
     """
     directory = Path(directory)
     recipe = {"recipe": _RECIPE, "n": n, "seed": seed}
     if not 1 <= n <= 1000:
         raise InputError(f"n is {n}, expected 1 to 1000 demo pictures")
+    if seed < 0:
+        raise InputError(f"the demo's seed is {seed}, expected 0 or more")
     if directory.is_dir() and any(directory.iterdir()):
         if _recipe_of(directory) == recipe:
             return directory
@@ -83,7 +89,7 @@ def make_demo(directory: Path | str, n: int = 100, seed: int = 0) -> Path:
 
 def open_demo(root: Path | str, *, n: int = 100, seed: int = 0) -> FileDataset:
     """The demo set in `root`, made there first if it is not yet; see `make_demo`."""
-    return open_folder(make_demo(root, n, seed), masks="masks", classes="classes.txt")
+    return open_folder(make_demo(root, n, seed), masks="masks", classes="classes.txt", ids="ids.txt")
 
 
 def compose(index: int, seed: int = 0) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
@@ -92,11 +98,19 @@ def compose(index: int, seed: int = 0) -> tuple[NDArray[np.uint8], NDArray[np.ui
     height, width = (int(side) for side in rng.integers(176, 225, 2))
     picture = _background(rng, height, width)
     mask = np.zeros((height, width), np.uint8)
-    classes = () if index % _EMPTY_EVERY == _EMPTY_EVERY - 1 else _PLAN[index % len(_PLAN)]
+    classes = _classes_of(index, seed)
     for which in rng.permutation(classes).astype(int):
         picture, mask = _paste(rng, picture, mask, which, _SINGLE if len(classes) == 1 else _PAIRED)
     noise = rng.normal(0, 2, picture.shape)
     return np.clip(picture + noise, 0, 255).round().astype(np.uint8), mask
+
+
+def _classes_of(index: int, seed: int) -> tuple[int, ...]:
+    """What picture `index` shows: the plan in an order of its own in each dozen, so that no stride misses a class."""
+    if index % _EMPTY_EVERY == _EMPTY_EVERY - 1:
+        return ()
+    dozen, place = divmod(index, len(_PLAN))
+    return _PLAN[np.random.default_rng([seed, 1_000_000, 1 + dozen]).permutation(len(_PLAN))[place]]
 
 
 def _recipe_of(directory: Path) -> object:
@@ -116,6 +130,7 @@ def _write(directory: Path, n: int, seed: int) -> None:
         write_mask(directory / "masks" / f"{id}.png", mask)
         labels[id] = np.isin(np.arange(1, len(DEMO_CLASSES) + 1), mask)
     (directory / "classes.txt").write_text("".join(f"{name}\n" for name in DEMO_CLASSES))
+    (directory / "ids.txt").write_text("".join(f"{id}\n" for id in labels))
     write_labels(directory / "labels.csv", labels, DEMO_CLASSES, labels)
 
 
@@ -142,7 +157,7 @@ def _cutout(which: int) -> _Cutout:
     return _Cutout(photo[inside], alpha[inside])
 
 
-def _background(rng: np.random.Generator, height: int, width: int) -> NDArray[np.float32]:
+def _background(rng: np.random.Generator, height: int, width: int) -> Floats:
     """A crop of a photograph, tinted, mirrored, and lit from one side; (height, width, 3) in 0..255."""
     name, area, tints = (
         ("brick.png", np.s_[:, :], ((205, 120, 95), (180, 165, 145), (150, 150, 155))),
@@ -153,18 +168,18 @@ def _background(rng: np.random.Generator, height: int, width: int) -> NDArray[np
         ("rocket.jpg", np.s_[:260, 400:], None),
     )[rng.integers(6)]
     photo = _photo(name)[area].astype(np.float32)
-    share = rng.uniform(0.5, 1)
+    share = rng.uniform(0.7, 1)
     crop_height = min(photo.shape[0], int(photo.shape[1] * share * height / width))
     crop_width = min(photo.shape[1], int(crop_height * width / height) + 1)
     top = int(rng.integers(photo.shape[0] - crop_height + 1))
     left = int(rng.integers(photo.shape[1] - crop_width + 1))
-    crop = photo[top : top + crop_height, left : left + crop_width]
-    crop = cv2.resize(crop, (width, height), interpolation=cv2.INTER_AREA if crop_width > width else cv2.INTER_CUBIC)
+    window = photo[top : top + crop_height, left : left + crop_width]
+    crop = _resized(window, (width, height))
     if rng.random() < 0.5:
         crop = crop[:, ::-1]
     if tints is not None:
         tint = np.array(tints[rng.integers(len(tints))], np.float32)
-        crop = crop * (tint / max(float(crop.mean()), 1.0)) * 0.9
+        crop *= 0.9 * tint / max(float(crop.mean()), 1.0)
     slope = rng.uniform(-0.3, 0.3, 2)
     light = 1 + slope[0] * np.linspace(-0.5, 0.5, height)[:, None] + slope[1] * np.linspace(-0.5, 0.5, width)
     return np.clip(crop * (light * rng.uniform(0.8, 1.15))[..., None], 0, 255).astype(np.float32)
@@ -172,26 +187,25 @@ def _background(rng: np.random.Generator, height: int, width: int) -> NDArray[np
 
 def _paste(
     rng: np.random.Generator,
-    picture: NDArray[np.float32],
+    picture: Floats,
     mask: NDArray[np.uint8],
     which: int,
     sizes: tuple[float, float],
-) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
+) -> tuple[Floats, NDArray[np.uint8]]:
     """`picture` and `mask` with one more object in front, placed so that it hides little of those already there."""
     height, width = mask.shape
     photo, alpha = _variant(rng, which, rng.uniform(*sizes) * min(height, width))
     object_height, object_width = alpha.shape
-    there = np.count_nonzero(mask)
+    there = max(int((mask > 0).sum()), 1)
     best = None
     for _ in range(20):
         top = round(rng.uniform(-0.05, 0.05) * object_height + rng.random() * (height - object_height))
         left = round(rng.uniform(-0.05, 0.05) * object_width + rng.random() * (width - object_width))
-        placed = np.zeros((height, width), np.float32)
         shift = np.array([[1, 0, left], [0, 1, top]], np.float32)
-        placed = cv2.warpAffine(alpha, shift, (width, height), flags=cv2.INTER_NEAREST)
-        hidden = np.count_nonzero(mask[placed >= 0.5]) / max(there, 1)
+        placed = _warped(alpha, shift, (width, height))
+        hidden = int((mask[placed >= 0.5] > 0).sum()) / there
         if best is None or hidden < best[0]:
-            best = hidden, placed, cv2.warpAffine(photo, shift, (width, height), flags=cv2.INTER_NEAREST)
+            best = hidden, placed, _warped(photo, shift, (width, height))
         if hidden <= _MOST_HIDDEN:
             break
     assert best is not None
@@ -200,14 +214,14 @@ def _paste(
     return picture, np.where(placed >= 0.5, np.uint8(which + 1), mask)
 
 
-def _variant(rng: np.random.Generator, which: int, size: float) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+def _variant(rng: np.random.Generator, which: int, size: float) -> tuple[Floats, Floats]:
     """An object scaled to the longer side `size`, turned, perhaps mirrored, and lit; its colours and opacity 0..1."""
     cutout = _cutout(which)
     height, width = cutout.alpha.shape
     scale = size / max(height, width)
     shape = (max(1, round(width * scale)), max(1, round(height * scale)))
-    photo = cv2.resize(cutout.photo, shape, interpolation=cv2.INTER_AREA).astype(np.float32)
-    alpha = cv2.resize(cutout.alpha, shape, interpolation=cv2.INTER_AREA).astype(np.float32) / 255
+    photo = _resized(cutout.photo, shape)
+    alpha = _resized(cutout.alpha, shape) / 255
     if rng.random() < 0.5:
         photo, alpha = photo[:, ::-1], alpha[:, ::-1]
     angle = rng.uniform(-15, 15)
@@ -218,7 +232,18 @@ def _variant(rng: np.random.Generator, which: int, size: float) -> tuple[NDArray
         int(np.ceil(shape[1] * np.cos(radians) + shape[0] * np.sin(radians))),
     )
     turn[:, 2] += (turned[0] - shape[0]) / 2, (turned[1] - shape[1]) / 2
-    photo = cv2.warpAffine(np.ascontiguousarray(photo), turn, turned, borderMode=cv2.BORDER_REPLICATE)
-    alpha = cv2.warpAffine(np.ascontiguousarray(alpha), turn, turned)
     gain = rng.uniform(0.75, 1.2) * rng.uniform(0.95, 1.05, 3)
-    return np.clip(photo * gain.astype(np.float32), 0, 255), alpha
+    photo = _warped(photo, turn, turned, cv2.BORDER_REPLICATE) * gain
+    return np.clip(photo, 0, 255), _warped(alpha, turn, turned)
+
+
+def _resized(array: NDArray[Any], size: tuple[int, int]) -> Floats:
+    """`array` at `size` (width, height), averaged where it shrinks."""
+    smooth = cv2.INTER_AREA if array.shape[1] > size[0] else cv2.INTER_CUBIC
+    return np.asarray(cv2.resize(array.astype(np.float32), size, interpolation=smooth), np.float32)
+
+
+def _warped(array: Floats, matrix: NDArray[Any], size: tuple[int, int], border: int = cv2.BORDER_CONSTANT) -> Floats:
+    """`array` moved by the 2 x 3 `matrix` into a frame of `size` (width, height)."""
+    array = np.ascontiguousarray(array, np.float32)
+    return np.asarray(cv2.warpAffine(array, matrix, size, borderMode=border), np.float32)

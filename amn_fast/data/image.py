@@ -1,4 +1,4 @@
-"""Pictures and masks from files: whatever is stored becomes upright RGB or class ids, or an error that names the file."""
+"""Pictures and masks from files: upright RGB and class ids, or an error that names the file."""
 
 import struct
 import zlib
@@ -55,6 +55,8 @@ def read_image(path: Path | str) -> NDArray[np.uint8]:
         InputError: the file is missing, truncated, damaged, or not a picture.
     """
     with _opened(path) as image:
+        if image.format in ("JPEG", "MPO"):
+            _require_jpeg_end(Path(path).read_bytes())
         image.load()
         orientation = _orientation(image)
         image = _to_rgb(image, path)
@@ -88,7 +90,7 @@ def read_mask(path: Path | str) -> NDArray[np.uint8]:
                 f"{path}: is a PNG of mode {image.mode}, but a mask has to be a palette or grey PNG with class ids; "
                 "colours have to be turned into ids first"
             )
-        raw_mode = str(image.tile[0][3]) if image.tile else ""
+        raw_mode = str(image.tile[0][3]) if image.tile else ""  # type: ignore[attr-defined]
         image.load()
         values = np.array(image)
         if image.mode == "L" and raw_mode in ("L;2", "L;4"):  # Pillow spreads 2 and 4 bits of grey over 0..255
@@ -119,6 +121,20 @@ def _orientation(image: Image.Image) -> int:
         return int(image.getexif().get(ExifTags.Base.Orientation, 1))
     except _DAMAGE:
         return 1
+
+
+def _require_jpeg_end(data: bytes) -> None:
+    """Raise ValueError when no end marker follows the first scan.
+
+    The decoder reports a file that is cut off, but makes grey pixels of one whose rest is zeros, as an interrupted
+    download or a full disk leaves it.
+    """
+    position = 2
+    while data[position : position + 1] == b"\xff" and data[position + 1 : position + 2] != b"\xda":
+        fill = data[position + 1 : position + 2] == b"\xff"
+        position += 1 if fill else 2 + int.from_bytes(data[position + 2 : position + 4], "big")
+    if data.find(b"\xff\xd9", position) < 0:
+        raise ValueError("the JPEG data has no end, it is truncated")
 
 
 def _to_rgb(image: Image.Image, path: Path | str) -> Image.Image:

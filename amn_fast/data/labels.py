@@ -68,15 +68,15 @@ def read_classes(path: Path | str) -> tuple[str, ...]:
 
 
 def check_classes(names: Iterable[str], where: Path | str) -> tuple[str, ...]:
-    """`names` as a tuple, if they can be the classes of a data set: 1 to 254 different names, none of them background."""
+    """`names` as a tuple, checked: 1 to 254 different names, none of them the background."""
     names = tuple(names)
     if not 1 <= len(names) < IGNORE:
         raise InputError(f"{where}: names {len(names)} classes, expected 1 to {IGNORE - 1}")
     for name in names:
+        if not isinstance(name, str) or not name or names.count(name) > 1:
+            raise InputError(f"{where}: the class {name!r} is empty, no text, or named twice")
         if name.lower() in _BACKGROUND:
             raise InputError(f"{where}: {name!r} is not a class; it may only be the first line of a list of names")
-        if not isinstance(name, str) or not name or names.count(name) > 1:
-            raise InputError(f"{where}: the class {name!r} is empty or named twice")
     return names
 
 
@@ -148,12 +148,12 @@ def join(keys: Iterable[str], ids: Sequence[str]) -> dict[str, str]:
             raise InputError(f"the labels name the number {number} twice, as {numbered[number]!r} and {key!r}")
     used: dict[str, str] = {}
     for id in ids:
-        if id not in joined:
-            key = numbered.get(_number(id))  # type: ignore[arg-type]
-            if key is not None:
-                if used.setdefault(key, id) != id:
-                    raise InputError(f"the label {key!r} fits two pictures, {used[key]!r} and {id!r}")
-                joined[id] = key
+        number = _number(id)
+        if id in joined or number is None or number not in numbered:
+            continue
+        joined[id] = numbered[number]
+        if used.setdefault(joined[id], id) != id:
+            raise InputError(f"the label {joined[id]!r} fits two pictures, {used[joined[id]]!r} and {id!r}")
     return joined
 
 
@@ -172,6 +172,8 @@ def read_text(path: Path | str) -> str:
         return Path(path).read_text(encoding="utf-8-sig")
     except FileNotFoundError as error:
         raise InputError(f"{path}: there is no such file") from error
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise InputError(f"{path}: is not UTF-8 text") from error
 
@@ -184,11 +186,12 @@ def read_json(path: Path | str) -> Any:
     """
     try:
         return json.loads(read_text(path))
-    except json.JSONDecodeError as error:
+    except (json.JSONDecodeError, RecursionError) as error:
         raise InputError(f"{path}: is not JSON: {error}") from error
 
 
-def _vector(names: Iterable[str], classes: tuple[str, ...], path: Path | str, id: str) -> Vector:
+def label_vector(names: Iterable[str], classes: tuple[str, ...], path: Path | str, id: str) -> Vector:
+    """`names` as (C,) bool; InputError, naming file, id and name, when one is not in `classes`."""
     vector = np.zeros(len(classes), bool)
     for name in names:
         if name not in classes:
@@ -199,7 +202,7 @@ def _vector(names: Iterable[str], classes: tuple[str, ...], path: Path | str, id
 
 def _from_names(path: Path, own: tuple[str, ...], rows: dict[str, list[str]], given: tuple[str, ...] | None) -> Labels:
     classes = given or check_classes(own, path)
-    vectors = {id: _vector(names, classes, path, id) for id, names in rows.items()}
+    vectors = {id: label_vector(names, classes, path, id) for id, names in rows.items()}
     return Labels(classes, vectors, vectors.__getitem__)
 
 
@@ -209,7 +212,11 @@ def _names_in(rows: dict[str, list[str]]) -> tuple[str, ...]:
 
 def _read_csv(path: Path) -> tuple[tuple[str, ...], dict[str, list[str]]]:
     """The classes and the names by id."""
-    lines = [row for row in csv.reader(io.StringIO(read_text(path), newline="")) if any(cell.strip() for cell in row)]
+    try:
+        table = list(csv.reader(io.StringIO(read_text(path), newline="")))
+    except csv.Error as error:
+        raise InputError(f"{path}: is not CSV: {error}") from error
+    lines = [row for row in table if any(cell.strip() for cell in row)]
     if not lines or len(lines[0]) < 2 or lines[0][0].strip().lower() != "id":
         raise InputError(f"{path}: the first line has to be 'id,' and the names of the classes, or 'id,labels'")
     header = tuple(cell.strip() for cell in lines[0][1:])
@@ -232,7 +239,7 @@ def _read_csv(path: Path) -> tuple[tuple[str, ...], dict[str, list[str]]]:
 
 def _parse_json(value: Any, path: Path) -> tuple[tuple[str, ...], dict[str, list[str]]]:
     """The classes and the names by id."""
-    full = isinstance(value, dict) and set(value) == {"classes", "labels"} and isinstance(value["labels"], dict)
+    full = isinstance(value, dict) and isinstance(value.get("labels"), dict) and isinstance(value.get("classes"), list)
     rows = value["labels"] if full else value
     if not isinstance(rows, dict):
         raise InputError(f'{path}: has to be {{"classes": [names], "labels": {{id: [names]}}}}')
@@ -273,7 +280,7 @@ def _from_xml(folder: Path, classes: tuple[str, ...] | None) -> Labels:
 
 def _xml_vector(folder: Path, classes: tuple[str, ...], id: str) -> Vector:
     path = folder / f"{id}.xml"
-    return _vector(_objects(path), classes, path, id)
+    return label_vector(_objects(path), classes, path, id)
 
 
 def _objects(path: Path) -> list[str]:

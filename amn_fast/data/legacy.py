@@ -32,6 +32,8 @@ def read_legacy(path: Path | str) -> Any:
             data = file.read()
     except FileNotFoundError as error:
         raise InputError(f"{path}: there is no such file") from error
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror}") from error
     try:
         stream = _after_header(io.BytesIO(data))
         value = _Reader(stream).load()
@@ -88,7 +90,8 @@ class _Array:
 
     def __init__(self) -> None:
         self.shape: tuple[int, ...] = (0,)
-        self.dtype, self.fortran, self.raw, self.items = _Type("u1"), False, b"", []
+        self.dtype, self.fortran, self.raw = _Type("u1"), False, b""
+        self.items: list[Any] = []
 
     def __setstate__(self, state: tuple[Any, ...]) -> None:
         _, self.shape, self.dtype, self.fortran, content = state
@@ -132,6 +135,11 @@ def _encode(text: str, encoding: str) -> bytes:
     return text.encode("latin1")
 
 
+def _empty() -> bytes:
+    """How protocol 2 spells b""."""
+    return b""
+
+
 def _storage(raw: bytes) -> NDArray[Any]:
     """The numbers of a tensor storage, which PyTorch reads as weights only."""
     try:
@@ -164,6 +172,8 @@ _ALLOWED: dict[tuple[str, str], Any] = {
     ("numpy", "ndarray"): _Class,
     ("collections", "OrderedDict"): dict,
     ("_codecs", "encode"): _encode,
+    ("builtins", "bytes"): _empty,
+    ("__builtin__", "bytes"): _empty,
     ("torch._utils", "_rebuild_tensor_v2"): _tensor,
     ("torch.storage", "_load_from_bytes"): _storage,
 }

@@ -59,9 +59,7 @@ def read_activations(path: Path | str) -> Activations:
     """
     try:
         with np.load(path, allow_pickle=False) as file:
-            return Activations(
-                file["keys"], file["strided"].astype(np.float32), file["full"].astype(np.float32)
-            )
+            return Activations(file["keys"], file["strided"].astype(np.float32), file["full"].astype(np.float32))
     except FileNotFoundError:
         raise InputError(f"activation file {path} does not exist") from None
     except (KeyError, ValueError, zipfile.BadZipFile, zlib.error, EOFError, OSError) as error:

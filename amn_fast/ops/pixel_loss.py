@@ -1,11 +1,16 @@
 """The balanced per-pixel classification loss."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
+from amn_fast._native import native
 from amn_fast.errors import InputError
 from amn_fast.kernels.pixel_loss import reference
-from amn_fast.ops._backend import choose
+from amn_fast.ops._torch import resolve
+
+TYPES = {torch.float32: 0, torch.float64: 1, torch.float16: 2, torch.bfloat16: 3}  # of kernels/pixel_loss/cpu.hpp
 
 
 def pixel_loss(
@@ -21,7 +26,7 @@ def pixel_loss(
         logits: (B, C + 1, h, w), float32, float64, float16 or bfloat16, any strides; computed in float32 or float64.
         labels: (B, H, W) uint8: 0 is background, 1..C the classes, `ignore_index` counts nowhere.
         eps: label smoothing, in [0, 1].
-        backend: "auto" or "reference".
+        backend: "auto", "cpu" (C++), "triton" or "reference".
 
     Returns:
         A scalar, float32 (float64 for double logits).
@@ -46,13 +51,90 @@ def pixel_sums(
     For means over more than one batch or process: add both, then `balanced_mean`.
     """
     _check(logits, labels, eps)
-    choose(backend, "pixel_loss", {"reference": ""})
-    _check_labels(labels, logits.shape[1], ignore_index)
-    return reference.pixel_sums(logits, labels, eps, ignore_index)
+    chosen = resolve(backend, "pixel_loss", logits.device.type)
+    if chosen == "reference":
+        if not torch.compiler.is_compiling():
+            _check_labels(_highest_label(labels, ignore_index), logits.shape[1], ignore_index)
+        return reference.pixel_sums(logits, labels, eps, ignore_index)
+    sums, counts, _ = _pixel_sums(logits, labels, eps, ignore_index, chosen)
+    return sums, counts
+
+
+@torch.library.custom_op("amn_fast::pixel_sums", mutates_args=())
+def _pixel_sums(
+    logits: Tensor, labels: Tensor, eps: float, ignore_index: int, backend: str
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The sums, the counts, and the softmax's maximum and logarithm of the sum of each pixel, (2, B, h, w)."""
+    dtype = _arithmetic(logits)
+    problem = _problem(logits, labels, eps, ignore_index)
+    _check_labels(problem.highest_label(), logits.shape[1], ignore_index)
+    normaliser = logits.new_empty((2, logits.shape[0], *logits.shape[2:]), dtype=dtype)
+    background, foreground, *counts = problem.forward(normaliser.data_ptr())
+    return torch.tensor([background, foreground], dtype=dtype), torch.tensor(counts, dtype=dtype), normaliser
+
+
+@_pixel_sums.register_fake
+def _(logits: Tensor, labels: Tensor, eps: float, ignore_index: int, backend: str) -> tuple[Tensor, Tensor, Tensor]:
+    dtype = _arithmetic(logits)
+    pair = logits.new_empty(2, dtype=dtype)
+    return pair, torch.empty_like(pair), logits.new_empty((2, logits.shape[0], *logits.shape[2:]), dtype=dtype)
+
+
+@torch.library.custom_op("amn_fast::pixel_sums_backward", mutates_args=())
+def _pixel_sums_backward(
+    grad_sums: Tensor, logits: Tensor, labels: Tensor, normaliser: Tensor, eps: float, ignore_index: int, backend: str
+) -> Tensor:
+    gradient = torch.empty_like(logits)
+    problem = _problem(logits, labels, eps, ignore_index)
+    problem.backward(normaliser.data_ptr(), grad_sums.tolist(), gradient.data_ptr(), gradient.stride())
+    return gradient
+
+
+@_pixel_sums_backward.register_fake
+def _(
+    grad_sums: Tensor, logits: Tensor, labels: Tensor, normaliser: Tensor, eps: float, ignore_index: int, backend: str
+) -> Tensor:
+    return torch.empty_like(logits)
+
+
+def _setup_context(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor, Tensor]) -> None:
+    logits, labels, ctx.eps, ctx.ignore_index, ctx.backend = inputs
+    _, counts, normaliser = output
+    ctx.mark_non_differentiable(counts, normaliser)
+    ctx.save_for_backward(logits, labels, normaliser)
+
+
+def _backward(ctx: Any, grad_sums: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+    gradient = _pixel_sums_backward(grad_sums, *ctx.saved_tensors, ctx.eps, ctx.ignore_index, ctx.backend)
+    return gradient, None, None, None, None
+
+
+_pixel_sums.register_autograd(_backward, setup_context=_setup_context)
+
+
+def _arithmetic(logits: Tensor) -> torch.dtype:
+    return torch.float64 if logits.dtype == torch.float64 else torch.float32
+
+
+def _problem(logits: Tensor, labels: Tensor, eps: float, ignore_index: int) -> Any:
+    """The C++ kernel's view of the tensors, which must outlive it."""
+    assert native is not None  # `resolve` has seen to it
+    return native.PixelLoss(
+        logits=logits.data_ptr(),
+        type=TYPES[logits.dtype],
+        shape=logits.shape,
+        strides=logits.stride(),
+        labels=labels.data_ptr(),
+        label_size=labels.shape[1:],
+        label_strides=labels.stride(),
+        eps=eps,
+        ignore_index=ignore_index,
+        threads=torch.get_num_threads(),
+    )
 
 
 def _check(logits: Tensor, labels: Tensor, eps: float) -> None:
-    if logits.ndim != 4 or not logits.is_floating_point() or logits.shape[1] < 2:
+    if logits.ndim != 4 or logits.dtype not in TYPES or logits.shape[1] < 2:
         found = f"{tuple(logits.shape)} {logits.dtype}"
         raise InputError(f"pixel_loss: logits is {found}, expected (B, C + 1, h, w) of a floating type with C >= 1")
     if labels.dtype != torch.uint8 or labels.ndim != 3 or labels.shape[0] != logits.shape[0]:
@@ -67,8 +149,11 @@ def _check(logits: Tensor, labels: Tensor, eps: float) -> None:
         raise InputError(f"pixel_loss: eps is {eps}, expected a number in [0, 1]")
 
 
-def _check_labels(labels: Tensor, channels: int, ignore_index: int) -> None:
-    highest = labels.masked_fill(labels == ignore_index, 0).amax() if labels.numel() else 0
+def _highest_label(labels: Tensor, ignore_index: int) -> int:
+    return int(labels.masked_fill(labels == ignore_index, 0).amax()) if labels.numel() else 0
+
+
+def _check_labels(highest: int, channels: int, ignore_index: int) -> None:
     if highest >= channels:
         expected = f"0..{channels - 1} (the logits' channels) or {ignore_index}"
-        raise InputError(f"pixel_loss: labels hold {int(highest)}, expected {expected}")
+        raise InputError(f"pixel_loss: labels hold {highest}, expected {expected}")

@@ -17,7 +17,9 @@ from amn_fast.errors import InputError
 class ClassifierPictures(TorchDataset[tuple[Tensor, Tensor]]):
     """(normalised crop (3, S, S), image label (C,) float), for the classifier: the long side is drawn from a range."""
 
-    def __init__(self, dataset: Dataset, normalize: Normalize, crop: int, long_side: tuple[int, int], seed: int) -> None:
+    def __init__(
+        self, dataset: Dataset, normalize: Normalize, crop: int, long_side: tuple[int, int], seed: int
+    ) -> None:
         self.dataset, self.normalize, self.crop, self.long_side, self.seed = dataset, normalize, crop, long_side, seed
 
     def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, Tensor]:
@@ -31,7 +33,7 @@ class ClassifierPictures(TorchDataset[tuple[Tensor, Tensor]]):
 
 
 class SeedPictures(TorchDataset[tuple[Tensor, Tensor, Tensor]]):
-    """(normalised crop (3, S, S), seed (S, S) uint8, image label (C,) float), for AMN and IRN: rescaled by a random factor."""
+    """(normalised crop (3, S, S), seed (S, S) uint8, image label (C,) float), for AMN and IRN: randomly rescaled."""
 
     def __init__(
         self, dataset: Dataset, seeds: Path, normalize: Normalize, crop: int, factors: tuple[float, float], seed: int
@@ -60,7 +62,9 @@ def read_seed(path: Path, size: tuple[int, ...], n_classes: int) -> NDArray[np.u
     """
     labels = read_mask(path)
     if labels.shape != size:
-        raise InputError(f"seed {path} is {labels.shape[0]} x {labels.shape[1]}, its picture {size[0]} x {size[1]} (height x width)")
+        raise InputError(
+            f"seed {path} is {labels.shape[0]} x {labels.shape[1]}, its picture {size[0]} x {size[1]} (height x width)"
+        )
     known = labels[labels != 255]
     if known.size and known.max() > n_classes:
         raise InputError(f"seed {path} holds label {known.max()}, expected 0..{n_classes} or 255")

@@ -58,7 +58,7 @@ class Workspace:
 
     def item(self, kind: str, id: str) -> Path:
         """The file that holds picture `id`'s part of `kind`."""
-        suffix = ".npz" if kind in ("cam", "amn", "walk") else ".png"
+        suffix = ".npz" if kind in ("cam", "amn", "edge") else ".png"
         return self.root / kind / f"{id}{suffix}"
 
     def require(self, kind: str) -> None:
@@ -132,7 +132,9 @@ class Stage:
         except FileNotFoundError:
             return {}
         except ValueError as error:
-            raise InputError(f"{self._record_path(config)} is not JSON ({error}); remove it to run {self.name} again") from error
+            raise InputError(
+                f"{self._record_path(config)} is not JSON ({error}); remove it to run {self.name} again"
+            ) from error
 
     def run(self, config: Config) -> bool:
         """Run the stage, or go on where it was stopped.
@@ -147,8 +149,8 @@ class Stage:
             for needed in self.needs:
                 if not needed.is_done(config):
                     raise InputError(
-                        f"{self.name} needs the outputs of {needed.name}, and {config.run} has none under this configuration;"
-                        f" run `amn-fast {needed.name}` first, or `amn-fast run` for all stages"
+                        f"{self.name} needs the outputs of {needed.name}, and {config.run} has none under this"
+                        f" configuration; run `amn-fast {needed.name}` first, or `amn-fast run` for all stages"
                     )
             if self.is_done(config):
                 console.print(f"[dim]{self.name}: done already under this configuration, skipped[/dim]")

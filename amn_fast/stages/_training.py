@@ -20,7 +20,7 @@ Batch = Any
 
 
 class Epoch(Sampler[list[tuple[int, int]]]):
-    """Batches of (epoch, index) in an order that depends on seed and epoch alone; the last partial batch is left out."""
+    """Batches of (epoch, index), in an order that depends on seed and epoch alone; a last partial batch is left out."""
 
     def __init__(self, pictures: int, batch: int, seed: int) -> None:
         self.pictures, self.batch, self.seed = pictures, batch, seed
@@ -47,8 +47,8 @@ def train(
 ) -> None:
     """Train `net`, write its weights to weights/NAME.safetensors.
 
-    Learning rates of all groups follow their start value times (1 - step / steps) ** power. After each epoch the state goes
-    to weights/NAME.checkpoint.pt; a run that was killed goes on from there and ends with the same weights.
+    Learning rates of all groups are their start value times (1 - step / steps) ** power. After each epoch the state
+    goes to weights/NAME.checkpoint.pt; a run that was killed goes on from there and ends with the same weights.
 
     Args:
         pictures: takes (epoch, index), gives one picture's part of a batch.
@@ -116,7 +116,12 @@ def _save(path: Path, net: nn.Module, optimizer: torch.optim.Optimizer, epochs: 
 def _restore(path: Path, net: nn.Module, optimizer: torch.optim.Optimizer) -> int:
     if not path.exists():
         return 0
-    state = torch.load(path, map_location="cpu", weights_only=True)
-    net.load_state_dict(state["net"])
-    optimizer.load_state_dict(state["optimizer"])
-    return state["epochs"]
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        net.load_state_dict(state["net"])
+        optimizer.load_state_dict(state["optimizer"])
+        return state["epochs"]
+    except Exception as error:  # a damaged file and another network's have an error class each
+        raise InputError(
+            f"checkpoint {path} does not fit: {' '.join(str(error).split())[:300]}; remove it to train from the start"
+        ) from error

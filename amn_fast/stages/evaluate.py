@@ -4,11 +4,12 @@ Masks and seeds are scored under a stated rule for 255 ("ignore" for seeds, whos
 over all background thresholds. Pictures are joined by id.
 """
 
+import json
 import os
 import platform
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -17,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from amn_fast.config import to_yaml
+from amn_fast.config import Config, to_yaml
 from amn_fast.data.image import read_mask
 from amn_fast.data.store import read_activations
 from amn_fast.errors import InputError
@@ -27,9 +28,9 @@ from amn_fast.report import write_report
 from amn_fast.stages import make_mask
 from amn_fast.stages._stage import Stage, Workspace
 
-ACTIVATIONS = {"cam": "cam", "amn": "amn"}
-"""Name in metrics.json -> folder."""
+ACTIVATIONS = ("cam", "amn")
 SEEDS = {"refined_seed": "cam_seed", "amn_refined": "amn_seed"}
+"""Name in metrics.json -> folder."""
 
 
 @dataclass
@@ -77,7 +78,11 @@ def summary(tally: Tally) -> dict[str, Any]:
     result: dict[str, Any] = {}
     for name, curve in tally.curves.items():
         best = curve.result()
-        result[name] = {"scores": curve.scores(best.best_threshold).to_json(), "curve": best.to_json(), "miou": best.best_miou}
+        result[name] = {
+            "scores": curve.scores(best.best_threshold).to_json(),
+            "curve": best.to_json(),
+            "miou": best.best_miou,
+        }
         if name in tally.histograms:
             result[name]["histogram"] = tally.histograms[name].to_json()
     for name in SEEDS:
@@ -90,7 +95,7 @@ def summary(tally: Tally) -> dict[str, Any]:
 
 def _evaluate(work: Workspace) -> None:
     dataset = work.dataset
-    for kind in (*ACTIVATIONS.values(), *SEEDS.values(), "walk", "masks"):
+    for kind in (*ACTIVATIONS, *SEEDS.values(), "edge", "masks"):
         work.require(kind)
     tally, lock = Tally(len(dataset.classes)), threading.Lock()
 
@@ -113,17 +118,30 @@ def _evaluate(work: Workspace) -> None:
     write_report(work.root, metrics, RunPictures(work), to_yaml(work.config))
 
 
+def report(config: Config) -> Path:
+    """Write report.html from metrics.json again.
+
+    Raises:
+        InputError: the run has not been evaluated.
+    """
+    work = Workspace(config)
+    path = work.root / "metrics.json"
+    if not path.exists():
+        raise InputError(f"{path} does not exist; run `amn-fast evaluate` first")
+    return write_report(work.root, json.loads(path.read_text()), RunPictures(work), to_yaml(config))
+
+
 def _read(work: Workspace, id: str) -> Item | None:
     truth = work.dataset.truth(id)
     if truth is None:
         return None
     activations = {}
-    for name, folder in ACTIVATIONS.items():
-        found = read_activations(work.item(folder, id))
+    for name in ACTIVATIONS:
+        found = read_activations(work.item(name, id))
         activations[name] = (found.full, found.keys)
-        _same_size(work.item(folder, id), found.full.shape[1:], id, truth)
-    walk = make_mask.read_walk(work.item("walk", id))
-    activations["mask"] = (make_mask.full_scores(walk, truth.shape), walk.keys)
+        _same_size(work.item(name, id), found.full.shape[1:], id, truth)
+    walked = make_mask.scores(found, make_mask.read_edge(work.item("edge", id)), work.config.mask)
+    activations["mask"] = (walked, found.keys)
     masks = {name: read_mask(work.item(folder, id)) for name, folder in {**SEEDS, "mask": "masks"}.items()}
     for name, folder in {**SEEDS, "mask": "masks"}.items():
         _same_size(work.item(folder, id), masks[name].shape, id, truth)
@@ -163,7 +181,7 @@ class RunPictures:
 
     def __init__(self, work: Workspace) -> None:
         self._work = work
-        self.ids = work.dataset.ids
+        self.ids: Sequence[str] = work.dataset.ids
 
     def image(self, id: str) -> NDArray[np.uint8]:
         return self._work.dataset.image(id)
@@ -191,7 +209,5 @@ class RunPictures:
         return full.max(0) if len(full) else np.zeros(full.shape[1:], np.float32)
 
 
-stage = Stage(
-    name="evaluate", uses=(), needs=(make_mask.stage,), makes=("metrics.json", "report.html"), work=_evaluate
-)
+stage = Stage(name="evaluate", uses=(), needs=(make_mask.stage,), makes=("metrics.json", "report.html"), work=_evaluate)
 run = stage.run

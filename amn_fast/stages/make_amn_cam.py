@@ -34,7 +34,7 @@ def activate(
     maps = [
         net.activations(mirrored_pair(image, scale, net.backbone.normalize).to(device), condition) for scale in scales
     ]
-    strided, full = merge_amn(maps, (height, width), valid, torch.from_numpy(np.array(seed)).to(device))
+    strided, full = merge_amn(maps, (height, width), valid.tolist(), torch.from_numpy(np.array(seed)).to(device))
     # The background's channel served the softmax; refine-seed and make-mask put a threshold in its place.
     return Activations((valid + 1).astype(np.uint8), strided[1:].cpu().numpy(), full[1:].cpu().numpy())
 

@@ -24,7 +24,7 @@ def activate(
     if not len(valid):
         return no_activations(height, width)
     maps = [net.activations(mirrored_pair(image, scale, net.backbone.normalize).to(device)) for scale in scales]
-    strided, full = merge_cam(maps, (height, width), valid)
+    strided, full = merge_cam(maps, (height, width), valid.tolist())
     return Activations((valid + 1).astype(np.uint8), strided.cpu().numpy(), full.cpu().numpy())
 
 

@@ -27,8 +27,8 @@ def _train(work: Workspace) -> None:
     def loss_of(batch: list[torch.Tensor]) -> torch.Tensor:
         images, seeds, _ = (part.to(work.device, non_blocking=True) for part in batch)
         edges, displacements = net(images)
-        losses = pair_loss(edges, displacements, seeds[:, 2::4, 2::4], radius=settings.radius)
-        return losses.total if settings.displacement else losses.edge
+        losses = pair_loss(edges, displacements, seeds[:, 2::4, 2::4].contiguous(), radius=settings.radius)
+        return losses.total if settings.displacement else losses.edges
 
     if not work.weights("irn").exists():
         train(work, "irn", net, optimizer, pictures, len(dataset.ids), settings, loss_of)

@@ -9,6 +9,11 @@ from amn_fast.kernels.pair_loss.paths import Offset, half_plane, path
 TINY = 1e-5
 
 
+def arithmetic(edge_logits: Tensor, displacement: Tensor) -> torch.dtype:
+    """The type to compute in: double for a double input, else single."""
+    return torch.float64 if torch.float64 in (edge_logits.dtype, displacement.dtype) else torch.float32
+
+
 def _offset_sums(
     edge: Tensor, displacement: Tensor, labels: Tensor, ignore_index: int, offset: Offset, reach: int
 ) -> tuple[Tensor, Tensor]:
@@ -62,7 +67,7 @@ def pair_sums(
     Returns:
         sums (5,): bg_pos, fg_pos, neg, dp_fg, dp_bg; counts (3,): background, foreground and negative pairs, int64.
     """
-    dtype = torch.float64 if torch.float64 in (edge_logits.dtype, displacement.dtype) else torch.float32
+    dtype = arithmetic(edge_logits, displacement)
     edge, moved = edge_logits[:, 0].to(dtype), displacement.to(dtype)
     sums, counts = edge.new_zeros(5), torch.zeros(3, dtype=torch.int64, device=edge.device)
     for offset in half_plane(radius):

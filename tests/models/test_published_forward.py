@@ -37,7 +37,11 @@ def published_name(name: str) -> str:
             _, number, rest = name.split(".", 2)
             if theirs == "fc_edge" or number in "012345":
                 return f"{theirs}{int(number) + 1}.{rest}"
-            return f"fc_dp7.{rest}" if number == "6" else f"fc_dp7.{3 if rest.startswith('0') else 4}.{rest.split('.', 1)[1]}"
+            return (
+                f"fc_dp7.{rest}"
+                if number == "6"
+                else f"fc_dp7.{3 if rest.startswith('0') else 4}.{rest.split('.', 1)[1]}"
+            )
     return name
 
 

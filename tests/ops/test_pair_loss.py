@@ -14,7 +14,7 @@ from amn_fast.kernels.pair_loss.paths import half_plane, path  # noqa: E402
 from amn_fast.ops.pair_loss import PairLossTerms, pair_loss, pair_means, pair_sums  # noqa: E402
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "amn"
-BACKENDS = ["reference"]
+BACKENDS = ["reference", "cpu"]
 
 
 @pytest.fixture(params=BACKENDS)
@@ -179,6 +179,21 @@ def test_half_precision(backend):
         exact = pair_loss(edge.double(), displacement.double(), labels, radius=5, backend="reference")
         np.testing.assert_allclose([t.item() for t in terms], [t.item() for t in exact], rtol=1e-6)
         assert terms.bg_pos.dtype == torch.float32
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize(("radius", "size"), [(2, (4, 7)), (5, (13, 18)), (10, (24, 40)), (5, (9, 150))])
+def test_kernel_equals_reference_gradients(dtype, radius, size):
+    """Ties included: bfloat16 maps are full of them, and the first pixel of the path takes the gradient."""
+    case = random_case(2, *size, dtype=dtype)
+    exact = (case[0].double(), case[1].double(), case[2])
+    terms, *true = gradients(exact, "reference", radius=radius)
+    ours, *found = gradients(case, "cpu", radius=radius)
+    np.testing.assert_allclose([t.item() for t in ours], [t.item() for t in terms], rtol=1e-6)
+    for gradient, true_gradient in zip(found, true, strict=True):
+        rounding = 1e-2 if dtype == torch.bfloat16 else 1e-6
+        scale = float(true_gradient.abs().max())
+        torch.testing.assert_close(gradient.double(), true_gradient, rtol=rounding, atol=1e-6 * scale)
 
 
 def test_total_is_irns_weighting():

@@ -12,7 +12,7 @@ from amn_fast.kernels.pixel_loss import reference  # noqa: E402
 from amn_fast.ops.pixel_loss import balanced_mean, pixel_loss, pixel_sums  # noqa: E402
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "amn"
-BACKENDS = ["reference"]
+BACKENDS = ["reference", "cpu"]
 
 
 @pytest.fixture(params=BACKENDS)

@@ -1,0 +1,131 @@
+// The dense CRF on the CPU: permutohedral lattices and mean field over them. Torch-free, raw pointers.
+//
+// Points are cut into a fixed number of bands, each with rows of its own in the lattice's value arrays, so that threads
+// can splat without meeting. A vertex that a later band shares with an earlier one has a second row, a ghost, which is
+// added to the first before the blur and copied from it afterwards. The bands depend on the number of points alone:
+// every thread count gives the same bits.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <mutex>
+#include <vector>
+
+#include "dense_crf/passes.hpp"
+#include "dense_crf/pool.hpp"
+#include "dense_crf/team.hpp"
+
+namespace amn::dense_crf {
+
+constexpr int max_dimension = 32;
+
+// The points to embed: a matrix, a pixel grid, or the pixels of an image.
+class Features {
+public:
+    // (d, n), each already divided by its deviation.
+    Features(const float* matrix, int dimension, int64_t points);
+    // x / sx, y / sy.
+    Features(int64_t height, int64_t width, double sx, double sy);
+    // x / sx, y / sy, and the three channels of an image with these strides in bytes, divided by `colours`.
+    Features(const uint8_t* image, int64_t height, int64_t width, const int64_t strides[3], double sx, double sy,
+             const double colours[3]);
+
+    int dimension() const { return d_; }
+    int64_t points() const { return n_; }
+    float lowest(int j) const { return lowest_[j]; }
+    float highest(int j) const { return highest_[j]; }
+    // Features of 64 points from `first`, (d, 64); zeros beyond the last point.
+    void fill(int64_t first, float* tile) const;
+
+private:
+    int d_;
+    int64_t n_, width_ = 0;
+    const float* matrix_ = nullptr;
+    const uint8_t* image_ = nullptr;
+    int64_t strides_[3] = {};
+    std::vector<float> x_, y_, colour_;  // quotients, made once: a division for each column, row and grey level
+    std::vector<float> lowest_, highest_;
+};
+
+struct Band {
+    int64_t first_tile, last_tile;  // tiles of 64 points, the last one excluded
+    int64_t first_row, rows;        // its part of the value arrays
+};
+
+struct Axis {
+    Buffer<uint32_t> index;  // rows along chains of neighbours, chain after chain
+    Buffer<float> half;      // ½ where the next row is a neighbour, 0 at the end of a chain
+    int64_t count = 0;
+};
+
+enum class Normalization { symmetric, before, after, none };
+
+class Lattice {
+public:
+    // Throws std::invalid_argument where the features leave the range of the lattice's coordinates.
+    Lattice(const Features& features, int threads);
+
+    int dimension() const { return d_; }
+    int64_t points() const { return n_; }
+    int64_t vertices() const { return rows_ - static_cast<int64_t>(ghosts_.size()); }
+    int64_t rows() const { return rows_; }
+    size_t bytes() const;  // of memory held
+    float alpha() const { return alpha_; }
+    const std::vector<Band>& bands() const { return bands_; }
+    // (points, d + 1): rows, counted from the band's first one; and barycentric weights.
+    const uint32_t* offset() const { return offset_.data(); }
+    const float* weight() const { return weight_.data(); }
+
+    // Zeroes the rows that the tile is the first of its band to touch.
+    void clear_rows(const Band& band, int64_t tile, int width, float* rows) const;
+    // All axes of one block of `1 << log_width` channels, ghosts included. All members of a team call it.
+    void blur(const Passes& passes, int log_width, float* rows, const Member& me) const;
+    // K · 1, (n), without normalisation; computed at the first call.
+    const float* mass(int threads) const;
+    // out (channels, n) = K · values (channels, n); out may be values.
+    void filter(const float* values, float* out, int64_t channels, int threads) const;
+
+private:
+    template <class Table>
+    void build(const Features& features, const typename Table::Packing& packing, int threads);
+    template <class Table>
+    void build_band(const Features& features, const typename Table::Packing& packing, Band& band, Table& table);
+    template <class Table>
+    void build_axis(const Table& table, const typename Table::Packing& packing, int axis, const Buffer<uint8_t>& ghost);
+
+    int d_;
+    int64_t n_, rows_ = 0;
+    float alpha_;
+    std::vector<float> scale_;
+    std::vector<Band> bands_;
+    Buffer<uint32_t> offset_, tile_rows_;
+    Buffer<float> weight_;
+    std::vector<Axis> axes_;
+    std::vector<std::pair<uint32_t, uint32_t>> ghosts_;  // (ghost's row, first row)
+    mutable std::mutex mass_mutex_;
+    mutable Buffer<float> mass_;
+};
+
+struct Kernel {
+    std::shared_ptr<const Lattice> lattice;
+    Normalization normalization;
+    std::vector<float> compat;  // 1 value (Potts), labels values (diagonal) or labels² values (symmetric matrix)
+    bool potts;
+};
+
+// The unary energies of one problem: either (labels, n) energies, or a label map whose label has `energy_right` and the
+// others `energy_wrong`.
+struct Unary {
+    const float* energies = nullptr;
+    const uint8_t* labels = nullptr;
+    float energy_right = 0, energy_wrong = 0;
+    const float* start = nullptr;  // (labels, n) marginals to start from, or nullptr: softmax(-unary)
+    float* marginals = nullptr;    // (labels, n) out, or nullptr
+    int32_t* best = nullptr;       // (n) the most probable labels out, or nullptr
+};
+
+// Mean field over `problems` that share labels and kernels.
+void mean_field(const std::vector<Unary>& problems, int64_t labels, int64_t n, const std::vector<Kernel>& kernels,
+                int iterations, int threads);
+
+}  // namespace amn::dense_crf

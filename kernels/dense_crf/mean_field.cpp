@@ -1,0 +1,432 @@
+// Mean field: one pass over the points for each iteration slices every kernel, adds the unary, takes the softmax and
+// splats the next iteration's values, so that the marginals are written once, at the end.
+//
+// With Potts terms alone the last label has no channel: the softmax does not change when one number is taken from all
+// logits, so the filters run on Q_l - Q_last and the last logit is 0. Normalisation, alpha and the Potts weight are
+// multiplied into the weights beforehand.
+#include <algorithm>
+#include <bit>
+#include <cmath>
+#include <cstring>
+#include <limits>
+#include <stdexcept>
+#include <string>
+
+#include "dense_crf/cpu.hpp"
+
+namespace amn::dense_crf {
+namespace {
+
+constexpr float far_below = -1.0e30f;  // the logit of a lane that stands for no label
+
+// How the problems' channels share rows: small label sets side by side in one block, large ones in blocks of 16 down.
+struct Channels {
+    int64_t labels;
+    bool implicit;  // the last label has no channel
+    int own;        // channels of one problem
+    int group = 0;  // lanes of one problem in the only block; 0: one problem, several blocks
+    int lanes = 0;
+    std::vector<int> width, first, log_width;
+
+    Channels(int64_t labels, bool implicit, int problems)
+        : labels(labels), implicit(implicit), own(static_cast<int>(implicit ? labels - 1 : labels)) {
+        if (own <= 4) {
+            group = static_cast<int>(std::bit_ceil(static_cast<unsigned>(own)));
+            add(static_cast<int>(std::bit_ceil(static_cast<unsigned>(group * problems))));
+            return;
+        }
+        int left = own;
+        for (; left >= 16; left -= 16) add(16);
+        if (left > 12) {
+            add(16);
+        } else if (left > 8) {
+            add(8);
+            add(4);
+        } else if (left) {
+            add(static_cast<int>(std::bit_ceil(static_cast<unsigned>(left))));
+        }
+    }
+    static int together(int64_t labels, bool implicit, int problems) {  // problems that fit one block
+        const int64_t own = implicit ? labels - 1 : labels;
+        if (own > 4) return 1;
+        return std::min<int>(problems, 16 / static_cast<int>(std::bit_ceil(static_cast<unsigned>(own))));
+    }
+    Blocks blocks() const { return {static_cast<int>(width.size()), width.data(), first.data()}; }
+    // Where problem m's channel c of a tile's first point is, and how far the next point's.
+    std::pair<int, int> place(int problem, int c) const {
+        if (group) return {problem * group + c, width[0]};
+        size_t b = 0;
+        while (b + 1 < first.size() && first[b + 1] <= c) ++b;
+        return {tile_points * first[b] + c - first[b], width[b]};
+    }
+
+private:
+    void add(int w) {
+        width.push_back(w);
+        first.push_back(lanes);
+        log_width.push_back(std::countr_zero(static_cast<unsigned>(w)));
+        lanes += w;
+    }
+};
+
+// One kernel, made ready: weights with the normalisation in them.
+struct Term {
+    const Lattice* lattice;
+    const uint32_t* offset;
+    Buffer<float> splat, slice_own;  // slice_own only where it differs
+    const float* slice;
+    const std::vector<float>* compat = nullptr;  // applied after the slice; nullptr: a Potts weight, in the weights
+    Buffer<float> rows[2];                       // the values being sliced, and those being splatted
+};
+
+Term prepare(const Kernel& kernel, bool weigh, int threads) {
+    const Lattice& lattice = *kernel.lattice;
+    const int vertices = lattice.dimension() + 1;
+    const int64_t n = lattice.points();
+    Term term{};
+    term.lattice = &lattice;
+    term.offset = lattice.offset();
+    term.splat = Buffer<float>(n * vertices);
+    const double factor = weigh ? static_cast<double>(kernel.compat[0]) * lattice.alpha() : lattice.alpha();
+    const bool even = factor > 0 && (kernel.normalization == Normalization::symmetric ||
+                                     kernel.normalization == Normalization::none);
+    if (!even) term.slice_own = Buffer<float>(n * vertices);
+    term.slice = even ? term.splat.data() : term.slice_own.data();
+    if (!weigh) term.compat = &kernel.compat;
+    const float* mass = kernel.normalization == Normalization::none ? nullptr : lattice.mass(threads);
+    const auto kind = kernel.normalization;
+    run_tasks(threads, threads, [&](int part) {
+        for (int64_t p = n * part / threads; p < n * (part + 1) / threads; ++p) {
+            float before = 1, after = 1;
+            if (kind == Normalization::symmetric) {
+                before = after = static_cast<float>(1 / std::sqrt(mass[p] + 1e-20));
+            } else if (kind != Normalization::none) {
+                (kind == Normalization::before ? before : after) = static_cast<float>(1 / (mass[p] + 1e-20));
+            }
+            if (even) {
+                before *= static_cast<float>(std::sqrt(factor));
+            } else {
+                after *= static_cast<float>(factor);
+            }
+            const float* weight = lattice.weight() + p * vertices;
+            for (int j = 0; j < vertices; ++j) term.splat[p * vertices + j] = weight[j] * before;
+            if (!even)
+                for (int j = 0; j < vertices; ++j) term.slice_own[p * vertices + j] = weight[j] * after;
+        }
+    });
+    return term;
+}
+
+class Run {
+public:
+    Run(const Unary* problems, int count, const Channels& channels, int64_t n, std::vector<Term>& terms,
+        const std::vector<Band>& bands, int iterations, int threads)
+        : problems_(problems), count_(count), channels_(channels), n_(n), terms_(terms), bands_(bands),
+          iterations_(iterations), passes_(best_passes()) {
+        const int64_t padded = (n + tile_points - 1) / tile_points * tile_points;
+        if (problems[0].energies) unary_ = Buffer<float>(padded * channels.lanes);
+        for (Term& term : terms_)
+            for (auto& rows : term.rows) rows = Buffer<float>(term.lattice->rows() * channels.lanes);
+        if (!problems[0].energies) fill_label_rows();
+        for (int t = 0; t < threads; ++t) scratch_.emplace_back(size_t{tile_points} * 3 * channels.lanes);
+    }
+
+    void work(const Member& me) {
+        const int lanes = channels_.lanes;
+        float* scratch = scratch_[me.index].data();
+        const Tile tile{scratch, scratch + tile_points * lanes, scratch + 2 * tile_points * lanes};
+        for (int it = 0; it <= iterations_; ++it) {
+            for (size_t b = me.index; b < bands_.size(); b += me.count)
+                for (int64_t t = bands_[b].first_tile; t < bands_[b].last_tile; ++t) visit(it, b, t, tile);
+            if (it == iterations_) break;
+            me.sync();
+            for (Term& term : terms_) {
+                for (size_t b = 0; b < channels_.width.size(); ++b)
+                    term.lattice->blur(passes_, channels_.log_width[b], block_rows(term, 1, b), me);
+            }
+            if (me.index == 0)
+                for (Term& term : terms_) std::swap(term.rows[0], term.rows[1]);
+            me.sync();
+        }
+    }
+
+private:
+    struct Tile {
+        float *logits, *unary, *other;
+    };
+
+    float* block_rows(const Term& term, int which, size_t b) const {
+        return term.rows[which].data() + term.lattice->rows() * channels_.first[b];
+    }
+
+    // -unary of a label map: one row of lanes for each label.
+    void fill_label_rows() {
+        const int64_t labels = channels_.labels;
+        label_rows_.assign(labels * channels_.own, 0.0f);
+        const float right = problems_[0].energy_right, wrong = problems_[0].energy_wrong;
+        for (int64_t given = 0; given < labels; ++given) {
+            for (int c = 0; c < channels_.own; ++c) {
+                const float energy = c == given ? right : wrong;
+                const float last = given == labels - 1 ? right : wrong;
+                label_rows_[given * channels_.own + c] = channels_.implicit ? last - energy : -energy;
+            }
+        }
+    }
+
+    // Planes to tile: value(problem, channel, last channel's or nullptr) for each point.
+    template <class Plane, class Value>
+    void gather(int64_t first, int64_t count, float* tile, float pad, Plane plane, Value value) const {
+        if (channels_.lanes != channels_.own * count_ || count < tile_points)
+            std::fill(tile, tile + tile_points * channels_.lanes, pad);
+        for (int m = 0; m < count_; ++m) {
+            const float* planes = plane(problems_[m]);
+            const float* last = planes + (channels_.labels - 1) * n_ + first;
+            for (int c = 0; c < channels_.own; ++c) {
+                const float* from = planes + c * n_ + first;
+                const auto [at, stride] = channels_.place(m, c);
+                float* to = tile + at;
+                if (stride == 1) {
+                    for (int64_t p = 0; p < count; ++p) to[p] = value(from[p], last[p]);
+                } else {
+                    for (int64_t p = 0; p < count; ++p) to[p * stride] = value(from[p], last[p]);
+                }
+            }
+        }
+    }
+
+    // -unary of a tile, as it stands before the kernels' shares are added.
+    void fill_unary(int64_t first, int64_t count, float* tile) const {
+        if (problems_[0].energies) {
+            if (channels_.implicit)
+                gather(first, count, tile, far_below, [](const Unary& u) { return u.energies; },
+                       [](float energy, float last) { return last - energy; });
+            else
+                gather(first, count, tile, far_below, [](const Unary& u) { return u.energies; },
+                       [](float energy, float) { return std::isinf(energy) ? far_below : -energy; });
+            return;
+        }
+        if (channels_.lanes != channels_.own * count_ || count < tile_points)
+            std::fill(tile, tile + tile_points * channels_.lanes, far_below);
+        for (int m = 0; m < count_; ++m) {
+            const uint8_t* labels = problems_[m].labels + first;
+            if (channels_.group) {
+                for (int64_t p = 0; p < count; ++p)
+                    for (int c = 0; c < channels_.own; ++c)
+                        tile[p * channels_.width[0] + m * channels_.group + c] = label_rows_[labels[p] * channels_.own + c];
+            } else {
+                for (size_t b = 0; b < channels_.width.size(); ++b) {
+                    const int at = channels_.first[b], width = channels_.width[b];
+                    const int size = std::min(width, channels_.own - at);
+                    float* to = tile + tile_points * at;
+                    for (int64_t p = 0; p < count; ++p)
+                        std::memcpy(to + p * width, &label_rows_[labels[p] * channels_.own + at], size * sizeof(float));
+                }
+            }
+        }
+    }
+
+    // One tile of one iteration: logits, softmax, and either the next splat or the answer.
+    void visit(int it, size_t b, int64_t t, const Tile& tile) {
+        const int64_t first = t * tile_points, count = std::min<int64_t>(tile_points, n_ - first);
+        const int64_t lanes = channels_.lanes;
+        const bool last = it == iterations_;
+        float* unary = tile.unary;
+        if (unary_) {
+            unary = unary_.data() + first * lanes;
+            if (it == 0) fill_unary(first, count, unary);
+        } else {
+            fill_unary(first, count, unary);
+        }
+        const float* from = unary;
+        if (it == 0 && problems_[0].start) {
+            start(first, count, tile, last);
+        } else {
+            if (it > 0)
+                for (const Term& term : terms_) from = slice(term, b, first, count, from, tile);
+            if (from == unary) std::memcpy(tile.logits, unary, tile_points * lanes * sizeof(float));
+            softmax(count, tile.logits, last ? tile.other : nullptr);
+        }
+        if (last) return answer(first, count, tile);
+        for (const Term& term : terms_) {
+            const Band& band = term.lattice->bands()[b];
+            const int vertices = term.lattice->dimension() + 1;
+            for (size_t k = 0; k < channels_.width.size(); ++k) {
+                const int width = channels_.width[k];
+                float* rows = block_rows(term, 1, k);
+                term.lattice->clear_rows(band, t, width, rows);
+                passes_.splat[channels_.log_width[k]](
+                    term.offset + first * vertices, term.splat.data() + first * vertices, vertices, count,
+                    tile.logits + tile_points * channels_.first[k], rows + band.first_row * width);
+            }
+        }
+    }
+
+    // Adds a term's share to `from`, into the tile's logits.
+    const float* slice(const Term& term, size_t b, int64_t first, int64_t count, const float* from, const Tile& tile) {
+        const Band& band = term.lattice->bands()[b];
+        const int vertices = term.lattice->dimension() + 1;
+        float* to = tile.logits;
+        if (term.compat) {
+            to = tile.other;
+            std::fill(to, to + tile_points * channels_.lanes, 0.0f);
+        }
+        for (size_t k = 0; k < channels_.width.size(); ++k) {
+            const int at = tile_points * channels_.first[k], width = channels_.width[k];
+            passes_.slice[channels_.log_width[k]](
+                term.offset + first * vertices, term.slice + first * vertices, vertices, count,
+                block_rows(term, 0, k) + band.first_row * width, (term.compat ? to : from) + at, to + at);
+        }
+        if (term.compat) apply_compat(*term.compat, count, from, tile);
+        return tile.logits;
+    }
+
+    void apply_compat(const std::vector<float>& compat, int64_t count, const float* from, const Tile& tile) const {
+        if (from != tile.logits)
+            std::memcpy(tile.logits, from, tile_points * channels_.lanes * sizeof(float));
+        const int labels = channels_.own;
+        const bool diagonal = static_cast<int>(compat.size()) == labels;
+        for (int m = 0; m < count_; ++m) {
+            for (int l = 0; l < labels; ++l) {
+                const auto [at, stride] = channels_.place(m, l);
+                for (int o = diagonal ? l : 0; o < (diagonal ? l + 1 : labels); ++o) {
+                    const float c = diagonal ? compat[l] : compat[static_cast<size_t>(l) * labels + o];
+                    const auto [other_at, other_stride] = channels_.place(m, o);
+                    for (int64_t p = 0; p < count; ++p)
+                        tile.logits[at + p * stride] -= c * tile.other[other_at + p * other_stride];
+                }
+            }
+        }
+    }
+
+    void softmax(int64_t count, float* logits, float* last) const {
+        if (channels_.group)
+            passes_.softmax_groups(channels_.group, channels_.implicit, int64_t{tile_points} * channels_.lanes, logits,
+                                   last);
+        else
+            passes_.softmax_blocks(channels_.blocks(), channels_.implicit, count, logits, last);
+    }
+
+    // The marginals to start from, as the softmax would leave them.
+    void start(int64_t first, int64_t count, const Tile& tile, bool last) const {
+        const auto plane = [](const Unary& u) { return u.start; };
+        if (channels_.implicit && !last) {
+            gather(first, count, tile.logits, 0.0f, plane, [](float q, float rest) { return q - rest; });
+            return;
+        }
+        gather(first, count, tile.logits, 0.0f, plane, [](float q, float) { return q; });
+        if (channels_.implicit) {
+            for (int m = 0; m < count_; ++m)
+                for (int64_t p = 0; p < count; ++p)
+                    tile.other[last_place(m, p)] = problems_[m].start[(channels_.labels - 1) * n_ + first + p];
+        }
+    }
+
+    int64_t last_place(int problem, int64_t p) const {  // of the last label's marginal in tile.other
+        return channels_.group ? p * channels_.width[0] + problem * channels_.group : p;
+    }
+
+    void answer(int64_t first, int64_t count, const Tile& tile) const {
+        for (int m = 0; m < count_; ++m) {
+            const Unary& problem = problems_[m];
+            float highest[tile_points];
+            std::fill(highest, highest + tile_points, -1.0f);
+            for (int l = 0; l < channels_.labels; ++l) {
+                const bool implied = l == channels_.own;
+                const auto [at, stride] =
+                    implied ? std::pair<int, int>(static_cast<int>(last_place(m, 0)), channels_.group ? channels_.width[0] : 1)
+                            : channels_.place(m, l);
+                const float* q = (implied ? tile.other : tile.logits) + at;
+                if (problem.marginals) {
+                    float* out = problem.marginals + l * n_ + first;
+                    for (int64_t p = 0; p < count; ++p) out[p] = q[p * stride];
+                }
+                if (problem.best) {
+                    int32_t* out = problem.best + first;
+                    for (int64_t p = 0; p < count; ++p) {
+                        const float value = q[p * stride];
+                        const bool better = value > highest[p];
+                        out[p] = better ? l : out[p];
+                        highest[p] = better ? value : highest[p];
+                    }
+                }
+            }
+        }
+    }
+
+    const Unary* problems_;
+    int count_;
+    const Channels& channels_;
+    int64_t n_;
+    std::vector<Term>& terms_;
+    const std::vector<Band>& bands_;
+    int iterations_;
+    const Passes& passes_;
+    Buffer<float> unary_;
+    std::vector<float> label_rows_;
+    std::vector<Buffer<float>> scratch_;  // one for each thread
+};
+
+// Whether any energy is +inf. Throws on NaN, on -inf, and on a point where every label is forbidden.
+bool check_energies(const float* energies, int64_t labels, int64_t n, int threads) {
+    std::vector<int> found(threads, 0);
+    constexpr int64_t step = 1024;
+    run_tasks(threads, threads, [&](int part) {
+        float suspicion[step], lowest[step];
+        for (int64_t first = n * part / threads; first < n * (part + 1) / threads; first += step) {
+            const int64_t count = std::min(step, n * (part + 1) / threads - first);
+            std::fill(suspicion, suspicion + count, 0.0f);
+            for (int64_t l = 0; l < labels; ++l) {
+                const float* plane = energies + l * n + first;
+                for (int64_t p = 0; p < count; ++p) suspicion[p] += plane[p] * 0.0f;  // NaN for any that is not finite
+            }
+            float sum = 0;
+            for (int64_t p = 0; p < count; ++p) sum += suspicion[p];
+            if (sum == 0.0f) continue;
+            found[part] |= 1;
+            std::fill(lowest, lowest + count, std::numeric_limits<float>::infinity());
+            for (int64_t l = 0; l < labels; ++l) {
+                for (int64_t p = 0; p < count; ++p) {
+                    const float energy = energies[l * n + first + p];
+                    if (std::isnan(energy)) found[part] |= 2;
+                    lowest[p] = std::min(lowest[p], energy);
+                }
+            }
+            for (int64_t p = 0; p < count; ++p)
+                if (std::isinf(lowest[p])) found[part] |= 2;
+        }
+    });
+    int all = 0;
+    for (int flags : found) all |= flags;
+    if (all & 2)
+        throw std::invalid_argument(
+            "unary holds NaN or -inf, or +inf for every label of a point, expected finite energies");
+    return all & 1;
+}
+
+}  // namespace
+
+void mean_field(const std::vector<Unary>& problems, int64_t labels, int64_t n, const std::vector<Kernel>& kernels,
+                int iterations, int threads) {
+    threads = std::max(1, threads);
+    bool forbids = false;
+    for (const Unary& problem : problems)
+        if (problem.energies && check_energies(problem.energies, labels, n, threads)) forbids = true;
+    const bool potts = std::all_of(kernels.begin(), kernels.end(), [](const Kernel& kernel) { return kernel.potts; });
+    const bool implicit = potts && !forbids && labels > 1;
+
+    std::vector<Term> terms;
+    for (const Kernel& kernel : kernels)
+        if (!kernel.potts || kernel.compat[0] != 0.0f) terms.push_back(prepare(kernel, kernel.potts, threads));
+    std::vector<Band> whole{{0, (n + tile_points - 1) / tile_points, 0, 0}};
+    const std::vector<Band>& bands = terms.empty() ? whole : terms[0].lattice->bands();
+    const int together = Channels::together(labels, implicit, static_cast<int>(problems.size()));
+    for (size_t first = 0; first < problems.size(); first += together) {
+        const int count = std::min<int>(together, static_cast<int>(problems.size() - first));
+        const Channels channels(labels, implicit, count);
+        const int members = std::min<int>(threads, static_cast<int>(bands.size()));
+        Run run(&problems[first], count, channels, n, terms, bands, iterations, members);
+        run_team(members, [&](const Member& me) { run.work(me); });
+    }
+}
+
+}  // namespace amn::dense_crf

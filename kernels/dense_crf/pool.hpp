@@ -1,0 +1,92 @@
+// Work memory that outlives a call: fresh pages cost more than the arithmetic on them. Blocks go back to a shared list
+// (behind a mutex, so Python threads may share it) and serve the next call of about their size.
+#pragma once
+
+#include <cstddef>
+#include <cstdlib>
+#include <map>
+#include <mutex>
+#include <new>
+#include <utility>
+
+namespace amn::dense_crf {
+
+class Pool {
+public:
+    static Pool& shared() {
+        static Pool* pool = new Pool;  // never destroyed: arrays given to Python may outlive static objects
+        return *pool;
+    }
+
+    // A block of at least `bytes`, 64-byte aligned; sets `bytes` to its size.
+    void* take(size_t& bytes) {
+        bytes = (bytes + 4095) / 4096 * 4096;
+        {
+            const std::lock_guard lock(mutex_);
+            const auto block = free_.lower_bound(bytes);
+            if (block != free_.end() && block->first <= 2 * bytes + (1 << 16)) {
+                void* data = block->second;
+                bytes = block->first;
+                kept_ -= bytes;
+                free_.erase(block);
+                return data;
+            }
+        }
+        void* data = ::operator new(bytes, std::align_val_t{64});
+        return data;
+    }
+
+    void give(void* data, size_t bytes) {
+        {
+            const std::lock_guard lock(mutex_);
+            if (kept_ + bytes <= limit) {
+                free_.emplace(bytes, data);
+                kept_ += bytes;
+                return;
+            }
+        }
+        ::operator delete(data, std::align_val_t{64});
+    }
+
+    void clear() {
+        const std::lock_guard lock(mutex_);
+        for (const auto& [bytes, data] : free_) ::operator delete(data, std::align_val_t{64});
+        free_.clear();
+        kept_ = 0;
+    }
+
+    static constexpr size_t limit = size_t{256} << 20;  // more than this is not kept
+
+private:
+    std::mutex mutex_;
+    std::multimap<size_t, void*> free_;
+    size_t kept_ = 0;
+};
+
+// An uninitialised array from the pool.
+template <class T>
+class Buffer {
+public:
+    Buffer() = default;
+    explicit Buffer(size_t count) : bytes_(count * sizeof(T)), data_(static_cast<T*>(Pool::shared().take(bytes_))) {}
+    Buffer(Buffer&& other) noexcept : bytes_(other.bytes_), data_(std::exchange(other.data_, nullptr)) {}
+    Buffer& operator=(Buffer&& other) noexcept {
+        std::swap(bytes_, other.bytes_);
+        std::swap(data_, other.data_);
+        return *this;
+    }
+    ~Buffer() {
+        if (data_) Pool::shared().give(data_, bytes_);
+    }
+    T* data() const { return data_; }
+    T& operator[](size_t i) const { return data_[i]; }
+    explicit operator bool() const { return data_ != nullptr; }
+    T* release() { return std::exchange(data_, nullptr); }
+    size_t bytes() const { return bytes_; }
+
+private:
+    size_t bytes_ = 0;
+    T* data_ = nullptr;
+};
+
+}  // namespace amn::dense_crf

@@ -1,0 +1,227 @@
+"""The dense CRF as a definition: permutohedral-lattice filtering and mean field, in plain NumPy.
+
+This is what the tests trust and what runs without a compiler. Krähenbühl & Koltun, "Efficient Inference in Fully
+Connected CRFs with Gaussian Edge Potentials" (2011); the filter is Adams, Baek & Davis, "Fast High-Dimensional
+Filtering Using the Permutohedral Lattice" (2010). `exact_filter` is the Gaussian sum that the lattice approximates.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from amn_fast.errors import InputError
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+PADDING = 4  # the published code embeds points in fours and fills the last group with zero features
+
+
+@dataclass
+class Lattice:
+    """The permutohedral lattice of `n` points in `d` dimensions.
+
+    Attributes:
+        offset: (n, d + 1) int64, the vertices of the simplex around each point.
+        weight: (n, d + 1) float32, its barycentric weights.
+        previous, following: (d + 1, m) int64, each vertex' neighbours along each axis; `m` where there is none.
+    """
+
+    d: int
+    m: int
+    offset: Array
+    weight: Array
+    previous: Array
+    following: Array
+    norms: dict[str, tuple[Array, Array]] = field(default_factory=dict)
+
+    @classmethod
+    def build(cls, features: Array) -> "Lattice":
+        """The lattice of `features` (d, n) float32, each already divided by its standard deviation."""
+        features = np.asarray(features, np.float32)
+        d, n = features.shape
+        padded = np.zeros((d, -(-n // PADDING) * PADDING), np.float32)
+        padded[:, :n] = features
+        base, rank, weight = embed(padded)
+        keys = vertex_keys(base, rank)  # (d + 1, n, d): one key per vertex of each point's simplex
+        unique, inverse = np.unique(keys.reshape(-1, d), axis=0, return_inverse=True)
+        offset = inverse.reshape(d + 1, -1).T[:n]
+        following = np.stack([find(unique, unique + step) for step in axis_steps(d)])
+        previous = np.stack([find(unique, unique - step) for step in axis_steps(d)])
+        return cls(d, len(unique), np.ascontiguousarray(offset), weight[:n], previous, following)
+
+    @property
+    def alpha(self) -> np.float32:
+        return np.float32(1.0) / (np.float32(1) + np.float32(2) ** np.float32(-self.d))
+
+    def filter(self, values: Array) -> Array:
+        """K · values for values (channels, n): splat, blur along every axis, slice. Keeps the floating type."""
+        values = np.asarray(values)
+        if values.dtype != np.float64:
+            values = values.astype(np.float32)
+        weight = self.weight.astype(values.dtype)
+        vertices = np.zeros((self.m + 1, len(values)), values.dtype)  # the last row stands for missing neighbours
+        for j in range(self.d + 1):
+            np.add.at(vertices, self.offset[:, j], weight[:, j, None] * values.T)
+        half = values.dtype.type(0.5)
+        for previous, following in zip(self.previous, self.following, strict=True):
+            vertices[:-1] = vertices[:-1] + half * (vertices[previous] + vertices[following])
+        sliced = np.zeros(values.shape[::-1], values.dtype)
+        for j in range(self.d + 1):
+            sliced += (weight[:, j, None] * values.dtype.type(self.alpha)) * vertices[self.offset[:, j]]
+        return sliced.T
+
+    def norm(self, normalization: str) -> tuple[Array, Array]:
+        """What each point is multiplied with before and after the filter, (n,) each."""
+        if normalization not in self.norms:
+            ones = np.ones(len(self.offset), np.float32)
+            if normalization == "none":
+                self.norms[normalization] = (ones, ones)
+            else:
+                mass = self.filter(ones[None])[0].astype(np.float64) + 1e-20
+                if normalization == "symmetric":
+                    scale = (1.0 / np.sqrt(mass)).astype(np.float32)
+                    self.norms[normalization] = (scale, scale)
+                elif normalization in ("before", "after"):
+                    scale = (1.0 / mass).astype(np.float32)
+                    self.norms[normalization] = (scale, ones) if normalization == "before" else (ones, scale)
+                else:
+                    raise InputError(
+                        f"normalization is {normalization!r}, expected 'symmetric', 'before', 'after' or 'none'"
+                    )
+        return self.norms[normalization]
+
+
+def embed(features: Array) -> tuple[Array, Array, Array]:
+    """Where points (d, n) float32 lie in the lattice, in single precision as the published code computes it.
+
+    Returns:
+        base: (d + 1, n) int64, the remainder-0 vertex of the enclosing simplex.
+        rank: (d + 1, n) int64, each coordinate's rank by distance from `base`.
+        weight: (n, d + 1) float32, barycentric weights of the vertices of remainder 0..d.
+    """
+    d, n = features.shape
+    one = np.float32(1)
+    inverse = one / np.float32(d + 1)
+    deviation = np.float32(np.sqrt(2.0 / 3.0) * (d + 1))
+    elevated = np.empty((d + 1, n), np.float32)
+    total = np.zeros(n, np.float32)
+    for j in range(d, 0, -1):
+        scaled = features[j - 1] * np.float32(1.0 / np.sqrt((j + 1) * j) * float(deviation))
+        elevated[j] = total - np.float32(j) * scaled
+        total = total + scaled
+    elevated[0] = total
+
+    rounded = np.rint(inverse * elevated)
+    base = rounded * np.float32(d + 1)
+    excess = rounded.sum(axis=0, dtype=np.float32)  # whole numbers: exact in any order
+    rank = np.zeros((d + 1, n), np.float32)
+    distance = elevated - base
+    for i in range(d):
+        for j in range(i + 1, d + 1):
+            less = distance[i] < distance[j]  # of equal ones the later coordinate ranks up
+            rank[i] += less
+            rank[j] += ~less
+    rank += excess
+    shift = np.float32(d + 1) * ((rank < 0).astype(np.float32) - (rank >= d + 1).astype(np.float32))
+    rank += shift
+    base += shift
+
+    order = (d - rank).astype(np.int64)
+    distance = (elevated - base) * inverse
+    ordered = np.empty((d + 1, n), np.float32)
+    np.put_along_axis(ordered, order, distance, axis=0)
+    weight = np.empty((n, d + 1), np.float32)
+    weight[:, 0] = ordered[0] + (one - ordered[d])
+    weight[:, 1:] = (ordered[1:] - ordered[:-1]).T
+    return base.astype(np.int64), rank.astype(np.int64), weight
+
+
+def vertex_keys(base: Array, rank: Array) -> Array:
+    """(d + 1, n, d) the first d coordinates of each simplex vertex; the last one follows, as they sum to 0."""
+    d = len(base) - 1
+    keys = [base + r - np.where(rank > d - r, d + 1, 0) for r in range(d + 1)]
+    return np.stack([key[:d].T for key in keys])
+
+
+def axis_steps(d: int) -> Array:
+    """(d + 1, d) the step to the following vertex along each axis."""
+    steps = np.ones((d + 1, d), np.int64)
+    steps[range(d), range(d)] = -d
+    return steps
+
+
+def find(keys: Array, wanted: Array) -> Array:
+    """The row of `keys` (sorted, unique) that equals each row of `wanted`; len(keys) where there is none."""
+    both = np.concatenate([keys, wanted])
+    _, first, inverse = np.unique(both, axis=0, return_index=True, return_inverse=True)
+    found = first[inverse.reshape(-1)[len(keys) :]]
+    return np.where(found < len(keys), found, len(keys))
+
+
+def exact_filter(features: Array, values: Array) -> Array:
+    """The Gaussian sum the lattice approximates: out[:, i] = sum_j exp(-|f_i - f_j|² / 2) values[:, j]. O(n²)."""
+    features = np.asarray(features, np.float64)
+    squared = ((features[:, :, None] - features[:, None, :]) ** 2).sum(axis=0)
+    return np.asarray(values, np.float64) @ np.exp(-squared / 2)
+
+
+@dataclass
+class Kernel:
+    """One pairwise term: a lattice, its normalisation, and a compatibility.
+
+    `compat` is a scalar (Potts: c rewards equal labels, acting as -c · I), a vector (L,) (a diagonal) or a matrix
+    (L, L) (symmetrised), the last two added to the energy as they are.
+    """
+
+    lattice: Lattice
+    compat: float | Array
+    normalization: str = "symmetric"
+
+    def energy(self, marginals: Array) -> Array:
+        before, after = self.lattice.norm(self.normalization)
+        filtered = self.lattice.filter(marginals * before) * after
+        compat = np.asarray(self.compat, np.float32)
+        if compat.ndim == 0:
+            return -compat * filtered
+        if compat.ndim == 1:
+            return compat[:, None] * filtered
+        return (np.float32(0.5) * (compat + compat.T)) @ filtered
+
+
+def softmax(logits: Array) -> Array:
+    raised = np.exp(logits - logits.max(axis=0))
+    quotient = raised / raised.sum(axis=0, dtype=np.float64)
+    return quotient.astype(logits.dtype)
+
+
+def mean_field(unary: Array, kernels: Sequence[Kernel], iterations: int, start: Array | None = None) -> Array:
+    """Marginals (L, n) after `iterations` parallel updates from softmax(-unary), or from `start`."""
+    marginals = softmax(-unary) if start is None else start
+    for _ in range(iterations):
+        logits = -unary
+        for kernel in kernels:
+            logits = logits - kernel.energy(marginals)
+        marginals = softmax(logits)
+    return marginals
+
+
+def kl_divergence(marginals: Array, unary: Array, kernels: Sequence[Kernel]) -> float:
+    """KL(Q || P) without the constant log Z, so it may be negative; only its decrease has a meaning."""
+    q = np.asarray(marginals, np.float64)
+    total = float((q * np.log(np.maximum(q, 1e-20))).sum() + (q * unary).sum())
+    return total + sum(float((q * kernel.energy(marginals)).sum()) for kernel in kernels)
+
+
+def gaussian_features(height: int, width: int, sx: float, sy: float) -> Array:
+    """(2, H·W) float32: x / sx, y / sy."""
+    y, x = np.mgrid[:height, :width].astype(np.float32)
+    return np.stack([x / np.float32(sx), y / np.float32(sy)]).reshape(2, -1)
+
+
+def bilateral_features(image: Array, sx: float, sy: float, colours: Sequence[float]) -> Array:
+    """(2 + C, H·W) float32: x / sx, y / sy, then each channel of `image` (H, W, C) divided by its own deviation."""
+    height, width, channels = image.shape
+    scaled = image.astype(np.float32) / np.asarray(colours, np.float32)
+    return np.concatenate([gaussian_features(height, width, sx, sy), scaled.reshape(-1, channels).T])

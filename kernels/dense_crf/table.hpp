@@ -1,0 +1,182 @@
+// Lattice vertices by key. A vertex' coordinates all leave the same remainder r modulo d + 1: its key packs r and the d
+// quotients, each in as many bits as the features' range asks for, so that a step along an axis is one addition and
+// nothing can wrap. Keys that fit beside a row number in 64 bits take the fast table; wider ones another.
+#pragma once
+
+#include <array>
+#include <bit>
+#include <cstdint>
+#include <cstring>
+
+#include "dense_crf/pool.hpp"
+
+namespace amn::dense_crf {
+
+constexpr uint32_t no_row = UINT32_MAX;
+
+template <int Words>
+struct Key {
+    std::array<uint64_t, Words> word{};
+    bool operator==(const Key&) const = default;
+    Key& operator+=(const Key& other) {
+        for (int i = 0; i < Words; ++i) word[i] += other.word[i];
+        return *this;
+    }
+    uint64_t hash() const {
+        uint64_t mixed = word[0];
+        for (int i = 1; i < Words; ++i) mixed = (mixed ^ (mixed >> 32)) * 0xD6E8FEB86659FD93ull + word[i];
+        return mixed * 0x9E3779B97F4A7C15ull;
+    }
+};
+
+// An array that grows, from the pool.
+template <class T>
+class Growing {
+public:
+    explicit Growing(size_t capacity) : items_(capacity), capacity_(capacity) {}
+    void push(const T& item) {
+        if (size_ == capacity_) {
+            Buffer<T> larger(2 * capacity_);
+            std::memcpy(static_cast<void*>(larger.data()), items_.data(), size_ * sizeof(T));
+            items_ = std::move(larger);
+            capacity_ *= 2;
+        }
+        items_[size_++] = item;
+    }
+    size_t size() const { return size_; }
+    const T& operator[](size_t i) const { return items_[i]; }
+
+private:
+    Buffer<T> items_;
+    size_t capacity_, size_ = 0;
+};
+
+// Where the fields of a key lie, and what a step along each axis adds to it.
+template <int Words>
+struct PackingOf {
+    std::array<int, 32> word{}, shift{};
+    std::array<int32_t, 32> bias{};  // added to quotients: fields are never negative, margin included
+    std::array<Key<Words>, 33> step{};  // to the next vertex along an axis, where the remainder is below d
+    std::array<Key<Words>, 33> wrap{};  // the same from remainder d, which wraps to 0
+    uint64_t remainder_mask = 0;
+    int bits = 0;     // in use, of a key of one word
+    int id_bits = 0;  // what a row number needs
+};
+
+// Keys of one word, and row numbers beside them in the slots: a look-up touches one cache line.
+class PackedTable {
+public:
+    using KeyType = Key<1>;
+    using Packing = PackingOf<1>;
+
+    PackedTable(const Packing& packing, size_t expected) : id_bits_(packing.id_bits), keys_(expected) {
+        resize(std::bit_width(2 * expected - 1));
+    }
+    // The key's row; a new one gets the next number.
+    uint32_t insert(const KeyType& key) {
+        uint64_t at = key.hash() >> shift_;
+        for (;; at = (at + 1) & mask_) {
+            const uint64_t slot = slots_[at];
+            if (slot >> id_bits_ == key.word[0]) return static_cast<uint32_t>(slot & ((uint64_t{1} << id_bits_) - 1));
+            if (slot == empty) break;
+        }
+        const uint32_t row = static_cast<uint32_t>(keys_.size());
+        slots_[at] = key.word[0] << id_bits_ | row;
+        keys_.push(key);
+        if (2 * keys_.size() > mask_) grow();
+        return row;
+    }
+    uint32_t find(const KeyType& key) const {
+        for (uint64_t at = key.hash() >> shift_;; at = (at + 1) & mask_) {
+            const uint64_t slot = slots_[at];
+            if (slot >> id_bits_ == key.word[0]) return static_cast<uint32_t>(slot & ((uint64_t{1} << id_bits_) - 1));
+            if (slot == empty) return no_row;
+        }
+    }
+    // Counts a row that has no key of its own.
+    void skip(const KeyType& key) { keys_.push(key); }
+    size_t size() const { return keys_.size(); }
+    const KeyType& key(size_t row) const { return keys_[row]; }
+
+private:
+    static constexpr uint64_t empty = ~uint64_t{0};  // no key has all its bits set
+
+    void resize(int log_slots) {
+        shift_ = 64 - log_slots;
+        mask_ = (uint64_t{1} << log_slots) - 1;
+        slots_ = Buffer<uint64_t>();
+        slots_ = Buffer<uint64_t>(mask_ + 1);
+        std::memset(slots_.data(), 0xff, (mask_ + 1) * sizeof(uint64_t));
+    }
+    void grow() {
+        const Buffer<uint64_t> old = std::move(slots_);
+        const uint64_t old_slots = mask_ + 1;
+        resize(64 - shift_ + 2);
+        for (uint64_t i = 0; i < old_slots; ++i) {
+            if (old[i] == empty) continue;
+            uint64_t at = KeyType{{old[i] >> id_bits_}}.hash() >> shift_;
+            while (slots_[at] != empty) at = (at + 1) & mask_;
+            slots_[at] = old[i];
+        }
+    }
+
+    int id_bits_, shift_ = 0;
+    uint64_t mask_ = 0;
+    Buffer<uint64_t> slots_;
+    Growing<KeyType> keys_;
+};
+
+// Keys of any number of words.
+template <int Words>
+class WideTable {
+public:
+    using KeyType = Key<Words>;
+    using Packing = PackingOf<Words>;
+
+    WideTable(const Packing&, size_t expected) : keys_(expected) { resize(std::bit_width(2 * expected - 1)); }
+    uint32_t insert(const KeyType& key) {
+        const uint64_t at = locate(key);
+        if (slots_[at] != no_row) return slots_[at];
+        const uint32_t row = static_cast<uint32_t>(keys_.size());
+        slots_[at] = row;
+        keys_.push(key);
+        if (2 * keys_.size() > mask_) grow();
+        return row;
+    }
+    uint32_t find(const KeyType& key) const { return slots_[locate(key)]; }
+    void skip(const KeyType& key) { keys_.push(key); }
+    size_t size() const { return keys_.size(); }
+    const KeyType& key(size_t row) const { return keys_[row]; }
+
+private:
+    uint64_t locate(const KeyType& key) const {
+        uint64_t at = key.hash() >> shift_;
+        while (slots_[at] != no_row && !(keys_[slots_[at]] == key)) at = (at + 1) & mask_;
+        return at;
+    }
+    void resize(int log_slots) {
+        shift_ = 64 - log_slots;
+        mask_ = (uint64_t{1} << log_slots) - 1;
+        slots_ = Buffer<uint32_t>();
+        slots_ = Buffer<uint32_t>(mask_ + 1);
+        std::memset(slots_.data(), 0xff, (mask_ + 1) * sizeof(uint32_t));
+    }
+    void grow() {
+        const Buffer<uint32_t> old = std::move(slots_);
+        const uint64_t old_slots = mask_ + 1;
+        resize(64 - shift_ + 2);
+        for (uint64_t i = 0; i < old_slots; ++i) {
+            if (old[i] == no_row) continue;
+            uint64_t at = keys_[old[i]].hash() >> shift_;
+            while (slots_[at] != no_row) at = (at + 1) & mask_;
+            slots_[at] = old[i];
+        }
+    }
+
+    int shift_ = 0;
+    uint64_t mask_ = 0;
+    Buffer<uint32_t> slots_;
+    Growing<KeyType> keys_;
+};
+
+}  // namespace amn::dense_crf

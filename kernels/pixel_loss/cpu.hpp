@@ -1,0 +1,36 @@
+// The balanced per-pixel classification loss on the CPU; see cpu.cpp.
+#pragma once
+
+#include <array>
+#include <cstdint>
+
+namespace amn::pixel_loss {
+
+enum class Type : int { f32 = 0, f64 = 1, f16 = 2, bf16 = 3 };
+
+struct Problem {
+    const void* logits;                         // (batch, channels, height, width)
+    Type type;                                  // of the logits and the gradient
+    std::array<std::int64_t, 4> shape;          // batch, channels, height, width
+    std::array<std::int64_t, 4> strides;        // of the logits, in elements
+    const std::uint8_t* labels;                 // (batch, label height, label width)
+    std::array<std::int64_t, 2> label_size;     // label height, label width
+    std::array<std::int64_t, 3> label_strides;  // in elements
+    double eps;
+    int ignore_index;
+    int threads;
+};
+
+// The highest label that is not `ignore_index`; 0 for no labels.
+int highest_label(const Problem& problem);
+
+// Writes the softmax's maximum and logarithm of the sum of each pixel to `normaliser` (2, batch, height, width), float
+// (double for double logits). Returns the summed loss of background and foreground pixels and the numbers of both.
+// The labels must be below the number of channels or `ignore_index`.
+std::array<double, 4> forward(const Problem& problem, void* normaliser);
+
+// Writes the gradient of weights[0] * background sum + weights[1] * foreground sum, in the type of the logits.
+void backward(const Problem& problem, const void* normaliser, std::array<double, 2> weights, void* gradient,
+              const std::array<std::int64_t, 4>& gradient_strides);
+
+}  // namespace amn::pixel_loss
