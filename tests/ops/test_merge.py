@@ -12,7 +12,7 @@ from amn_fast.kernels.merge import reference  # noqa: E402
 from amn_fast.ops.merge import merge_amn, merge_cam  # noqa: E402
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "amn"
-BACKENDS = ["reference"]
+BACKENDS = ["reference", "cpu"]
 
 
 @pytest.fixture(params=BACKENDS)
