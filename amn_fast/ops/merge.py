@@ -106,8 +106,13 @@ def merge_amn(maps, size, valid, seed, *, backend="auto"):  # type: ignore[no-un
 @torch.library.custom_op("amn_fast::merge_cam", mutates_args=())
 def _merge_cam(maps: list[Tensor], height: int, width: int, valid: list[int], backend: str) -> tuple[Tensor, Tensor]:
     _check_finite("merge_cam", maps)
-    strided, full = _outputs(maps, height, width, len(valid))
     padded = ((height - 1) // 16 + 1) * 16, ((width - 1) // 16 + 1) * 16
+    if backend == "triton":
+        from amn_fast.kernels.merge import triton
+
+        grid = reference.strided_size(height, width)
+        return triton.cam(maps, valid, grid, grid), triton.cam(maps, valid, (height, width), padded)
+    strided, full = _outputs(maps, height, width, len(valid))
     dense = [m.contiguous() for m in maps]
     run = _native_function("merge_cam", maps)
     for out, extent in ((strided, strided.shape[1:]), (full, padded)):
@@ -132,14 +137,20 @@ def _merge_amn(
     maps: list[Tensor], height: int, width: int, valid: list[int], seed: Tensor, backend: str
 ) -> tuple[Tensor, Tensor]:
     _check_finite("merge_amn", maps)
-    strided, full = _outputs(maps, height, width, len(valid) + 1)
+    kept = [0, *(k + 1 for k in valid)]
+    if backend == "triton":
+        from amn_fast.kernels.merge import triton
+
+        grid = reference.strided_size(height, width)
+        return triton.amn(maps, kept, seed, grid), triton.amn(maps, kept, seed, (height, width))
+    strided, full = _outputs(maps, height, width, len(kept))
     dense, seed = [m.contiguous() for m in maps], seed.contiguous()
     run = _native_function("merge_amn", maps)
     for out in (strided, full):
         run(
             maps=[(m.data_ptr(), *m.shape[1:]) for m in dense],
             channels=maps[0].shape[0],
-            kept=[0, *(k + 1 for k in valid)],
+            kept=kept,
             seed=seed.data_ptr(),
             seed_size=seed.shape,
             out=out.data_ptr(),

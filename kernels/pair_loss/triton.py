@@ -51,7 +51,7 @@ def deciding_kernel(
     labels += image * pixels
     tallies += image * 7 * pixels
     one = tl.load(labels + source, mask=inside, other=0)
-    for o in range(0, n_offsets):
+    for o in range(n_offsets):
         dy, dx = tl.load(offsets + 4 * o), tl.load(offsets + 4 * o + 1)
         first, count = tl.load(offsets + 4 * o + 2), tl.load(offsets + 4 * o + 3)
         other = tl.load(labels + source + dy * width + dx, mask=inside, other=0)
@@ -104,7 +104,7 @@ def displacement_kernel(
     negative = tl.zeros((BLOCK,), tl.int32)
     signs_y = tl.zeros((BLOCK,), tl.int32)
     signs_x = tl.zeros((BLOCK,), tl.int32)
-    for o in range(0, n_offsets):
+    for o in range(n_offsets):
         dy, dx = tl.load(offsets + 4 * o), tl.load(offsets + 4 * o + 1)
         for end in tl.static_range(2):  # 0: this pixel is the source, 1: it is the other end
             side = 1 - 2 * end

@@ -39,7 +39,7 @@ def forward_kernel(
     columns,  # (width,) int32
     normaliser,  # (2, B, height, width): the maximum over channels, the logarithm of the sum of exp(x - maximum)
     partials,  # (B, blocks, 5): per program the two sums, the two counts and the highest label
-    images,
+    logarithms,  # B * height * width: from a pixel's maximum to its logarithm
     channels,
     width,
     pixels,  # height * width
@@ -85,7 +85,7 @@ def forward_kernel(
     log_sum = tl.log(total_exp)
     place = image * pixels + pixel
     tl.store(normaliser + place, highest, mask=inside)
-    tl.store(normaliser + images.to(tl.int64) * pixels + place, log_sum, mask=inside)
+    tl.store(normaliser + logarithms + place, log_sum, mask=inside)
     own -= highest
     loss = log_sum - ON * own - OFF * (total - own)
     out = partials + (image * tl.num_programs(0) + block) * 5
@@ -106,7 +106,7 @@ def backward_kernel(
     normaliser,
     weights,  # (2,): the gradients of the background and of the foreground sum
     gradient,  # as the logits, element strides gradient_sb, ..
-    images,
+    logarithms,  # B * height * width: from a pixel's maximum to its logarithm
     channels,
     width,
     pixels,
@@ -139,7 +139,7 @@ def backward_kernel(
     there = gradient + image * gradient_sb + y * gradient_sy + x * gradient_sx
     place = image * pixels + pixel
     highest = tl.load(normaliser + place, mask=inside, other=0.0)
-    log_sum = tl.load(normaliser + images.to(tl.int64) * pixels + place, mask=inside, other=0.0)
+    log_sum = tl.load(normaliser + logarithms + place, mask=inside, other=0.0)
     weight = tl.where(label == 0, tl.load(weights), tl.load(weights + 1))
     for first in range(0, channels, CHUNK):
         channel = first + tl.arange(0, CHUNK)
@@ -194,7 +194,7 @@ def forward(logits: Tensor, labels: Tensor, eps: float, ignore_index: int) -> tu
             *_arguments(logits, labels),
             normaliser,
             partials,
-            images,
+            normaliser[0].numel(),
             channels,
             width,
             height * width,
@@ -221,7 +221,7 @@ def backward(
             normaliser,
             weights.contiguous(),
             gradient,
-            images,
+            normaliser[0].numel(),
             channels,
             width,
             height * width,

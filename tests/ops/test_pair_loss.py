@@ -17,6 +17,10 @@ from amn_fast.ops.pair_loss import PairLossTerms, pair_loss, pair_means, pair_su
 GOLDEN = Path(__file__).parents[1] / "golden" / "amn"
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 BACKENDS = ["triton"] if INTERPRETED else ["reference", "cpu"]
+if INTERPRETED:
+    from amn_fast.kernels.pair_loss import triton
+
+    triton.BLOCK = 8192  # the interpreter's time goes by operations, not by elements
 
 
 @pytest.fixture(params=BACKENDS)
@@ -114,9 +118,9 @@ def gradients(case, backend, weights=(0.3, 1.1, 0.7, 0.9, 0.4), **options):
 
 
 def test_gradcheck(backend):
-    edge, displacement, labels = random_case(1, 6, 11, dtype=torch.float64)
+    edge, displacement, labels = random_case(1, 5, 8, dtype=torch.float64)
     inputs = edge.requires_grad_(), displacement.requires_grad_()
-    assert torch.autograd.gradcheck(lambda e, d: tuple(pair_loss(e, d, labels, radius=4, backend=backend)), inputs)
+    assert torch.autograd.gradcheck(lambda e, d: tuple(pair_loss(e, d, labels, radius=3, backend=backend)), inputs)
 
 
 @pytest.mark.parametrize("label", [0, 3, 30, 255])
