@@ -43,7 +43,7 @@ struct Channels {
             add(8);
             add(4);
         } else if (left) {
-            add(static_cast<int>(std::bit_ceil(static_cast<unsigned>(left))));
+            add(left > 4 ? 8 : 4);
         }
     }
     static int together(int64_t labels, bool implicit, int problems) {  // problems that fit one block
@@ -79,6 +79,13 @@ struct Term {
     Buffer<float> rows[2];                       // the values being sliced, and those being splatted
 };
 
+// out = weight * factor, points first .. first + count of (n, vertices) arrays; factor is the first of these points'.
+void scale_weights(const float* weight, const float* factor, int vertices, int64_t first, int64_t count, float* out) {
+    weight += first * vertices, out += first * vertices;
+    for (int64_t p = 0; p < count; ++p)
+        for (int j = 0; j < vertices; ++j) out[p * vertices + j] = weight[p * vertices + j] * factor[p];
+}
+
 Term prepare(const Kernel& kernel, bool weigh, int threads) {
     const Lattice& lattice = *kernel.lattice;
     const int vertices = lattice.dimension() + 1;
@@ -95,23 +102,25 @@ Term prepare(const Kernel& kernel, bool weigh, int threads) {
     if (!weigh) term.compat = &kernel.compat;
     const float* mass = kernel.normalization == Normalization::none ? nullptr : lattice.mass(threads);
     const auto kind = kernel.normalization;
+    const float root = static_cast<float>(even ? std::sqrt(factor) : 1.0), whole = static_cast<float>(even ? 1.0 : factor);
     run_tasks(threads, threads, [&](int part) {
-        for (int64_t p = n * part / threads; p < n * (part + 1) / threads; ++p) {
-            float before = 1, after = 1;
+        constexpr int64_t step = 64;
+        float before[step], after[step];
+        for (int64_t first = n * part / threads; first < n * (part + 1) / threads; first += step) {
+            const int64_t count = std::min(step, n * (part + 1) / threads - first);
+            std::fill(before, before + step, root);
+            std::fill(after, after + step, even ? root : whole);
             if (kind == Normalization::symmetric) {
-                before = after = static_cast<float>(1 / std::sqrt(mass[p] + 1e-20));
+                for (int64_t p = 0; p < count; ++p) {
+                    const float norm = 1.0f / std::sqrt(mass[first + p] + 1e-20f);
+                    before[p] *= norm, after[p] *= norm;
+                }
             } else if (kind != Normalization::none) {
-                (kind == Normalization::before ? before : after) = static_cast<float>(1 / (mass[p] + 1e-20));
+                float* side = kind == Normalization::before ? before : after;
+                for (int64_t p = 0; p < count; ++p) side[p] *= 1.0f / (mass[first + p] + 1e-20f);
             }
-            if (even) {
-                before *= static_cast<float>(std::sqrt(factor));
-            } else {
-                after *= static_cast<float>(factor);
-            }
-            const float* weight = lattice.weight() + p * vertices;
-            for (int j = 0; j < vertices; ++j) term.splat[p * vertices + j] = weight[j] * before;
-            if (!even)
-                for (int j = 0; j < vertices; ++j) term.slice_own[p * vertices + j] = weight[j] * after;
+            scale_weights(lattice.weight(), before, vertices, first, count, term.splat.data());
+            if (!even) scale_weights(lattice.weight(), after, vertices, first, count, term.slice_own.data());
         }
     });
     return term;
@@ -241,42 +250,50 @@ private:
         if (it == 0 && problems_[0].start) {
             start(first, count, tile, last);
         } else {
-            if (it > 0)
-                for (const Term& term : terms_) from = slice(term, b, first, count, from, tile);
+            for (size_t i = 0; it > 0 && i < terms_.size();) {
+                const int together = i + 1 < terms_.size() && !terms_[i].compat && !terms_[i + 1].compat ? 2 : 1;
+                from = slice(i, together, b, first, count, from, tile);
+                i += together;
+            }
             if (from == unary) std::memcpy(tile.logits, unary, tile_points * lanes * sizeof(float));
             softmax(count, tile.logits, last ? tile.other : nullptr);
         }
         if (last) return answer(first, count, tile);
-        for (const Term& term : terms_) {
-            const Band& band = term.lattice->bands()[b];
-            const int vertices = term.lattice->dimension() + 1;
-            for (size_t k = 0; k < channels_.width.size(); ++k) {
-                const int width = channels_.width[k];
-                float* rows = block_rows(term, 1, k);
-                term.lattice->clear_rows(band, t, width, rows);
-                passes_.splat[channels_.log_width[k]](
-                    term.offset + first * vertices, term.splat.data() + first * vertices, vertices, count,
-                    tile.logits + tile_points * channels_.first[k], rows + band.first_row * width);
+        for (size_t k = 0; k < channels_.width.size(); ++k) {
+            Spread spread[2];
+            for (size_t i = 0; i < terms_.size(); i += 2) {
+                const int together = static_cast<int>(std::min<size_t>(2, terms_.size() - i));
+                for (int j = 0; j < together; ++j) {
+                    const Term& term = terms_[i + j];
+                    const Lattice& lattice = *term.lattice;
+                    lattice.clear_rows(lattice.bands()[b], t, channels_.width[k], block_rows(term, 1, k));
+                    spread[j] = spread_of(term, 1, k, b, first, term.splat.data());
+                }
+                passes_.splat[channels_.log_width[k]](spread, together, count,
+                                                      tile.logits + tile_points * channels_.first[k]);
             }
         }
     }
 
-    // Adds a term's share to `from`, into the tile's logits.
-    const float* slice(const Term& term, size_t b, int64_t first, int64_t count, const float* from, const Tile& tile) {
-        const Band& band = term.lattice->bands()[b];
+    Spread spread_of(const Term& term, int which, size_t k, size_t b, int64_t first, const float* weight) const {
         const int vertices = term.lattice->dimension() + 1;
-        float* to = tile.logits;
-        if (term.compat) {
-            to = tile.other;
-            std::fill(to, to + tile_points * channels_.lanes, 0.0f);
-        }
+        float* rows = block_rows(term, which, k) + term.lattice->bands()[b].first_row * channels_.width[k];
+        return {term.offset + first * vertices, weight + first * vertices, rows, vertices};
+    }
+
+    // Adds the share of terms i .. i + together (two Potts terms, or one of any kind) to `from`, into the tile's logits.
+    const float* slice(size_t i, int together, size_t b, int64_t first, int64_t count, const float* from,
+                       const Tile& tile) {
+        const std::vector<float>* compat = terms_[i].compat;
+        float* to = compat ? tile.other : tile.logits;
+        if (compat) std::fill(to, to + tile_points * channels_.lanes, 0.0f);
         for (size_t k = 0; k < channels_.width.size(); ++k) {
-            const int at = tile_points * channels_.first[k], width = channels_.width[k];
-            passes_.slice[channels_.log_width[k]](
-                term.offset + first * vertices, term.slice + first * vertices, vertices, count,
-                block_rows(term, 0, k) + band.first_row * width, (term.compat ? to : from) + at, to + at);
+            const int at = tile_points * channels_.first[k];
+            Spread spread[2];
+            for (int j = 0; j < together; ++j) spread[j] = spread_of(terms_[i + j], 0, k, b, first, terms_[i + j].slice);
+            passes_.slice[channels_.log_width[k]](spread, together, count, (compat ? to : from) + at, to + at);
         }
-        if (term.compat) apply_compat(*term.compat, count, from, tile);
+        if (compat) apply_compat(*compat, count, from, tile);
         return tile.logits;
     }
 
