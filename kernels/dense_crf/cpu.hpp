@@ -129,7 +129,7 @@ struct Kernel {
 };
 
 // The unary energies of one problem: either (labels, n) energies, or a label map whose label has `energy_right` and the
-// others `energy_wrong`.
+// others `energy_wrong`. Problems solved together are of one sort.
 struct Unary {
     const float* energies = nullptr;
     const uint8_t* labels = nullptr;
@@ -140,7 +140,7 @@ struct Unary {
 };
 
 // Mean field over `problems` that share labels and kernels.
-void mean_field(const std::vector<Unary>& problems, int64_t labels, int64_t n, const std::vector<Kernel>& kernels,
+void mean_field(std::vector<Unary> problems, int64_t labels, int64_t n, const std::vector<Kernel>& kernels,
                 int iterations, int threads);
 
 }  // namespace amn::dense_crf

@@ -168,16 +168,19 @@ private:
         return term.rows[which].data() + term.lattice->rows() * channels_.first[b];
     }
 
-    // -unary of a label map: one row of lanes for each label.
+    // -unary of label maps: one row of channels for each label, and one of zeros for points of no label.
     void fill_label_rows() {
         const int64_t labels = channels_.labels;
-        label_rows_.assign(labels * channels_.own, 0.0f);
-        const float right = problems_[0].energy_right, wrong = problems_[0].energy_wrong;
-        for (int64_t given = 0; given < labels; ++given) {
-            for (int c = 0; c < channels_.own; ++c) {
-                const float energy = c == given ? right : wrong;
-                const float last = given == labels - 1 ? right : wrong;
-                label_rows_[given * channels_.own + c] = channels_.implicit ? last - energy : -energy;
+        label_rows_.assign(count_ * (labels + 1) * channels_.own, 0.0f);
+        for (int m = 0; m < count_; ++m) {
+            const float right = problems_[m].energy_right, wrong = problems_[m].energy_wrong;
+            for (int64_t given = 0; given < labels; ++given) {
+                float* row = &label_rows_[(m * (labels + 1) + given) * channels_.own];
+                for (int c = 0; c < channels_.own; ++c) {
+                    const float energy = c == given ? right : wrong;
+                    const float last = given == labels - 1 ? right : wrong;
+                    row[c] = channels_.implicit ? last - energy : -energy;
+                }
             }
         }
     }
@@ -218,17 +221,24 @@ private:
             std::fill(tile, tile + tile_points * channels_.lanes, far_below);
         for (int m = 0; m < count_; ++m) {
             const uint8_t* labels = problems_[m].labels + first;
+            const float* rows = &label_rows_[m * (channels_.labels + 1) * channels_.own];
             if (channels_.group) {
+                const int width = channels_.width[0];
+                float* to = tile + m * channels_.group;
                 for (int64_t p = 0; p < count; ++p)
-                    for (int c = 0; c < channels_.own; ++c)
-                        tile[p * channels_.width[0] + m * channels_.group + c] = label_rows_[labels[p] * channels_.own + c];
+                    for (int c = 0; c < channels_.own; ++c) to[p * width + c] = rows[labels[p] * channels_.own + c];
             } else {
                 for (size_t b = 0; b < channels_.width.size(); ++b) {
                     const int at = channels_.first[b], width = channels_.width[b];
                     const int size = std::min(width, channels_.own - at);
                     float* to = tile + tile_points * at;
-                    for (int64_t p = 0; p < count; ++p)
-                        std::memcpy(to + p * width, &label_rows_[labels[p] * channels_.own + at], size * sizeof(float));
+                    for (int64_t p = 0; p < count; ++p) {
+                        const float* row = rows + labels[p] * channels_.own + at;
+                        if (size == 16)
+                            std::memcpy(to + p * width, row, 16 * sizeof(float));
+                        else
+                            std::memcpy(to + p * width, row, size * sizeof(float));
+                    }
                 }
             }
         }
@@ -383,12 +393,28 @@ private:
     std::vector<Buffer<float>> scratch_;  // one for each thread
 };
 
-// Whether any energy is +inf. Throws on NaN, on -inf, and on a point where every label is forbidden.
-bool check_energies(const float* energies, int64_t labels, int64_t n, int threads) {
+enum class Energies { finite, of_labels, forbid };
+
+// What the energies are: they forbid labels (+inf), they come from a label map, or neither. In the second case `map`
+// gets the labels: at each point one label has `right` and the others `wrong`, or all have the same energy (`labels`).
+// Throws on NaN, on -inf, and on a point where every label is forbidden.
+Energies examine(const float* energies, int64_t labels, int64_t n, int threads, uint8_t* map, float& right,
+                 float& wrong) {
+    right = wrong = energies[0];
+    for (int64_t p = 0; p < n && right == wrong; ++p) {  // the first point that has a label
+        for (int64_t l = 0; l < labels; ++l) {
+            right = std::min(l ? right : energies[p], energies[l * n + p]);
+            wrong = std::max(l ? wrong : energies[p], energies[l * n + p]);
+        }
+    }
+    const float low = right, high = wrong;
     std::vector<int> found(threads, 0);
-    constexpr int64_t step = 1024;
+    constexpr int forbids = 1, invalid = 2, other = 4;
+    constexpr int64_t step = 512;
     run_tasks(threads, threads, [&](int part) {
         float suspicion[step], lowest[step];
+        int lower[step], higher[step], same[step], label[step];
+        if (labels > 255 || !(low < high)) found[part] |= other;
         for (int64_t first = n * part / threads; first < n * (part + 1) / threads; first += step) {
             const int64_t count = std::min(step, n * (part + 1) / threads - first);
             std::fill(suspicion, suspicion + count, 0.0f);
@@ -398,38 +424,73 @@ bool check_energies(const float* energies, int64_t labels, int64_t n, int thread
             }
             float sum = 0;
             for (int64_t p = 0; p < count; ++p) sum += suspicion[p];
-            if (sum == 0.0f) continue;
-            found[part] |= 1;
-            std::fill(lowest, lowest + count, std::numeric_limits<float>::infinity());
+            if (!(sum == 0.0f)) {
+                found[part] |= forbids;
+                std::fill(lowest, lowest + count, std::numeric_limits<float>::infinity());
+                for (int64_t l = 0; l < labels; ++l) {
+                    for (int64_t p = 0; p < count; ++p) {
+                        const float energy = energies[l * n + first + p];
+                        if (std::isnan(energy)) found[part] |= invalid;
+                        lowest[p] = std::min(lowest[p], energy);
+                    }
+                }
+                for (int64_t p = 0; p < count; ++p)
+                    if (std::isinf(lowest[p])) found[part] |= invalid;
+            }
+            if (found[part] & other) continue;
+            std::fill(lower, lower + count, 0);
+            std::fill(higher, higher + count, 0);
+            std::fill(same, same + count, 0);
+            std::fill(label, label + count, 0);
             for (int64_t l = 0; l < labels; ++l) {
+                const float *plane = energies + l * n + first, *zeroth = energies + first;
                 for (int64_t p = 0; p < count; ++p) {
-                    const float energy = energies[l * n + first + p];
-                    if (std::isnan(energy)) found[part] |= 2;
-                    lowest[p] = std::min(lowest[p], energy);
+                    lower[p] += plane[p] == low;
+                    higher[p] += plane[p] == high;
+                    same[p] += plane[p] == zeroth[p];
+                    label[p] = plane[p] == low ? static_cast<int>(l) : label[p];
                 }
             }
-            for (int64_t p = 0; p < count; ++p)
-                if (std::isinf(lowest[p])) found[part] |= 2;
+            int strange = 0;
+            for (int64_t p = 0; p < count; ++p) {
+                const bool one = lower[p] == 1 && higher[p] == labels - 1;
+                strange |= !one && same[p] != labels;
+                map[first + p] = static_cast<uint8_t>(one ? label[p] : labels);
+            }
+            if (strange) found[part] |= other;
         }
     });
     int all = 0;
     for (int flags : found) all |= flags;
-    if (all & 2)
+    if (all & invalid)
         throw std::invalid_argument(
             "unary holds NaN or -inf, or +inf for every label of a point, expected finite energies");
-    return all & 1;
+    return all & forbids ? Energies::forbid : all & other ? Energies::finite : Energies::of_labels;
 }
 
 }  // namespace
 
-void mean_field(const std::vector<Unary>& problems, int64_t labels, int64_t n, const std::vector<Kernel>& kernels,
+void mean_field(std::vector<Unary> problems, int64_t labels, int64_t n, const std::vector<Kernel>& kernels,
                 int iterations, int threads) {
     threads = std::max(1, threads);
-    bool forbids = false;
-    for (const Unary& problem : problems)
-        if (problem.energies && check_energies(problem.energies, labels, n, threads)) forbids = true;
     const bool potts = std::all_of(kernels.begin(), kernels.end(), [](const Kernel& kernel) { return kernel.potts; });
+    bool forbids = false, dense = false;
+    std::vector<Buffer<uint8_t>> maps;
+    for (Unary& problem : problems) {
+        if (!problem.energies) continue;
+        maps.emplace_back(n);
+        const Energies kind = examine(problem.energies, labels, n, threads, maps.back().data(), problem.energy_right,
+                                      problem.energy_wrong);
+        forbids |= kind == Energies::forbid;
+        dense |= kind != Energies::of_labels;
+    }
     const bool implicit = potts && !forbids && labels > 1;
+    if (implicit && !dense) {  // a byte for each point to read in each iteration, instead of a float for each label
+        for (size_t m = 0; m < maps.size(); ++m) {
+            problems[m].labels = maps[m].data();
+            problems[m].energies = nullptr;
+        }
+    }
 
     std::vector<Term> terms;
     for (const Kernel& kernel : kernels)
