@@ -170,7 +170,7 @@ def read_config(path: str | Path, overrides: Iterable[str] = ()) -> Config:
         InputError: no such file, no YAML, an unknown name or a wrong value; the sentence names it.
     """
     file = Path(path)
-    if not file.exists() and (SHIPPED / f"{path}.yaml").exists():
+    if not file.is_file() and (SHIPPED / f"{path}.yaml").exists():
         file = SHIPPED / f"{path}.yaml"
     if not file.is_file():
         shipped = ", ".join(sorted(p.stem for p in SHIPPED.glob("*.yaml")))
