@@ -58,7 +58,7 @@ struct Passes {
     void (*softmax_blocks)(const Blocks& blocks, bool implicit, int64_t points, float* tile, float* last);
 };
 
-const Passes& best_passes();
-const Passes* find_passes(const char* name);  // nullptr: unknown, or not for this machine
+const Passes& best_passes();          // the fastest for this machine, or the ones in use
+bool use_passes(const char* name);   // "baseline", "avx2", "avx512"; false: unknown, or not for this machine
 
 }  // namespace amn::dense_crf
