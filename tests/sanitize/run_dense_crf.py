@@ -39,7 +39,10 @@ def export(name: str, folder: Path) -> Path:
 
 
 def main(rounds: int = 10_000) -> None:
-    sources = [*sorted((ROOT / "kernels" / "dense_crf").glob("*.cpp")), ROOT / "tests" / "sanitize" / "dense_crf_fuzz.cpp"]
+    sources = [
+        *sorted((ROOT / "kernels" / "dense_crf").glob("*.cpp")),
+        ROOT / "tests" / "sanitize" / "dense_crf_fuzz.cpp",
+    ]
     sources = [path for path in sources if path.name != "bind.cpp"]
     compiler = os.environ.get("CXX", "g++")
     with tempfile.TemporaryDirectory() as name:
