@@ -17,7 +17,7 @@ def info() -> str:
     lines = [
         f"amn_fast {__version__}, Python {platform.python_version()},"
         f" {sys.platform} {platform.machine()}, {os.cpu_count()} cores",
-        "packages: " + ", ".join(f"{name} {_version(name)}" for name in _PACKAGES),
+        "packages: " + ", ".join(f"{name} {package_version(name)}" for name in _PACKAGES),
         "backend reference: ready",
         f"backend cpu: {'ready' if not missing else 'missing: ' + missing}",
         f"backend triton: {_triton()}",
@@ -26,7 +26,8 @@ def info() -> str:
     return "\n".join(lines)
 
 
-def _version(package: str) -> str:
+def package_version(package: str) -> str:
+    """The installed version of a package, or "missing"."""
     try:
         return version(package)
     except PackageNotFoundError:
@@ -57,6 +58,6 @@ def _cuda() -> str:
     device = _cuda_device()
     if device.startswith(":"):
         return f"missing{device}"
-    if importlib.util.find_spec("cuda.core") is None:
+    if importlib.util.find_spec("cuda") is None or importlib.util.find_spec("cuda.core") is None:
         return "missing: cuda-core is not installed (extra 'gpu')"
     return f"ready on {device}"

@@ -37,9 +37,9 @@ RootOption = Annotated[Optional[Path], typer.Option("--root", help="Folder of th
 def _config(config: str, settings: list[str] | None, run: Path | None, root: Path | None) -> Config:
     overrides = list(settings or [])
     if run is not None:
-        overrides.append(f"run={run}")
+        overrides.append(f"run={json.dumps(str(run))}")  # quoted: a path is text, whatever YAML makes of it
     if root is not None:
-        overrides.append(f"data.root={root}")
+        overrides.append(f"data.root={json.dumps(str(root))}")
     return read_config(config, overrides)
 
 

@@ -6,7 +6,7 @@ resolved form. The defaults are the published ones for VOC 2012.
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from amn_fast._extras import require
 from amn_fast.errors import InputError
@@ -19,13 +19,21 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 SHIPPED = Path(__file__).parent / "configs"
 
-Probability = Field(ge=0, le=1)
+# Constraints sit in the types: a subclass that gives a field another default keeps them.
+Count = Annotated[int, Field(ge=1)]
+Side = Annotated[int, Field(ge=32)]
+Pixels = Annotated[int, Field(ge=0)]
+Radius = Annotated[int, Field(ge=2)]
+Positive = Annotated[float, Field(gt=0)]
+NotNegative = Annotated[float, Field(ge=0)]
+Probability = Annotated[float, Field(ge=0, le=1)]
+BelowOne = Annotated[float, Field(ge=0, lt=1)]
 
 
 class Section(BaseModel):
     """A part of the configuration; an unknown name in it is an error."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class Data(Section):
@@ -40,57 +48,73 @@ class Data(Section):
 class Training(Section):
     """What all three trainings share. Learning rates follow lr * (1 - step / steps) ** power."""
 
-    epochs: int = Field(ge=1)
-    batch: int = Field(ge=1)
-    crop: int = Field(ge=32)
-    lr: float = Field(gt=0)
-    new_lr: float = Field(gt=0)
+    epochs: Count
+    batch: Count
+    crop: Side
+    lr: Positive
+    new_lr: Positive
     """Learning rate of the layers without pretrained values."""
-    weight_decay: float = Field(default=1e-4, ge=0)
-    power: float = Field(default=0.9, ge=0)
+    weight_decay: NotNegative = 1e-4
+    power: NotNegative = 0.9
 
 
 class CamTraining(Training):
     """train-cam: SGD on the multi-label soft-margin loss."""
 
-    epochs: int = 5
-    batch: int = 16
-    crop: int = 512
-    lr: float = 0.1
-    new_lr: float = 1.0
-    momentum: float = Field(default=1e-4, ge=0, lt=1)
+    epochs: Count = 5
+    batch: Count = 16
+    crop: Side = 512
+    lr: Positive = 0.1
+    new_lr: Positive = 1.0
+    momentum: BelowOne = 1e-4
     """The published code passes the weight decay where the momentum belongs; .9 is what one would want."""
-    long_side: tuple[int, int] = (320, 640)
+    long_side: tuple[Count, Count] = (320, 640)
+
+    @model_validator(mode="after")
+    def _long_side_ordered(self) -> "CamTraining":
+        if self.long_side[0] > self.long_side[1]:
+            raise ValueError(f"long_side {self.long_side}, expected shortest <= longest")
+        return self
 
 
-class AmnTraining(Training):
+class SeedTraining(Training):
+    """What trainings on seeds share: pictures and seeds are rescaled by a random factor from a range."""
+
+    rescale: tuple[Positive, Positive] = (0.5, 1.5)
+
+    @model_validator(mode="after")
+    def _rescale_ordered(self) -> "SeedTraining":
+        if self.rescale[0] > self.rescale[1]:
+            raise ValueError(f"rescale {self.rescale}, expected smallest <= largest")
+        return self
+
+
+class AmnTraining(SeedTraining):
     """train-amn: Adam on the balanced per-pixel loss."""
 
-    epochs: int = 5
-    batch: int = 16
-    crop: int = 512
-    lr: float = 5e-6
-    new_lr: float = 1e-4
-    rescale: tuple[float, float] = (0.5, 1.5)
-    eps: float = Field(default=0.4, ge=0, lt=1)
+    epochs: Count = 5
+    batch: Count = 16
+    crop: Side = 512
+    lr: Positive = 5e-6
+    new_lr: Positive = 1e-4
+    eps: BelowOne = 0.4
     """Label smoothing: 1 - eps on the label, eps shared by the other channels."""
 
 
-class IrnTraining(Training):
+class IrnTraining(SeedTraining):
     """train-irn: SGD on the pair losses."""
 
-    epochs: int = 3
-    batch: int = 32
-    crop: int = 512
-    lr: float = 0.1
-    new_lr: float = 1.0
+    epochs: Count = 3
+    batch: Count = 32
+    crop: Side = 512
+    lr: Positive = 0.1
+    new_lr: Positive = 1.0
     """Learning rate of the displacement branch."""
-    momentum: float = Field(default=1e-4, ge=0, lt=1)
-    rescale: tuple[float, float] = (0.5, 1.5)
-    radius: int = Field(default=10, ge=2)
+    momentum: BelowOne = 1e-4
+    radius: Radius = 10
     displacement: bool = True
     """Train the displacement branch too. Semantic masks do not use it."""
-    pad: int = Field(default=512, ge=0)
+    pad: Pixels = 512
     """Inference fills pictures with zeros to at least this side; the network's group norms see them."""
 
     @model_validator(mode="after")
@@ -105,15 +129,15 @@ class IrnTraining(Training):
 class Inference(Section):
     """Scales of the picture, each with its mirror image."""
 
-    scales: tuple[float, ...] = (1.0, 0.5, 1.5, 2.0)
+    scales: Annotated[tuple[Positive, ...], Field(min_length=1)] = (1.0, 0.5, 1.5, 2.0)
 
 
 class Seed(Section):
     """refine-seed: dense CRF on argmax([threshold, activations]) with a high and a low threshold."""
 
-    fg: float = Probability
-    bg: float = Probability
-    bilateral: tuple[float, float, float] = (50.0, 5.0, 10.0)
+    fg: Probability
+    bg: Probability
+    bilateral: tuple[Positive, Positive, Positive] = (50.0, 5.0, 10.0)
     """sxy in pixels, srgb in grey levels, compatibility."""
 
     @model_validator(mode="after")
@@ -126,11 +150,11 @@ class Seed(Section):
 class Mask(Section):
     """make-mask: random walk over the edges, then a threshold."""
 
-    radius: int = Field(default=5, ge=2)
-    beta: float = Field(default=10.0, gt=0)
-    exp_times: int = Field(default=8, ge=0)
-    power: float = Field(default=1.3, gt=0)
-    background: float = Field(default=0.25, ge=0, le=1)
+    radius: Radius = 5
+    beta: Positive = 10.0
+    exp_times: Annotated[int, Field(ge=0)] = 8
+    power: Positive = 1.3
+    background: Probability = 0.25
     maximum: Literal["global", "class"] = "global"
     """Divide scores by the maximum over all classes (published) or by each class's own."""
 
@@ -142,12 +166,12 @@ class Config(Section):
     data: Data
     run: Path
     """The run folder: everything that the run makes."""
-    seed: int = 0
+    seed: Annotated[int, Field(ge=0, lt=2**48)] = 0
     device: Literal["auto", "cpu", "cuda"] = "auto"
     backbone: str = "resnet50"
     weights: str | None = "imagenet"
     """"imagenet", the path of a state dict, or null for random values."""
-    workers: int = Field(default=0, ge=0)
+    workers: Annotated[int, Field(ge=0)] = 0
     """Processes that load pictures during training; the results do not depend on it."""
     train_cam: CamTraining = CamTraining()
     cam: Inference = Inference()
@@ -170,7 +194,7 @@ def read_config(path: str | Path, overrides: Iterable[str] = ()) -> Config:
         InputError: no such file, no YAML, an unknown name or a wrong value; the sentence names it.
     """
     file = Path(path)
-    if not file.exists() and (SHIPPED / f"{path}.yaml").exists():
+    if not file.is_file() and (SHIPPED / f"{path}.yaml").exists():
         file = SHIPPED / f"{path}.yaml"
     if not file.is_file():
         shipped = ", ".join(sorted(p.stem for p in SHIPPED.glob("*.yaml")))

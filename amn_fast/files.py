@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -32,6 +33,19 @@ def write_atomically(path: Path | str, write: Callable[[IO[bytes]], Any]) -> Non
         if isinstance(error, OSError) and error.errno is not None:
             raise OSError(error.errno, os.strerror(error.errno), str(path)) from error
         raise
+
+
+def remove_leftovers(path: Path | str) -> None:
+    """Remove the temporary files that killed calls of `write_atomically` left for `path`, a file or a folder of files.
+
+    Nobody may be writing there meanwhile.
+    """
+    path = Path(path)
+    for folder, name in ((path.parent, re.escape(path.name)), (path, ".+")):
+        if folder.is_dir():
+            for file in folder.iterdir():
+                if re.fullmatch(rf"\.{name}\.[a-z0-9_]{{8}}", file.name) and file.is_file():
+                    file.unlink()
 
 
 def write_text(path: Path | str, text: str) -> None:

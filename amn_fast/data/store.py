@@ -4,8 +4,6 @@ Each file is an `.npz` with `keys` (K,) uint8 labels, `strided` (K, h, w) and `f
 keeps eleven bits of each value: activations lie in [0, 1], so the error is below 2.5e-4. Nothing in it is a pickle.
 """
 
-import zipfile
-import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -59,8 +57,23 @@ def read_activations(path: Path | str) -> Activations:
     """
     try:
         with np.load(path, allow_pickle=False) as file:
-            return Activations(file["keys"], file["strided"].astype(np.float32), file["full"].astype(np.float32))
+            found = Activations(file["keys"], file["strided"].astype(np.float32), file["full"].astype(np.float32))
+            _check(found)
+            return found
     except FileNotFoundError:
         raise InputError(f"activation file {path} does not exist") from None
-    except (KeyError, ValueError, zipfile.BadZipFile, zlib.error, EOFError, OSError) as error:
-        raise InputError(f"activation file {path} cannot be read: {error}") from error
+    except Exception as error:  # of damaged archives there are many, and each layer has its own errors
+        raise InputError(f"activation file {path} cannot be read: {' '.join(str(error).split())}") from error
+
+
+def _check(found: Activations) -> None:
+    keys, strided, full = found.keys, found.strided, found.full
+    if keys.dtype != np.uint8 or keys.ndim != 1 or full.ndim != 3:
+        raise ValueError(
+            f"keys are {keys.dtype} {keys.shape} and full is {full.shape}, expected uint8 (K,) and (K, H, W)"
+        )
+    expected = (len(keys), (full.shape[1] - 1) // 4 + 1, (full.shape[2] - 1) // 4 + 1)
+    if len(full) != len(keys) or strided.shape != expected:
+        raise ValueError(f"{len(keys)} keys, full {full.shape} and strided {strided.shape} do not belong together")
+    if not (np.isfinite(strided).all() and np.isfinite(full).all()):
+        raise ValueError("it holds NaN or infinity, expected finite values")

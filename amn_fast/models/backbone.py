@@ -4,6 +4,7 @@ The last stage of every backbone runs at stride 1 *without* dilation, as in IRN'
 stride 16. Batch norms always use their running statistics.
 """
 
+import copy
 import importlib.util
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -144,7 +145,7 @@ class _Timm(Backbone):
         except (RuntimeError, ValueError, TypeError, AssertionError) as error:
             raise InputError(
                 f"backbone {name!r} is not one of resnet50, efficientnet_lite0 or a timm convolutional network"
-                f" that gives features at output stride 16 ({error})"
+                f" that gives features at output stride 16 ({str(error) or type(error).__name__})"
             ) from error
         undo_dilation(net)
         info = net.feature_info
@@ -152,21 +153,21 @@ class _Timm(Backbone):
             raise InputError(f"backbone {name!r} has {len(info.channels())} feature levels, expected 5")
         data = timm.data.resolve_model_data_config(net)
         super().__init__(net, info.channels(), info.reduction(), data["mean"], data["std"])
-        self._feature_modules: list[str] = info.module_name()
 
     def level_prefixes(self) -> list[list[str]]:
-        """Parameters come in the order of the forward pass: a level owns all up to its feature module's last one."""
-        names = [name for name, _ in self.net.named_parameters()]
-        stem = [
-            name for name in names[:3] if name.count(".") <= 2 and not name.startswith(("blocks", "layer", "stages"))
-        ]
-        levels = [stem]
-        start = len(stem)
-        for module in self._feature_modules:
-            flat = module.replace(".", "_")
-            last = max((i for i, n in enumerate(names) if n.startswith((f"{module}.", f"{flat}."))), default=start - 1)
-            levels.append(names[start : last + 1])
-            start = max(start, last + 1)
+        """Asks a backward pass from each level: names say too little about what belongs where."""
+        net = copy.deepcopy(self.net).eval().requires_grad_(True)
+        names = [name for name, _ in net.named_parameters()]
+        kernels = [i for i, parameter in enumerate(net.parameters()) if parameter.ndim == 4]
+        levels = [names[: kernels[1]]]  # the first convolution and what comes before the second: its norm
+        for level in net(torch.zeros(1, 3, 64, 64, device=next(net.parameters()).device)):
+            level.sum().backward(retain_graph=True)
+            known = {name for names in levels for name in names}
+            levels.append(
+                [n for n, parameter in net.named_parameters() if parameter.grad is not None and n not in known]
+            )
+        known = {name for names in levels for name in names}
+        levels[-1] += [name for name in names if name not in known]
         return levels
 
 
@@ -219,9 +220,8 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
             return load_file(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # each format has its own errors; to the user they are one
-        raise InputError(
-            f"weights file {path} cannot be read as plain tensors: {str(error).splitlines()[0]}"
-        ) from error
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise InputError(f"weights file {path} cannot be read as plain tensors: {reason}") from error
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         raise InputError(f"weights file {path} holds {type(state).__name__}, expected a dictionary of tensors")
     return dict(state)

@@ -19,6 +19,8 @@ class _Resize(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if self.factor == 1:
             return x
+        if min(x.shape[-2:]) * self.factor < 1:  # a picture of a pixel or two
+            x = F.pad(x, (0, max(0, 2 - x.shape[-1]), 0, max(0, 2 - x.shape[-2])), mode="replicate")
         return F.interpolate(x, scale_factor=self.factor, mode="bilinear", align_corners=False)
 
 

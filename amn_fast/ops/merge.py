@@ -1,16 +1,17 @@
 """Merging activation maps over scales."""
 
 from collections.abc import Sequence
-from typing import overload
+from typing import Any, overload
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from amn_fast._native import native
 from amn_fast.errors import InputError
 from amn_fast.kernels.merge import reference
-from amn_fast.ops._backend import choose
+from amn_fast.ops._torch import resolve
 
 Array = NDArray[np.floating]
 
@@ -32,7 +33,7 @@ def merge_cam(maps, size, valid, *, backend="auto"):  # type: ignore[no-untyped-
         maps: one (C, h_s, w_s) floating map per scale, tensors or NumPy arrays.
         size: (H, W) of the picture.
         valid: the K classes of the picture, 0-based; only these are computed.
-        backend: "auto" or "reference".
+        backend: "auto", "cpu" (C++), "triton" or "reference".
 
     Returns:
         strided (K, (H - 1) // 4 + 1, (W - 1) // 4 + 1) and full (K, H, W), float32 (float64 for double maps), in
@@ -42,8 +43,13 @@ def merge_cam(maps, size, valid, *, backend="auto"):  # type: ignore[no-untyped-
         InputError: a shape or a value is not as above, or a map holds NaN or infinity.
     """
     tensors, size, classes = _checked("merge_cam", maps, size, valid, 0)
-    choose(backend, "merge_cam", {"reference": ""})
-    strided, full = reference.merge_cam(tensors, size, classes)
+    chosen = resolve(backend, "merge_cam", tensors[0].device.type)
+    if chosen == "reference":
+        if not torch.compiler.is_compiling():
+            _check_finite("merge_cam", tensors)
+        strided, full = reference.merge_cam(tensors, size, classes)
+    else:
+        strided, full = _merge_cam(tensors, *size, classes, chosen)
     return (strided, full) if isinstance(maps[0], Tensor) else (strided.numpy(), full.numpy())
 
 
@@ -72,7 +78,7 @@ def merge_amn(maps, size, valid, seed, *, backend="auto"):  # type: ignore[no-un
         size: (H, W) of the picture.
         valid: the K classes of the picture, 0-based, without the background.
         seed: (H, W) uint8, the refined seed.
-        backend: "auto" or "reference".
+        backend: "auto", "cpu" (C++), "triton" or "reference".
 
     Returns:
         strided (K + 1, (H - 1) // 4 + 1, (W - 1) // 4 + 1) and full (K + 1, H, W), float32 (float64 for double
@@ -87,9 +93,93 @@ def merge_amn(maps, size, valid, seed, *, backend="auto"):  # type: ignore[no-un
         raise InputError(f"merge_amn: seed is {tuple(seed.shape)} {seed.dtype}, expected {size} torch.uint8")
     if seed.device != tensors[0].device:
         raise InputError(f"merge_amn: seed is on {seed.device}, expected {tensors[0].device}, as the maps")
-    choose(backend, "merge_amn", {"reference": ""})
-    strided, full = reference.merge_amn(tensors, size, classes, seed)
+    chosen = resolve(backend, "merge_amn", tensors[0].device.type)
+    if chosen == "reference":
+        if not torch.compiler.is_compiling():
+            _check_finite("merge_amn", tensors)
+        strided, full = reference.merge_amn(tensors, size, classes, seed)
+    else:
+        strided, full = _merge_amn(tensors, *size, classes, seed, chosen)
     return (strided, full) if isinstance(maps[0], Tensor) else (strided.numpy(), full.numpy())
+
+
+@torch.library.custom_op("amn_fast::merge_cam", mutates_args=())
+def _merge_cam(maps: list[Tensor], height: int, width: int, valid: list[int], backend: str) -> tuple[Tensor, Tensor]:
+    _check_finite("merge_cam", maps)
+    padded = ((height - 1) // 16 + 1) * 16, ((width - 1) // 16 + 1) * 16
+    if backend == "triton":
+        from amn_fast.kernels.merge import triton
+
+        grid = reference.strided_size(height, width)
+        return triton.cam(maps, valid, grid, grid), triton.cam(maps, valid, (height, width), padded)
+    strided, full = _outputs(maps, height, width, len(valid))
+    dense = [m.contiguous() for m in maps]
+    run = _native_function("merge_cam", maps)
+    for out, extent in ((strided, strided.shape[1:]), (full, padded)):
+        run(
+            maps=[(m.data_ptr(), *m.shape[1:]) for m in dense],
+            kept=valid,
+            out=out.data_ptr(),
+            size=out.shape[1:],
+            extent=extent,
+            threads=torch.get_num_threads(),
+        )
+    return strided, full
+
+
+@_merge_cam.register_fake
+def _(maps: list[Tensor], height: int, width: int, valid: list[int], backend: str) -> tuple[Tensor, Tensor]:
+    return _outputs(maps, height, width, len(valid))
+
+
+@torch.library.custom_op("amn_fast::merge_amn", mutates_args=())
+def _merge_amn(
+    maps: list[Tensor], height: int, width: int, valid: list[int], seed: Tensor, backend: str
+) -> tuple[Tensor, Tensor]:
+    _check_finite("merge_amn", maps)
+    kept = [0, *(k + 1 for k in valid)]
+    if backend == "triton":
+        from amn_fast.kernels.merge import triton
+
+        grid = reference.strided_size(height, width)
+        return triton.amn(maps, kept, seed, grid), triton.amn(maps, kept, seed, (height, width))
+    strided, full = _outputs(maps, height, width, len(kept))
+    dense, seed = [m.contiguous() for m in maps], seed.contiguous()
+    run = _native_function("merge_amn", maps)
+    for out in (strided, full):
+        run(
+            maps=[(m.data_ptr(), *m.shape[1:]) for m in dense],
+            channels=maps[0].shape[0],
+            kept=kept,
+            seed=seed.data_ptr(),
+            seed_size=seed.shape,
+            out=out.data_ptr(),
+            size=out.shape[1:],
+            threads=torch.get_num_threads(),
+        )
+    return strided, full
+
+
+@_merge_amn.register_fake
+def _(
+    maps: list[Tensor], height: int, width: int, valid: list[int], seed: Tensor, backend: str
+) -> tuple[Tensor, Tensor]:
+    return _outputs(maps, height, width, len(valid) + 1)
+
+
+def _outputs(maps: list[Tensor], height: int, width: int, kept: int) -> tuple[Tensor, Tensor]:
+    strided = maps[0].new_empty(kept, *reference.strided_size(height, width))
+    return strided, maps[0].new_empty(kept, height, width)
+
+
+def _native_function(name: str, maps: list[Tensor]) -> Any:
+    return getattr(native, f"{name}{64 if maps[0].dtype == torch.float64 else 32}")
+
+
+def _check_finite(name: str, maps: list[Tensor]) -> None:
+    for scale, m in enumerate(maps):
+        if not bool(torch.isfinite(m).all()):
+            raise InputError(f"{name}: maps[{scale}] holds NaN or infinity, expected finite numbers")
 
 
 def _checked(
@@ -109,8 +199,6 @@ def _checked(
             raise InputError(
                 f"{name}: maps[{scale}] has {found}, expected {tensors[0].shape[0]} on {tensors[0].device}, as maps[0]"
             )
-        if not bool(torch.isfinite(m).all()):
-            raise InputError(f"{name}: maps[{scale}] holds NaN or infinity, expected finite numbers")
     height, width = (int(side) for side in size)
     if height < 1 or width < 1:
         raise InputError(f"{name}: size is {(height, width)}, expected a height and a width of at least 1")

@@ -104,6 +104,10 @@ def _pair_sums(
     """The sums, the counts, and seven whole numbers per pixel, (B, 7, h, w), see kernels/pair_loss/cpu.hpp."""
     edge, moved = _dense(edge_logits, displacement)
     labels = labels.contiguous()
+    if backend == "triton":
+        from amn_fast.kernels.pair_loss import triton
+
+        return triton.forward(edge, moved, labels, radius, ignore_index)
     tallies = labels.new_empty((len(labels), 7, *labels.shape[1:]), dtype=torch.int32)
     sums, counts = _problem(edge, moved, labels, radius, ignore_index).forward(_offsets(radius), tallies.data_ptr())
     return torch.tensor(sums, dtype=edge.dtype), torch.tensor(counts), tallies
@@ -124,9 +128,14 @@ def _pair_sums_backward(
 ) -> tuple[Tensor, Tensor]:
     """The gradients of the edge logits and of the displacement: a walk over pixels, not over pairs."""
     edge, moved = _dense(edge_logits, displacement)
-    edge_gradient, moved_gradient = torch.empty_like(edge), torch.empty_like(moved)
-    problem = _problem(edge, moved, tallies, 0, 0)
-    problem.backward(tallies.data_ptr(), grad_sums.tolist(), edge_gradient.data_ptr(), moved_gradient.data_ptr())
+    if backend == "triton":
+        from amn_fast.kernels.pair_loss import triton
+
+        edge_gradient, moved_gradient = triton.backward(grad_sums, edge, tallies)
+    else:
+        edge_gradient, moved_gradient = torch.empty_like(edge), torch.empty_like(moved)
+        problem = _problem(edge, moved, tallies, 0, 0)
+        problem.backward(tallies.data_ptr(), grad_sums.tolist(), edge_gradient.data_ptr(), moved_gradient.data_ptr())
     return edge_gradient.to(edge_logits.dtype), moved_gradient.to(displacement.dtype)
 
 

@@ -32,7 +32,9 @@ def pixel_loss(
         A scalar, float32 (float64 for double logits).
 
     Raises:
-        InputError: a shape, a type or a value is not as above; a label above C is found before anything is computed.
+        InputError: a shape, a type or a value is not as above. A label above C is found before anything is computed;
+            on a GPU, where looking would wait for the device, only sampled labels are looked at, a label above C
+            counts nowhere, and a later call raises.
     """
     sums, counts = pixel_sums(logits, labels, eps=eps, ignore_index=ignore_index, backend=backend)
     return balanced_mean(sums, counts)
@@ -66,6 +68,8 @@ def _pixel_sums(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The sums, the counts, and the softmax's maximum and logarithm of the sum of each pixel, (2, B, h, w)."""
     dtype = _arithmetic(logits)
+    if backend == "triton":
+        return _triton_forward(logits, labels, eps, ignore_index)
     problem = _problem(logits, labels, eps, ignore_index)
     _check_labels(problem.highest_label(), logits.shape[1], ignore_index)
     normaliser = logits.new_empty((2, logits.shape[0], *logits.shape[2:]), dtype=dtype)
@@ -84,6 +88,10 @@ def _(logits: Tensor, labels: Tensor, eps: float, ignore_index: int, backend: st
 def _pixel_sums_backward(
     grad_sums: Tensor, logits: Tensor, labels: Tensor, normaliser: Tensor, eps: float, ignore_index: int, backend: str
 ) -> Tensor:
+    if backend == "triton":
+        from amn_fast.kernels.pixel_loss import triton
+
+        return triton.backward(grad_sums, logits, labels, normaliser, eps, ignore_index)
     gradient = torch.empty_like(logits)
     problem = _problem(logits, labels, eps, ignore_index)
     problem.backward(normaliser.data_ptr(), grad_sums.tolist(), gradient.data_ptr(), gradient.stride())
@@ -110,6 +118,34 @@ def _backward(ctx: Any, grad_sums: Tensor, *_: Tensor) -> tuple[Tensor | None, .
 
 
 _pixel_sums.register_autograd(_backward, setup_context=_setup_context)
+
+
+def _triton_forward(logits: Tensor, labels: Tensor, eps: float, ignore_index: int) -> tuple[Tensor, Tensor, Tensor]:
+    from amn_fast.kernels.pixel_loss import triton
+
+    channels = logits.shape[1]
+    if logits.device.type == "cpu":  # interpreted
+        _check_labels(_highest_label(labels, ignore_index), channels, ignore_index)
+        return triton.forward(logits, labels, eps, ignore_index)[:3]
+    _raise_found()
+    sums, counts, normaliser, highest = triton.forward(logits, labels, eps, ignore_index)
+    if not torch.cuda.is_current_stream_capturing():
+        found = torch.empty((), dtype=highest.dtype, pin_memory=True).copy_(highest, non_blocking=True)
+        event = torch.cuda.Event()
+        event.record()
+        _unread.append((event, found, channels, ignore_index))
+    return sums, counts, normaliser
+
+
+# The highest label of each launch on a GPU, on its way to the host: reading it at once would wait for the device.
+_unread: list[tuple[Any, Tensor, int, int]] = []
+
+
+def _raise_found() -> None:
+    """Reads the highest labels that have arrived. Launches end in order, so the first that has not ends the search."""
+    while _unread and _unread[0][0].query():
+        _, found, channels, ignore_index = _unread.pop(0)
+        _check_labels(int(found), channels, ignore_index)
 
 
 def _arithmetic(logits: Tensor) -> torch.dtype:

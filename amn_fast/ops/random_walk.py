@@ -5,11 +5,10 @@ The published walk squares a dense (h·w)² matrix; this one takes steps over th
 and by default only as many as a Chebyshev expansion of the matrix power needs.
 """
 
-import functools
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +20,8 @@ from amn_fast.ops._backend import choose
 
 METHODS = ("chebyshev", "steps")
 TOLERANCE = 1e-6
+MAX_RADIUS = 64  # 6,400 neighbours
+MAX_EXP_TIMES = {"chebyshev": 30, "steps": 20}  # 160,000 and a million products
 Array = NDArray[Any]
 
 
@@ -47,13 +48,14 @@ def random_walk(
         x: (K, h, w) activations, any finite values; a NumPy array or a PyTorch tensor of any floating dtype and layout.
             Or a list of them, of different sizes: the pictures are spread over the threads.
         edge: (h, w) or (1, h, w) edge map in [0, 1]; a list when x is one.
-        radius: in pixels of the map, 1 or more.
+        radius: in pixels of the map, 1..64.
         beta: exponent of the affinities, above 0.
         exp_times: the walk takes 2^exp_times steps.
         method: "chebyshev" evaluates T's power by its Chebyshev expansion; "steps" takes all steps one by one.
         tolerance: for "chebyshev": bound on the sum of the expansion's coefficients that are left out; an estimate from
             above of the error relative to the largest value. 1e-6 takes 79 products for 256 steps.
-        backend: "auto", "cpu", "triton" (CUDA tensors) or "reference" (double precision, NumPy).
+        backend: "auto", "cpu", "triton" (CUDA tensors; waits once for the GPU, to check the values, before the walk) or
+            "reference" (double precision).
         threads: for the CPU; by default all. The result has the same bits for any number, and alone or in a list.
 
     Returns:
@@ -63,18 +65,20 @@ def random_walk(
         InputError: a shape, value or argument is not as above; the message names it.
         BackendError: the backend asked for cannot run here.
     """
-    walk = functools.partial(
-        _walk_one, radius=radius, beta=beta, exp_times=exp_times, method=method, tolerance=tolerance, backend=backend
-    )
-    threads = _threads(threads)
-    if not isinstance(x, list | tuple):
-        return walk(x, edge, threads=threads)
-    if not isinstance(edge, list | tuple) or len(edge) != len(x):
+    several = isinstance(x, list | tuple)
+    if several and (not isinstance(edge, list | tuple) or len(edge) != len(x)):
         found = f"a list of {len(edge)}" if isinstance(edge, list | tuple) else type(edge).__name__
         raise InputError(f"edge is {found}, expected a list of {len(x)} edge maps, one for each entry of x")
-    workers = max(min(threads, len(x)), 1)
-    with ThreadPoolExecutor(workers) as pool:
-        return list(pool.map(functools.partial(walk, threads=max(threads // workers, 1)), x, edge))
+    maps, edges = (list(x), list(edge)) if several else ([x], [edge])
+    settings = WalkSettings(radius, beta, exp_times, method, tolerance, backend, thread_count(threads))
+    results: list[Any]
+    if any(_is_tensor(part) for part in maps):
+        from amn_fast.ops._walk_tensors import walk_tensors
+
+        results = walk_tensors(maps, edges, settings)
+    else:
+        results = walk_arrays([np.asarray(part) for part in maps], [np.asarray(part) for part in edges], settings)
+    return results if several else results[0]
 
 
 class Affinities:
@@ -89,9 +93,9 @@ class Affinities:
     """
 
     def __init__(self, edge: Array, *, radius: int = 5, beta: float = 10, backend: str = "auto") -> None:
-        self.radius, self.beta = _checked_radius(radius), _checked_beta(beta)
+        self.radius, self.beta = checked_radius(radius), checked_beta(beta)
         self.edge = _checked_edge(np.asarray(edge))
-        self.backend = choose(backend, "random_walk", _obstacles())
+        self.backend = choose(backend, "random_walk", _array_backends())
         if self.backend == "cpu":
             self._native = _native.native.WalkAffinities(  # type: ignore[union-attr]
                 np.ascontiguousarray(self.edge, np.float32), self.radius, self.beta
@@ -109,12 +113,12 @@ class Affinities:
         """The walk of maps x (K, h, w); with a list of `exp_times` one walk serves them all: (len(list), K, h, w)."""
         x = _checked_maps(np.asarray(x), self.edge.shape)
         several = list(exp_times) if isinstance(exp_times, Sequence) else [exp_times]
-        coefficients = _polynomials(several, method, tolerance)
+        coefficients = polynomials(several, method, tolerance)
         if self.backend == "reference" or x.shape[0] == 0:
             result = np.stack([self._by_definition(x, times) for times in several])
         else:
             maps = np.ascontiguousarray(x, np.float32)
-            result = self._native.walk(maps, coefficients, method == "chebyshev", _threads(threads))
+            result = self._native.walk(maps, coefficients, method == "chebyshev", thread_count(threads))
         result = result.astype(_result_dtype(x), copy=False)
         return result if isinstance(exp_times, Sequence) else result[0]
 
@@ -122,56 +126,57 @@ class Affinities:
         return reference.walk(x, self.edge, radius=self.radius, beta=self.beta, exp_times=exp_times)
 
 
-def _walk_one(
-    x: Any,
-    edge: Any,
-    *,
-    radius: int,
-    beta: float,
-    exp_times: int,
-    method: str,
-    tolerance: float,
-    backend: str,
-    threads: int,
-) -> Any:
-    if _is_tensor(x):
-        maps, e = x.detach().cpu(), edge.detach().cpu() if _is_tensor(edge) else edge
-        maps, e = _as_array(maps), _as_array(e)
-    else:
-        maps, e = np.asarray(x), np.asarray(edge)
-    affinities = Affinities(e, radius=radius, beta=beta, backend=backend)
-    result = affinities.walk(maps, exp_times, method=method, tolerance=tolerance, threads=threads)
-    if _is_tensor(x):
-        import torch
+class WalkSettings(NamedTuple):
+    """`random_walk`'s arguments but the maps."""
 
-        return torch.from_numpy(result).to(device=x.device, dtype=x.dtype if x.dtype.is_floating_point else None)
-    return result
+    radius: int
+    beta: float
+    exp_times: int
+    method: str
+    tolerance: float
+    backend: str
+    threads: int
+
+
+def walk_arrays(xs: Sequence[Array], edges: Sequence[Array], settings: WalkSettings) -> list[Array]:
+    """The walk of NumPy arrays, the pictures spread over the threads."""
+    workers = max(min(settings.threads, len(xs)), 1)
+
+    def walk_one(x: Array, edge: Array) -> Array:
+        affinities = Affinities(edge, radius=settings.radius, beta=settings.beta, backend=settings.backend)
+        return affinities.walk(
+            x,
+            settings.exp_times,
+            method=settings.method,
+            tolerance=settings.tolerance,
+            threads=max(settings.threads // workers, 1),
+        )
+
+    if workers == 1:
+        return list(map(walk_one, xs, edges))
+    with ThreadPoolExecutor(workers) as pool:
+        return list(pool.map(walk_one, xs, edges))
 
 
 def _is_tensor(value: Any) -> bool:
+    """Without importing PyTorch."""
     return type(value).__module__.partition(".")[0] == "torch"
 
 
-def _as_array(value: Any) -> Array:
-    """NumPy has no bfloat16."""
-    if not _is_tensor(value):
-        return np.asarray(value)
-    return (value.float() if value.element_size() < 4 and value.is_floating_point() else value).numpy()
+def _array_backends() -> dict[str, str]:
+    return {"cpu": _native.missing, "reference": "", "triton": "it takes CUDA tensors, not arrays on the CPU"}
 
 
-def _obstacles() -> dict[str, str]:
-    return {"cpu": _native.missing, "reference": ""}
-
-
-def _polynomials(exp_times: list[int], method: str, tolerance: float) -> NDArray[np.float64]:
+def polynomials(exp_times: list[int], method: str, tolerance: float) -> NDArray[np.float64]:
     """(len(exp_times), degree + 1) coefficients in Chebyshev polynomials, or in powers, of the transition matrix."""
     if method not in METHODS:
         raise InputError(f"method is {method!r}, expected one of {', '.join(METHODS)}")
     if not 0 < tolerance < 1:
         raise InputError(f"tolerance is {tolerance!r}, expected a number above 0 and below 1")
+    highest = MAX_EXP_TIMES[method]
     for times in exp_times:
-        if not isinstance(times, int | np.integer) or isinstance(times, bool) or not 0 <= times <= 30:
-            raise InputError(f"exp_times is {times!r}, expected a whole number in 0..30")
+        if not isinstance(times, int | np.integer) or isinstance(times, bool) or not 0 <= times <= highest:
+            raise InputError(f"exp_times is {times!r}, expected a whole number in 0..{highest} for method '{method}'")
     if not exp_times:
         raise InputError("exp_times is empty, expected at least one whole number")
     if method == "chebyshev":
@@ -184,7 +189,7 @@ def _polynomials(exp_times: list[int], method: str, tolerance: float) -> NDArray
     return result
 
 
-def _threads(threads: int | None) -> int:
+def thread_count(threads: int | None) -> int:
     if threads is None:
         return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     if not isinstance(threads, int | np.integer) or threads < 1:
@@ -192,13 +197,13 @@ def _threads(threads: int | None) -> int:
     return int(threads)
 
 
-def _checked_radius(radius: int) -> int:
-    if not isinstance(radius, int | np.integer) or isinstance(radius, bool) or not 1 <= radius <= 1000:
-        raise InputError(f"radius is {radius!r}, expected a whole number in 1..1000")
+def checked_radius(radius: int) -> int:
+    if not isinstance(radius, int | np.integer) or isinstance(radius, bool) or not 1 <= radius <= MAX_RADIUS:
+        raise InputError(f"radius is {radius!r}, expected a whole number in 1..{MAX_RADIUS}")
     return int(radius)
 
 
-def _checked_beta(beta: float) -> float:
+def checked_beta(beta: float) -> float:
     try:
         value = float(beta) if not isinstance(beta, str) else np.nan
     except (TypeError, ValueError):

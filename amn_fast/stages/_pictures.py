@@ -1,6 +1,7 @@
 """Training pictures: one random piece of each picture per epoch, with its image label and perhaps its seed."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,9 +13,34 @@ from amn_fast.data.augment import Normalize, flip_and_crop, item_generator, resc
 from amn_fast.data.base import Dataset
 from amn_fast.data.image import read_mask
 from amn_fast.errors import InputError
+from amn_fast.stages._stage import naming_picture
 
 
-class ClassifierPictures(TorchDataset[tuple[Tensor, Tensor]]):
+class Pictures(TorchDataset[Any]):
+    """One picture's part of a batch, by (epoch, index).
+
+    A picture that cannot be used gives its error, for the trainer to raise: a process that loads pictures would bury
+    the sentence in a traceback.
+    """
+
+    dataset: Dataset
+    seed: int
+
+    def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, ...] | InputError:
+        epoch, index = key
+        id = self.dataset.ids[index]
+        try:
+            with naming_picture(id):
+                return self.item(id, item_generator(self.seed, epoch, index))
+        except InputError as error:
+            return error
+
+    def item(self, id: str, rng: np.random.Generator) -> tuple[Tensor, ...]:
+        """One picture's part of a batch."""
+        raise NotImplementedError
+
+
+class ClassifierPictures(Pictures):
     """(normalised crop (3, S, S), image label (C,) float), for the classifier: the long side is drawn from a range."""
 
     def __init__(
@@ -22,17 +48,15 @@ class ClassifierPictures(TorchDataset[tuple[Tensor, Tensor]]):
     ) -> None:
         self.dataset, self.normalize, self.crop, self.long_side, self.seed = dataset, normalize, crop, long_side, seed
 
-    def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, Tensor]:
-        epoch, index = key
-        rng = item_generator(self.seed, epoch, index)
-        image = self.dataset.image(self.dataset.ids[index])
+    def item(self, id: str, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
+        image = self.dataset.image(id)
         factor = rng.integers(self.long_side[0], self.long_side[1] + 1) / max(image.shape[:2])
         image = resize_image(image, (round(image.shape[0] * factor), round(image.shape[1] * factor)))
         square, _ = flip_and_crop(self.normalize(image), None, self.crop, rng)
-        return square, label_tensor(self.dataset, index)
+        return square, label_tensor(self.dataset, id)
 
 
-class SeedPictures(TorchDataset[tuple[Tensor, Tensor, Tensor]]):
+class SeedPictures(Pictures):
     """(normalised crop (3, S, S), seed (S, S) uint8, image label (C,) float), for AMN and IRN: randomly rescaled."""
 
     def __init__(
@@ -42,16 +66,13 @@ class SeedPictures(TorchDataset[tuple[Tensor, Tensor, Tensor]]):
             dataset, seeds, normalize, crop, factors, seed,
         )  # fmt: skip
 
-    def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor]:
-        epoch, index = key
-        rng = item_generator(self.seed, epoch, index)
-        id = self.dataset.ids[index]
+    def item(self, id: str, rng: np.random.Generator) -> tuple[Tensor, Tensor, Tensor]:
         image = self.dataset.image(id)
         labels = read_seed(self.seeds / f"{id}.png", image.shape[:2], len(self.dataset.classes))
         image, scaled = rescale(image, labels, rng.uniform(*self.factors))
         square, label_square = flip_and_crop(self.normalize(image), scaled, self.crop, rng)
         assert label_square is not None
-        return square, label_square, label_tensor(self.dataset, index)
+        return square, label_square, label_tensor(self.dataset, id)
 
 
 def read_seed(path: Path, size: tuple[int, ...], n_classes: int) -> NDArray[np.uint8]:
@@ -71,6 +92,6 @@ def read_seed(path: Path, size: tuple[int, ...], n_classes: int) -> NDArray[np.u
     return labels
 
 
-def label_tensor(dataset: Dataset, index: int) -> Tensor:
-    """Image-level label of picture number `index`, (C,) float 0 or 1."""
-    return torch.from_numpy(dataset.labels(dataset.ids[index]).astype(np.float32))
+def label_tensor(dataset: Dataset, id: str) -> Tensor:
+    """Image-level label of picture `id`, (C,) float 0 or 1."""
+    return torch.from_numpy(dataset.labels(id).astype(np.float32))

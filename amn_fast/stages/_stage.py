@@ -9,7 +9,7 @@ import resource
 import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,9 +21,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 
 from amn_fast.config import Config, to_yaml
 from amn_fast.data import open_dataset
-from amn_fast.data.base import Dataset
-from amn_fast.errors import InputError
-from amn_fast.files import write_json, write_text
+from amn_fast.data.base import Dataset, require_complete
+from amn_fast.errors import BackendError, InputError, MissingExtra
+from amn_fast.files import remove_leftovers, write_json, write_text
 
 FORMAT = 1
 """Raised when a stage computes something else than before under the same configuration."""
@@ -41,7 +41,14 @@ class Workspace:
 
     @functools.cached_property
     def dataset(self) -> Dataset:
-        return open_dataset(self.config.data.kind, self.config.data.root, **self.config.data.options)
+        """The data set; every id has its picture and label.
+
+        Raises:
+            InputError: it is not what it has to be, or lacks something; the message lists the ids.
+        """
+        dataset = open_dataset(self.config.data.kind, self.config.data.root, **self.config.data.options)
+        require_complete(dataset)
+        return dataset
 
     @functools.cached_property
     def device(self) -> torch.device:
@@ -74,24 +81,30 @@ class Workspace:
 
     def log(self, event: str, **fields: Any) -> None:
         """Append one line to log.jsonl."""
-        self.root.mkdir(parents=True, exist_ok=True)
+        path = self.root / "log.jsonl"
         line = {"time": time.strftime("%Y-%m-%dT%H:%M:%S"), "event": event, **fields}
-        with (self.root / "log.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
+        try:
+            with path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(line) + "\n")
+        except OSError as error:  # a full disk does not say whose write failed
+            raise OSError(error.errno, error.strerror, str(path)) from error
 
     def for_each(self, title: str, ids: Iterable[str], work: Callable[[str], None], threads: int = 1) -> None:
-        """Do `work` for every picture, on several threads if asked; the first error ends all and is raised."""
+        """Do `work` for every picture, on several threads if asked; the first error names its picture and ends all."""
         ids = list(ids)
+
+        def named(id: str) -> None:
+            with naming_picture(id):
+                work(id)
+
         with progress() as bar, ThreadPoolExecutor(threads) as pool:
             task = bar.add_task(title, total=len(ids), note="")
-            futures = {pool.submit(work, id): id for id in ids}
-            for future in futures:
-                future.add_done_callback(lambda _: bar.advance(task))
-            done, waiting = wait(futures, return_when=FIRST_EXCEPTION)
-            for future in waiting:
-                future.cancel()
-            for future in done:
-                future.result()
+            try:
+                for future in as_completed([pool.submit(named, id) for id in ids]):
+                    future.result()
+                    bar.advance(task)
+            finally:  # an error or Ctrl-C waits for the pictures in work, not for the rest
+                pool.shutdown(wait=False, cancel_futures=True)
 
 
 @dataclass(frozen=True)
@@ -159,8 +172,17 @@ class Stage:
         return True
 
     def is_done(self, config: Config) -> bool:
+        """Whether the stage has finished under this configuration and nothing that it made has been removed since."""
         record = self.record(config)
-        return bool(record.get("done")) and record["fingerprint"] == self.fingerprint(config)
+        if not record.get("done") or record["fingerprint"] != self.fingerprint(config):
+            return False
+        found = self._outputs(config)
+        return all(found[name] >= count for name, count in record.get("outputs", {}).items())
+
+    def _outputs(self, config: Config) -> dict[str, int]:
+        """The number of files of each thing that the stage makes."""
+        paths = {name: config.run / name for name in self.makes}
+        return {name: len(os.listdir(p)) if p.is_dir() else int(p.exists()) for name, p in paths.items()}
 
     def _measured(self, config: Config) -> None:
         workspace = Workspace(config)
@@ -172,6 +194,8 @@ class Stage:
             for name in self.makes:
                 _remove(config.run / name)
             write_json(self._record_path(config), {"fingerprint": fingerprint, "done": False})
+        for name in (*self.makes, "stages", "config.yaml"):
+            remove_leftovers(config.run / name)
         write_text(config.run / "config.yaml", to_yaml(config))
         console.print(f"[bold]{self.name}[/bold]" + (" (going on where it was stopped)" if resumed else ""))
         workspace.log("start", stage=self.name, resumed=resumed)
@@ -185,12 +209,28 @@ class Stage:
             "resumed": resumed,
             "seconds": round(time.monotonic() - start, 2),
             "peak_memory_mb": round(_peak_memory_mb(), 1),
+            "outputs": self._outputs(config),
         }
         write_json(self._record_path(config), record)
         workspace.log("done", stage=self.name, **record)
 
     def _record_path(self, config: Config) -> Path:
         return config.run / "stages" / f"{self.name}.json"
+
+
+@contextmanager
+def naming_picture(id: str) -> Iterator[None]:
+    """Make every error say which picture it came from, on whatever thread or process it happens."""
+    try:
+        yield
+    except InputError as error:
+        if id in str(error):
+            raise
+        raise InputError(f"picture {id!r}: {error}") from error
+    except (BackendError, MissingExtra, OSError):
+        raise  # the installation or the disk, not the picture
+    except Exception as error:
+        raise RuntimeError(f"picture {id!r}: {type(error).__name__}: {error}") from error
 
 
 def progress() -> Progress:
@@ -226,8 +266,9 @@ def _only_one_run(root: Path) -> Iterator[None]:
     root.mkdir(parents=True, exist_ok=True)
     with (root / ".lock").open("w") as file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+            # Not flock: the processes that load pictures would inherit it and keep it for a while after a kill.
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):
             raise InputError(f"run folder {root} is in use by another process, expected one at a time") from None
         yield
 

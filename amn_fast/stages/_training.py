@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
 from amn_fast.config import Training
 from amn_fast.errors import InputError
@@ -55,11 +55,14 @@ def train(
         count: number of pictures.
         loss_of: loss of one batch.
     """
+    checkpoint = work.root / "weights" / f"{name}.checkpoint.pt"
+    if work.weights(name).exists():  # killed after the training, before the stage was done
+        checkpoint.unlink(missing_ok=True)
+        return
     batches = Epoch(count, min(settings.batch, count), work.config.seed)
-    loader = DataLoader(pictures, batch_sampler=batches, num_workers=work.config.workers)
+    loader = DataLoader(pictures, batch_sampler=batches, num_workers=work.config.workers, collate_fn=_collate)
     steps = len(batches) * settings.epochs
     start_lrs = [group["lr"] for group in optimizer.param_groups]
-    checkpoint = work.root / "weights" / f"{name}.checkpoint.pt"
     first = _restore(checkpoint, net, optimizer)
     net.train()
     with progress() as bar:
@@ -69,6 +72,8 @@ def train(
             batches.epoch = epoch
             total, start = torch.zeros((), device=work.device), time.monotonic()
             for i, batch in enumerate(loader):
+                if isinstance(batch, InputError):
+                    raise batch
                 step = epoch * len(batches) + i
                 for group, lr in zip(optimizer.param_groups, start_lrs, strict=True):
                     group["lr"] = lr * (1 - step / steps) ** settings.power
@@ -88,6 +93,11 @@ def train(
             _save(checkpoint, net, optimizer, epoch + 1)
     save_weights(work.weights(name), net)
     checkpoint.unlink(missing_ok=True)
+
+
+def _collate(items: list[Any]) -> Batch:
+    """One batch, or the error of a picture that cannot be used."""
+    return next((item for item in items if isinstance(item, InputError)), None) or default_collate(items)
 
 
 def save_weights(path: Path, net: nn.Module) -> None:

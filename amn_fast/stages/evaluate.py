@@ -11,13 +11,13 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from amn_fast._info import package_version
 from amn_fast.config import Config, to_yaml
 from amn_fast.data.image import read_mask
 from amn_fast.data.store import read_activations
@@ -172,7 +172,7 @@ def environment() -> dict[str, str]:
         "date": time.strftime("%Y-%m-%d"),
         "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
         "python": platform.python_version(),
-        **{name: version(name) for name in packages},
+        **{name: package_version(name) for name in packages},
     }
 
 

@@ -30,8 +30,7 @@ def _train(work: Workspace) -> None:
         losses = pair_loss(edges, displacements, seeds[:, 2::4, 2::4].contiguous(), radius=settings.radius)
         return losses.total if settings.displacement else losses.edges
 
-    if not work.weights("irn").exists():
-        train(work, "irn", net, optimizer, pictures, len(dataset.ids), settings, loss_of)
+    train(work, "irn", net, optimizer, pictures, len(dataset.ids), settings, loss_of)
     if settings.displacement:
         load_weights(work.weights("irn"), net)
         _store_mean_displacement(work, net)

@@ -52,6 +52,20 @@ struct Band {
     int64_t first_row, rows;        // its part of the value arrays
 };
 
+class Bits {
+public:
+    explicit Bits(int64_t count, int hash_shift = 0) : words_(count / 64 + 1), hash_shift_(hash_shift) {
+        for (int64_t i = 0; i <= count / 64; ++i) words_[i] = 0;
+    }
+    void set(int64_t i) { words_[i / 64] |= uint64_t{1} << (i % 64); }
+    bool get(int64_t i) const { return words_[i / 64] >> (i % 64) & 1; }
+    int hash_shift() const { return hash_shift_; }
+
+private:
+    Buffer<uint64_t> words_;
+    int hash_shift_;
+};
+
 struct Axis {
     Buffer<uint32_t> index;  // rows along chains of neighbours, chain after chain
     Buffer<float> half;      // ½ where the next row is a neighbour, 0 at the end of a chain
@@ -91,7 +105,8 @@ private:
     template <class Table>
     void build_band(const Features& features, const typename Table::Packing& packing, Band& band, Table& table);
     template <class Table>
-    void build_axis(const Table& table, const typename Table::Packing& packing, int axis, const Buffer<uint8_t>& ghost);
+    void build_axis(const Table& table, const typename Table::Packing& packing, int axis, const Buffer<uint8_t>& ghost,
+                    const Bits& occupied);
 
     int d_;
     int64_t n_, rows_ = 0;
@@ -114,7 +129,7 @@ struct Kernel {
 };
 
 // The unary energies of one problem: either (labels, n) energies, or a label map whose label has `energy_right` and the
-// others `energy_wrong`.
+// others `energy_wrong`. Problems solved together are of one sort.
 struct Unary {
     const float* energies = nullptr;
     const uint8_t* labels = nullptr;
@@ -125,7 +140,7 @@ struct Unary {
 };
 
 // Mean field over `problems` that share labels and kernels.
-void mean_field(const std::vector<Unary>& problems, int64_t labels, int64_t n, const std::vector<Kernel>& kernels,
+void mean_field(std::vector<Unary> problems, int64_t labels, int64_t n, const std::vector<Kernel>& kernels,
                 int iterations, int threads);
 
 }  // namespace amn::dense_crf

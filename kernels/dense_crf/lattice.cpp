@@ -76,6 +76,26 @@ bool pack(const Features& features, const std::vector<float>& scale, PackingOf<W
     return true;
 }
 
+template <int Words>
+KeyFields fields_of(int d, const PackingOf<Words>& packing) {
+    KeyFields fields{d, packing.shift.data(), 0, packing.remainder_mask};
+    for (int j = 0; j < d; ++j) fields.bias += static_cast<uint64_t>(packing.bias[j]) << packing.shift[j];
+    return fields;
+}
+
+// One bit for each value of the hash's top bits, set where a key of the table has it.
+template <class Table>
+Bits hashes_of(const Table& table) {
+    if constexpr (!Table::packed) {
+        return Bits(1);
+    } else {
+    const int log_bits = std::max(static_cast<int>(std::bit_width(16 * table.size())), 64 - table.hash_shift());
+    Bits bits(int64_t{1} << log_bits, 64 - log_bits);
+    for (size_t i = 0; i < table.size(); ++i) bits.set(table.key(i).hash() >> bits.hash_shift());
+    return bits;
+    }
+}
+
 }  // namespace
 
 Features::Features(const float* matrix, int dimension, int64_t points)
@@ -172,7 +192,7 @@ void Lattice::build(const Features& features, const typename Table::Packing& pac
     std::vector<Table> tables;
     tables.reserve(bands + 1);
     for (const Band& band : bands_)
-        tables.emplace_back(packing, std::max<size_t>(64, (band.last_tile - band.first_tile) * tile_points * 3 / 4));
+        tables.emplace_back(packing, std::max<size_t>(64, (band.last_tile - band.first_tile) * tile_points));
     run_tasks(threads, bands, [&](int b) { build_band(features, packing, bands_[b], tables[b]); });
     for (Band& band : bands_) {
         band.first_row = rows_;
@@ -184,10 +204,12 @@ void Lattice::build(const Features& features, const typename Table::Packing& pac
         tables.emplace_back(packing, rows_);
         Table& all = tables.back();
         for (int b = 0; b < bands; ++b) {
+            constexpr int64_t ahead = 16;
             for (int64_t i = 0; i < bands_[b].rows; ++i) {
+                if (i + ahead < bands_[b].rows) all.fetch(all.start(tables[b].key(i + ahead)));
                 const auto row = static_cast<uint32_t>(all.size());
                 const auto& key = tables[b].key(i);
-                const uint32_t first = all.insert(key);
+                const uint32_t first = all.insert(key, all.start(key));
                 if (first == row) continue;
                 all.skip(key);
                 ghost[row] = 1;
@@ -195,7 +217,8 @@ void Lattice::build(const Features& features, const typename Table::Packing& pac
             }
         }
     }
-    run_tasks(threads, d_ + 1, [&](int axis) { build_axis(tables.back(), packing, axis, ghost); });
+    Bits occupied = hashes_of(tables.back());
+    run_tasks(threads, d_ + 1, [&](int axis) { build_axis(tables.back(), packing, axis, ghost, occupied); });
 }
 
 template <class Table>
@@ -207,22 +230,41 @@ void Lattice::build_band(const Features& features, const typename Table::Packing
     float feature[max_dimension * tile_points];
     int32_t quotient[max_dimension * tile_points], rank[(max_dimension + 1) * tile_points];
     KeyType step[max_dimension + 1];
+    const Buffer<KeyType> keys(tile_points * (d + 1));
+    const Buffer<uint32_t> starts(tile_points * (d + 1));
+    const KeyFields fields = fields_of(d, packing);
     for (int64_t tile = band.first_tile; tile < band.last_tile; ++tile) {
         const int64_t first = tile * tile_points;
         const int64_t count = std::min<int64_t>(tile_points, padded - first);
         features.fill(first, feature);
         passes.embed(d, scale_.data(), feature, quotient, rank, weight_.data() + first * (d + 1));
         uint32_t* offset = offset_.data() + first * (d + 1);
-        for (int64_t p = 0; p < count; ++p, offset += d + 1) {
-            KeyType key{};
-            for (int j = 0; j < d; ++j)
-                key.word[packing.word[j]] += static_cast<uint64_t>(quotient[j * tile_points + p] + packing.bias[j])
-                                             << packing.shift[j];
-            for (int j = 0; j <= d; ++j) step[d - rank[p * (d + 1) + j]] = packing.step[j];
-            for (int r = 0;; ++r) {
-                offset[r] = table.insert(key);
-                if (r == d) break;
-                key += step[r];
+        table.reserve(tile_points * (d + 1));
+        if constexpr (Table::packed) {
+            uint64_t* words = &keys.data()->word[0];
+            passes.keys(fields, quotient, rank, table.hash_shift(), words, starts.data());
+            const auto view = table.view();
+            for (int64_t i = 0; i < tile_points * (d + 1); ++i) view.fetch(starts[i]);
+            for (int64_t p = 0; p < count; ++p) {
+                for (int r = 0; r <= d; ++r) {
+                    const int64_t i = r * tile_points + p;
+                    uint32_t row;
+                    if (!view.at_once(words[i], starts[i], row)) [[unlikely]]
+                        row = table.insert(keys[i], starts[i]);
+                    *offset++ = row;
+                }
+            }
+        } else {
+            for (int64_t p = 0; p < count; ++p) {
+                KeyType key{};
+                for (int j = 0; j < d; ++j)
+                    key.word[packing.word[j]] += static_cast<uint64_t>(quotient[j * tile_points + p] + packing.bias[j])
+                                                 << packing.shift[j];
+                for (int j = 0; j <= d; ++j) step[d - rank[j * tile_points + p]] = packing.step[j];
+                for (int r = 0; r <= d; ++r) {
+                    *offset++ = table.insert(key, table.start(key));
+                    key += step[r];
+                }
             }
         }
         std::fill(offset, offset_.data() + (first + tile_points) * (d + 1), 0);
@@ -233,29 +275,62 @@ void Lattice::build_band(const Features& features, const typename Table::Packing
 
 template <class Table>
 void Lattice::build_axis(const Table& table, const typename Table::Packing& packing, int number,
-                         const Buffer<uint8_t>& ghost) {
+                         const Buffer<uint8_t>& ghost, const Bits& occupied) {
     Axis& axis = axes_[number];
-    Buffer<uint32_t> next(rows_);
-    Buffer<uint8_t> follows(rows_);  // is someone's next
-    std::memset(follows.data(), 0, rows_);
-    for (int64_t v = 0; v < rows_; ++v) {
-        next[v] = no_row;
-        if (ghost[v]) continue;
-        auto key = table.key(v);
-        key += (key.word[0] & packing.remainder_mask) == static_cast<uint64_t>(d_) ? packing.wrap[number]
-                                                                                    : packing.step[number];
-        next[v] = table.find(key);
-        if (next[v] != no_row) follows[next[v]] = 1;
+    Buffer<uint32_t> next(rows_), heads(rows_ + 1);
+    Bits follows(rows_);  // is someone's next
+    if constexpr (Table::packed) {
+        // Half of the neighbours do not exist, and no branch predictor guesses which. A bit for each hash value, in a
+        // near cache, rules out most; the others are compacted without a branch, fetched together, and looked up.
+        std::memset(next.data(), 0xff, rows_ * sizeof(uint32_t));
+        const Passes& passes = best_passes();
+        const KeyFields fields = fields_of(d_, packing);
+        const auto view = table.view();
+        const int coarser = table.hash_shift() - occupied.hash_shift();
+        uint64_t keys[tile_points];
+        uint32_t starts[tile_points];
+        int likely[tile_points];
+        for (int64_t first = 0; first < rows_; first += tile_points) {
+            const int count = static_cast<int>(std::min<int64_t>(tile_points, rows_ - first));
+            passes.follow(&table.key(first).word[0], fields, packing.step[number].word[0], packing.wrap[number].word[0],
+                          occupied.hash_shift(), keys, starts);
+            int found = 0;
+            for (int i = 0; i < count; ++i) {
+                likely[found] = i;
+                found += occupied.get(starts[i]) & !ghost[first + i];
+            }
+            for (int k = 0; k < found; ++k) view.fetch(starts[likely[k]] >> coarser);
+            for (int k = 0; k < found; ++k) {
+                const uint32_t row = view.find(keys[likely[k]], starts[likely[k]] >> coarser);
+                next[first + likely[k]] = row;
+                follows.set(std::min<int64_t>(row, rows_));
+            }
+        }
+    } else {
+        for (int64_t v = 0; v < rows_; ++v) {
+            auto key = table.key(v);
+            key += (key.word[0] & packing.remainder_mask) == static_cast<uint64_t>(d_) ? packing.wrap[number]
+                                                                                        : packing.step[number];
+            next[v] = ghost[v] ? no_row : table.find(key, table.start(key));
+            follows.set(std::min<int64_t>(next[v], rows_));
+        }
+    }
+    int64_t head_count = 0;
+    for (int64_t v = 0; v < rows_; ++v) {  // without a branch as well
+        heads[head_count] = static_cast<uint32_t>(v);
+        head_count += (next[v] != no_row) & !follows.get(v);
     }
     axis.index = Buffer<uint32_t>(rows_);
     axis.half = Buffer<float>(rows_);
     int64_t k = 0;
-    for (int64_t v = 0; v < rows_; ++v) {
-        if (next[v] == no_row || follows[v]) continue;
-        for (uint32_t at = static_cast<uint32_t>(v); at != no_row; at = next[at]) {
+    for (int64_t h = 0; h < head_count; ++h) {
+        uint32_t at = heads[h];
+        for (; next[at] != no_row; at = next[at]) {
             axis.index[k] = at;
-            axis.half[k++] = next[at] == no_row ? 0.0f : 0.5f;
+            axis.half[k++] = 0.5f;
         }
+        axis.index[k] = at;
+        axis.half[k++] = 0.0f;
     }
     axis.count = k;
 }
@@ -320,9 +395,11 @@ void Lattice::filter(const float* values, float* out, int64_t channels, int thre
                         const float* weight = weight_.data() + first * (d_ + 1);
                         if (phase == 0) {
                             clear_rows(band, t, 1, rows.data());
-                            passes.splat[0](offset, weight, d_ + 1, count, values + c * n_ + first, own);
+                            const Spread spread{offset, weight, own, d_ + 1};
+                            passes.splat[0](&spread, 1, count, values + c * n_ + first);
                         } else {
-                            passes.slice[0](offset, weight, d_ + 1, count, own, zero, tile);
+                            const Spread spread{offset, weight, own, d_ + 1};
+                            passes.slice[0](&spread, 1, count, zero, tile);
                             for (int64_t p = 0; p < count; ++p) out[c * n_ + first + p] = tile[p] * alpha_;
                         }
                     }

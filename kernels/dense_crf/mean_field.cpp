@@ -43,7 +43,7 @@ struct Channels {
             add(8);
             add(4);
         } else if (left) {
-            add(static_cast<int>(std::bit_ceil(static_cast<unsigned>(left))));
+            add(left > 4 ? 8 : 4);
         }
     }
     static int together(int64_t labels, bool implicit, int problems) {  // problems that fit one block
@@ -79,6 +79,13 @@ struct Term {
     Buffer<float> rows[2];                       // the values being sliced, and those being splatted
 };
 
+// out = weight * factor, points first .. first + count of (n, vertices) arrays; factor is the first of these points'.
+void scale_weights(const float* weight, const float* factor, int vertices, int64_t first, int64_t count, float* out) {
+    weight += first * vertices, out += first * vertices;
+    for (int64_t p = 0; p < count; ++p)
+        for (int j = 0; j < vertices; ++j) out[p * vertices + j] = weight[p * vertices + j] * factor[p];
+}
+
 Term prepare(const Kernel& kernel, bool weigh, int threads) {
     const Lattice& lattice = *kernel.lattice;
     const int vertices = lattice.dimension() + 1;
@@ -95,23 +102,25 @@ Term prepare(const Kernel& kernel, bool weigh, int threads) {
     if (!weigh) term.compat = &kernel.compat;
     const float* mass = kernel.normalization == Normalization::none ? nullptr : lattice.mass(threads);
     const auto kind = kernel.normalization;
+    const float root = static_cast<float>(even ? std::sqrt(factor) : 1.0), whole = static_cast<float>(even ? 1.0 : factor);
     run_tasks(threads, threads, [&](int part) {
-        for (int64_t p = n * part / threads; p < n * (part + 1) / threads; ++p) {
-            float before = 1, after = 1;
+        constexpr int64_t step = 64;
+        float before[step], after[step];
+        for (int64_t first = n * part / threads; first < n * (part + 1) / threads; first += step) {
+            const int64_t count = std::min(step, n * (part + 1) / threads - first);
+            std::fill(before, before + step, root);
+            std::fill(after, after + step, even ? root : whole);
             if (kind == Normalization::symmetric) {
-                before = after = static_cast<float>(1 / std::sqrt(mass[p] + 1e-20));
+                for (int64_t p = 0; p < count; ++p) {
+                    const float norm = 1.0f / std::sqrt(mass[first + p] + 1e-20f);
+                    before[p] *= norm, after[p] *= norm;
+                }
             } else if (kind != Normalization::none) {
-                (kind == Normalization::before ? before : after) = static_cast<float>(1 / (mass[p] + 1e-20));
+                float* side = kind == Normalization::before ? before : after;
+                for (int64_t p = 0; p < count; ++p) side[p] *= 1.0f / (mass[first + p] + 1e-20f);
             }
-            if (even) {
-                before *= static_cast<float>(std::sqrt(factor));
-            } else {
-                after *= static_cast<float>(factor);
-            }
-            const float* weight = lattice.weight() + p * vertices;
-            for (int j = 0; j < vertices; ++j) term.splat[p * vertices + j] = weight[j] * before;
-            if (!even)
-                for (int j = 0; j < vertices; ++j) term.slice_own[p * vertices + j] = weight[j] * after;
+            scale_weights(lattice.weight(), before, vertices, first, count, term.splat.data());
+            if (!even) scale_weights(lattice.weight(), after, vertices, first, count, term.slice_own.data());
         }
     });
     return term;
@@ -159,16 +168,19 @@ private:
         return term.rows[which].data() + term.lattice->rows() * channels_.first[b];
     }
 
-    // -unary of a label map: one row of lanes for each label.
+    // -unary of label maps: one row of channels for each label, and one of zeros for points of no label.
     void fill_label_rows() {
         const int64_t labels = channels_.labels;
-        label_rows_.assign(labels * channels_.own, 0.0f);
-        const float right = problems_[0].energy_right, wrong = problems_[0].energy_wrong;
-        for (int64_t given = 0; given < labels; ++given) {
-            for (int c = 0; c < channels_.own; ++c) {
-                const float energy = c == given ? right : wrong;
-                const float last = given == labels - 1 ? right : wrong;
-                label_rows_[given * channels_.own + c] = channels_.implicit ? last - energy : -energy;
+        label_rows_.assign(count_ * (labels + 1) * channels_.own, 0.0f);
+        for (int m = 0; m < count_; ++m) {
+            const float right = problems_[m].energy_right, wrong = problems_[m].energy_wrong;
+            for (int64_t given = 0; given < labels; ++given) {
+                float* row = &label_rows_[(m * (labels + 1) + given) * channels_.own];
+                for (int c = 0; c < channels_.own; ++c) {
+                    const float energy = c == given ? right : wrong;
+                    const float last = given == labels - 1 ? right : wrong;
+                    row[c] = channels_.implicit ? last - energy : -energy;
+                }
             }
         }
     }
@@ -209,17 +221,24 @@ private:
             std::fill(tile, tile + tile_points * channels_.lanes, far_below);
         for (int m = 0; m < count_; ++m) {
             const uint8_t* labels = problems_[m].labels + first;
+            const float* rows = &label_rows_[m * (channels_.labels + 1) * channels_.own];
             if (channels_.group) {
+                const int width = channels_.width[0];
+                float* to = tile + m * channels_.group;
                 for (int64_t p = 0; p < count; ++p)
-                    for (int c = 0; c < channels_.own; ++c)
-                        tile[p * channels_.width[0] + m * channels_.group + c] = label_rows_[labels[p] * channels_.own + c];
+                    for (int c = 0; c < channels_.own; ++c) to[p * width + c] = rows[labels[p] * channels_.own + c];
             } else {
                 for (size_t b = 0; b < channels_.width.size(); ++b) {
                     const int at = channels_.first[b], width = channels_.width[b];
                     const int size = std::min(width, channels_.own - at);
                     float* to = tile + tile_points * at;
-                    for (int64_t p = 0; p < count; ++p)
-                        std::memcpy(to + p * width, &label_rows_[labels[p] * channels_.own + at], size * sizeof(float));
+                    for (int64_t p = 0; p < count; ++p) {
+                        const float* row = rows + labels[p] * channels_.own + at;
+                        if (size == 16)
+                            std::memcpy(to + p * width, row, 16 * sizeof(float));
+                        else
+                            std::memcpy(to + p * width, row, size * sizeof(float));
+                    }
                 }
             }
         }
@@ -241,42 +260,50 @@ private:
         if (it == 0 && problems_[0].start) {
             start(first, count, tile, last);
         } else {
-            if (it > 0)
-                for (const Term& term : terms_) from = slice(term, b, first, count, from, tile);
+            for (size_t i = 0; it > 0 && i < terms_.size();) {
+                const int together = i + 1 < terms_.size() && !terms_[i].compat && !terms_[i + 1].compat ? 2 : 1;
+                from = slice(i, together, b, first, count, from, tile);
+                i += together;
+            }
             if (from == unary) std::memcpy(tile.logits, unary, tile_points * lanes * sizeof(float));
             softmax(count, tile.logits, last ? tile.other : nullptr);
         }
         if (last) return answer(first, count, tile);
-        for (const Term& term : terms_) {
-            const Band& band = term.lattice->bands()[b];
-            const int vertices = term.lattice->dimension() + 1;
-            for (size_t k = 0; k < channels_.width.size(); ++k) {
-                const int width = channels_.width[k];
-                float* rows = block_rows(term, 1, k);
-                term.lattice->clear_rows(band, t, width, rows);
-                passes_.splat[channels_.log_width[k]](
-                    term.offset + first * vertices, term.splat.data() + first * vertices, vertices, count,
-                    tile.logits + tile_points * channels_.first[k], rows + band.first_row * width);
+        for (size_t k = 0; k < channels_.width.size(); ++k) {
+            Spread spread[2];
+            for (size_t i = 0; i < terms_.size(); i += 2) {
+                const int together = static_cast<int>(std::min<size_t>(2, terms_.size() - i));
+                for (int j = 0; j < together; ++j) {
+                    const Term& term = terms_[i + j];
+                    const Lattice& lattice = *term.lattice;
+                    lattice.clear_rows(lattice.bands()[b], t, channels_.width[k], block_rows(term, 1, k));
+                    spread[j] = spread_of(term, 1, k, b, first, term.splat.data());
+                }
+                passes_.splat[channels_.log_width[k]](spread, together, count,
+                                                      tile.logits + tile_points * channels_.first[k]);
             }
         }
     }
 
-    // Adds a term's share to `from`, into the tile's logits.
-    const float* slice(const Term& term, size_t b, int64_t first, int64_t count, const float* from, const Tile& tile) {
-        const Band& band = term.lattice->bands()[b];
+    Spread spread_of(const Term& term, int which, size_t k, size_t b, int64_t first, const float* weight) const {
         const int vertices = term.lattice->dimension() + 1;
-        float* to = tile.logits;
-        if (term.compat) {
-            to = tile.other;
-            std::fill(to, to + tile_points * channels_.lanes, 0.0f);
-        }
+        float* rows = block_rows(term, which, k) + term.lattice->bands()[b].first_row * channels_.width[k];
+        return {term.offset + first * vertices, weight + first * vertices, rows, vertices};
+    }
+
+    // Adds the share of terms i .. i + together (two Potts terms, or one of any kind) to `from`, into the tile's logits.
+    const float* slice(size_t i, int together, size_t b, int64_t first, int64_t count, const float* from,
+                       const Tile& tile) {
+        const std::vector<float>* compat = terms_[i].compat;
+        float* to = compat ? tile.other : tile.logits;
+        if (compat) std::fill(to, to + tile_points * channels_.lanes, 0.0f);
         for (size_t k = 0; k < channels_.width.size(); ++k) {
-            const int at = tile_points * channels_.first[k], width = channels_.width[k];
-            passes_.slice[channels_.log_width[k]](
-                term.offset + first * vertices, term.slice + first * vertices, vertices, count,
-                block_rows(term, 0, k) + band.first_row * width, (term.compat ? to : from) + at, to + at);
+            const int at = tile_points * channels_.first[k];
+            Spread spread[2];
+            for (int j = 0; j < together; ++j) spread[j] = spread_of(terms_[i + j], 0, k, b, first, terms_[i + j].slice);
+            passes_.slice[channels_.log_width[k]](spread, together, count, (compat ? to : from) + at, to + at);
         }
-        if (term.compat) apply_compat(*term.compat, count, from, tile);
+        if (compat) apply_compat(*compat, count, from, tile);
         return tile.logits;
     }
 
@@ -366,12 +393,28 @@ private:
     std::vector<Buffer<float>> scratch_;  // one for each thread
 };
 
-// Whether any energy is +inf. Throws on NaN, on -inf, and on a point where every label is forbidden.
-bool check_energies(const float* energies, int64_t labels, int64_t n, int threads) {
+enum class Energies { finite, of_labels, forbid };
+
+// What the energies are: they forbid labels (+inf), they come from a label map, or neither. In the second case `map`
+// gets the labels: at each point one label has `right` and the others `wrong`, or all have the same energy (`labels`).
+// Throws on NaN, on -inf, and on a point where every label is forbidden.
+Energies examine(const float* energies, int64_t labels, int64_t n, int threads, uint8_t* map, float& right,
+                 float& wrong) {
+    right = wrong = energies[0];
+    for (int64_t p = 0; p < n && right == wrong; ++p) {  // the first point that has a label
+        for (int64_t l = 0; l < labels; ++l) {
+            right = std::min(l ? right : energies[p], energies[l * n + p]);
+            wrong = std::max(l ? wrong : energies[p], energies[l * n + p]);
+        }
+    }
+    const float low = right, high = wrong;
     std::vector<int> found(threads, 0);
-    constexpr int64_t step = 1024;
+    constexpr int forbids = 1, invalid = 2, other = 4;
+    constexpr int64_t step = 512;
     run_tasks(threads, threads, [&](int part) {
         float suspicion[step], lowest[step];
+        int lower[step], higher[step], same[step], label[step];
+        if (labels > 255 || !(low < high)) found[part] |= other;
         for (int64_t first = n * part / threads; first < n * (part + 1) / threads; first += step) {
             const int64_t count = std::min(step, n * (part + 1) / threads - first);
             std::fill(suspicion, suspicion + count, 0.0f);
@@ -381,38 +424,73 @@ bool check_energies(const float* energies, int64_t labels, int64_t n, int thread
             }
             float sum = 0;
             for (int64_t p = 0; p < count; ++p) sum += suspicion[p];
-            if (sum == 0.0f) continue;
-            found[part] |= 1;
-            std::fill(lowest, lowest + count, std::numeric_limits<float>::infinity());
+            if (!(sum == 0.0f)) {
+                found[part] |= forbids;
+                std::fill(lowest, lowest + count, std::numeric_limits<float>::infinity());
+                for (int64_t l = 0; l < labels; ++l) {
+                    for (int64_t p = 0; p < count; ++p) {
+                        const float energy = energies[l * n + first + p];
+                        if (std::isnan(energy)) found[part] |= invalid;
+                        lowest[p] = std::min(lowest[p], energy);
+                    }
+                }
+                for (int64_t p = 0; p < count; ++p)
+                    if (std::isinf(lowest[p])) found[part] |= invalid;
+            }
+            if (found[part] & other) continue;
+            std::fill(lower, lower + count, 0);
+            std::fill(higher, higher + count, 0);
+            std::fill(same, same + count, 0);
+            std::fill(label, label + count, 0);
             for (int64_t l = 0; l < labels; ++l) {
+                const float *plane = energies + l * n + first, *zeroth = energies + first;
                 for (int64_t p = 0; p < count; ++p) {
-                    const float energy = energies[l * n + first + p];
-                    if (std::isnan(energy)) found[part] |= 2;
-                    lowest[p] = std::min(lowest[p], energy);
+                    lower[p] += plane[p] == low;
+                    higher[p] += plane[p] == high;
+                    same[p] += plane[p] == zeroth[p];
+                    label[p] = plane[p] == low ? static_cast<int>(l) : label[p];
                 }
             }
-            for (int64_t p = 0; p < count; ++p)
-                if (std::isinf(lowest[p])) found[part] |= 2;
+            int strange = 0;
+            for (int64_t p = 0; p < count; ++p) {
+                const bool one = lower[p] == 1 && higher[p] == labels - 1;
+                strange |= !one && same[p] != labels;
+                map[first + p] = static_cast<uint8_t>(one ? label[p] : labels);
+            }
+            if (strange) found[part] |= other;
         }
     });
     int all = 0;
     for (int flags : found) all |= flags;
-    if (all & 2)
+    if (all & invalid)
         throw std::invalid_argument(
             "unary holds NaN or -inf, or +inf for every label of a point, expected finite energies");
-    return all & 1;
+    return all & forbids ? Energies::forbid : all & other ? Energies::finite : Energies::of_labels;
 }
 
 }  // namespace
 
-void mean_field(const std::vector<Unary>& problems, int64_t labels, int64_t n, const std::vector<Kernel>& kernels,
+void mean_field(std::vector<Unary> problems, int64_t labels, int64_t n, const std::vector<Kernel>& kernels,
                 int iterations, int threads) {
     threads = std::max(1, threads);
-    bool forbids = false;
-    for (const Unary& problem : problems)
-        if (problem.energies && check_energies(problem.energies, labels, n, threads)) forbids = true;
     const bool potts = std::all_of(kernels.begin(), kernels.end(), [](const Kernel& kernel) { return kernel.potts; });
+    bool forbids = false, dense = false;
+    std::vector<Buffer<uint8_t>> maps;
+    for (Unary& problem : problems) {
+        if (!problem.energies) continue;
+        maps.emplace_back(n);
+        const Energies kind = examine(problem.energies, labels, n, threads, maps.back().data(), problem.energy_right,
+                                      problem.energy_wrong);
+        forbids |= kind == Energies::forbid;
+        dense |= kind != Energies::of_labels;
+    }
     const bool implicit = potts && !forbids && labels > 1;
+    if (implicit && !dense) {  // a byte for each point to read in each iteration, instead of a float for each label
+        for (size_t m = 0; m < maps.size(); ++m) {
+            problems[m].labels = maps[m].data();
+            problems[m].energies = nullptr;
+        }
+    }
 
     std::vector<Term> terms;
     for (const Kernel& kernel : kernels)

@@ -15,17 +15,39 @@ struct Blocks {
     const int* first;
 };
 
+// The layout of a lattice key of one word (see table.hpp).
+struct KeyFields {
+    int d;
+    const int* shift;         // (d) of the quotients' fields
+    uint64_t bias;            // what the fields start from
+    uint64_t remainder_mask;  // the lowest bits
+};
+
+constexpr uint64_t hash_factor = 0x9E3779B97F4A7C15ull;
+
+// How points spread over a lattice's rows: offset, weight (points, vertices); rows of the width at hand.
+struct Spread {
+    const uint32_t* offset;
+    const float* weight;
+    float* rows;
+    int vertices;
+};
+
 struct Passes {
     const char* name;
     // Simplices of 64 points. In: features (d, 64). Out: quotient (d, 64), the remainder-0 vertex divided by d + 1;
-    // rank (64, d + 1); weight (64, d + 1).
+    // rank (d + 1, 64); weight (64, d + 1).
     void (*embed)(int d, const float* scale, const float* features, int32_t* quotient, int32_t* rank, float* weight);
-    // out[p] = add[p] + sum over the point's vertices of weight · row. offset, weight: (points, vertices).
-    void (*slice[width_count])(const uint32_t* offset, const float* weight, int vertices, int64_t points,
-                               const float* rows, const float* add, float* out);
+    // Keys (d + 1, 64) of these simplices' vertices, and where their search starts in a table: the top bits of the hash.
+    void (*keys)(const KeyFields& fields, const int32_t* quotient, const int32_t* rank, int hash_shift, uint64_t* keys,
+                 uint32_t* starts);
+    // The keys of 64 vertices' neighbours along an axis, and where their search starts.
+    void (*follow)(const uint64_t* from, const KeyFields& fields, uint64_t step, uint64_t wrap, int hash_shift,
+                   uint64_t* keys, uint32_t* starts);
+    // out[p] = add[p] + sum over the point's vertices, in each of one or two lattices, of weight · row.
+    void (*slice[width_count])(const Spread* lattices, int count, int64_t points, const float* add, float* out);
     // row += weight · values[p] for each of the point's vertices.
-    void (*splat[width_count])(const uint32_t* offset, const float* weight, int vertices, int64_t points,
-                               const float* values, float* rows);
+    void (*splat[width_count])(const Spread* lattices, int count, int64_t points, const float* values);
     // (½, 1, ½) along chains of neighbours, in place; half[k] is ½ where index[k + 1] is index[k]'s neighbour, else 0.
     void (*blur[width_count])(const uint32_t* index, const float* half, int64_t count, float* rows);
     // Logits to marginals, in place. `group` channels per label map and point in one block (1, 2 or 4), `count` floats.
@@ -36,7 +58,7 @@ struct Passes {
     void (*softmax_blocks)(const Blocks& blocks, bool implicit, int64_t points, float* tile, float* last);
 };
 
-const Passes& best_passes();
-const Passes* find_passes(const char* name);  // nullptr: unknown, or not for this machine
+const Passes& best_passes();          // the fastest for this machine, or the ones in use
+bool use_passes(const char* name);   // "baseline", "avx2", "avx512"; false: unknown, or not for this machine
 
 }  // namespace amn::dense_crf

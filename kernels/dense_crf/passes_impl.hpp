@@ -7,7 +7,9 @@
 namespace {
 
 using amn::dense_crf::Blocks;
+using amn::dense_crf::KeyFields;
 using amn::dense_crf::Passes;
+using amn::dense_crf::Spread;
 using amn::dense_crf::tile_points;
 
 template <int D>
@@ -17,7 +19,7 @@ void embed_tile(int dimension, const float* scale, const float* features, int32_
     constexpr int slots = (D ? D : 32) + 1;
     const int d = D ? D : dimension;
     F feature[slots], base[slots], ranks[slots], weights[slots];
-    float lanes[slots][native_lanes], places[slots][native_lanes];
+    float lanes[slots][native_lanes];
     const float inverse = 1.0f / static_cast<float>(d + 1);
     for (int p = 0; p < tile_points; p += native_lanes) {
         for (int j = 0; j < d; ++j) feature[j] = load<F>(features + j * tile_points + p);
@@ -28,12 +30,11 @@ void embed_tile(int dimension, const float* scale, const float* features, int32_
         }
         for (int j = 0; j <= d; ++j) {
             store(lanes[j], weights[j]);
-            store(places[j], ranks[j]);
+            const auto whole = __builtin_convertvector(ranks[j], Ints<native_lanes>);
+            __builtin_memcpy(rank + j * tile_points + p, &whole, sizeof whole);
         }
-        for (int i = 0; i < native_lanes; ++i) {
+        for (int i = 0; i < native_lanes; ++i)
             for (int j = 0; j <= d; ++j) weight[(p + i) * (d + 1) + j] = lanes[j][i];
-            for (int j = 0; j <= d; ++j) rank[(p + i) * (d + 1) + j] = static_cast<int32_t>(places[j][i]);
-        }
     }
 }
 
@@ -43,45 +44,138 @@ void embed(int d, const float* scale, const float* features, int32_t* quotient, 
     embed_tile<0>(d, scale, features, quotient, rank, weight);
 }
 
-template <int W, int V>
-void slice_points(const uint32_t* offset, const float* weight, int vertices, int64_t points, const float* rows,
-                  const float* add, float* out) {
-    const int v = V ? V : vertices;
-    for (int64_t p = 0; p < points; ++p, offset += v, weight += v) {
+constexpr int wide_lanes = native_lanes / 2;
+typedef int64_t Wide __attribute__((vector_size(wide_lanes * 8)));
+typedef uint64_t Words __attribute__((vector_size(wide_lanes * 8)));
+typedef int32_t Narrow __attribute__((vector_size(wide_lanes * 4)));
+typedef uint32_t Places __attribute__((vector_size(wide_lanes * 4)));
+
+inline Wide widen(const int32_t* p) {
+    Narrow v;
+    __builtin_memcpy(&v, p, sizeof v);
+    return __builtin_convertvector(v, Wide);
+}
+
+inline void put_key(Words key, int hash_shift, uint64_t* keys, uint32_t* starts) {
+    __builtin_memcpy(keys, &key, sizeof key);
+    const Places start = __builtin_convertvector((key * amn::dense_crf::hash_factor) >> hash_shift, Places);
+    __builtin_memcpy(starts, &start, sizeof start);
+}
+
+template <int D>
+void keys_tile(const KeyFields& fields, const int32_t* quotient, const int32_t* rank, int hash_shift, uint64_t* keys,
+               uint32_t* starts) {
+    const int d = D ? D : fields.d;
+    for (int p = 0; p < tile_points; p += wide_lanes) {
+        Words key = Words{} + fields.bias;
+        Wide place[D ? D : 32];
+        for (int j = 0; j < d; ++j) {
+            key += (Words)widen(quotient + j * tile_points + p) << fields.shift[j];
+            place[j] = widen(rank + j * tile_points + p);
+        }
+        put_key(key, hash_shift, keys + p, starts + p);
+        for (int r = 1; r <= d; ++r) {  // one step along the axis whose rank is next
+            key += 1;
+            for (int j = 0; j < d; ++j)
+                key -= (Words)(place[j] == Wide{} + (d - r + 1)) & (Words{} + (uint64_t{1} << fields.shift[j]));
+            put_key(key, hash_shift, keys + r * tile_points + p, starts + r * tile_points + p);
+        }
+    }
+}
+
+void keys(const KeyFields& fields, const int32_t* quotient, const int32_t* rank, int hash_shift, uint64_t* keys,
+          uint32_t* starts) {
+    if (fields.d == 5) return keys_tile<5>(fields, quotient, rank, hash_shift, keys, starts);
+    keys_tile<0>(fields, quotient, rank, hash_shift, keys, starts);
+}
+
+void follow(const uint64_t* from, const KeyFields& fields, uint64_t step, uint64_t wrap, int hash_shift, uint64_t* keys,
+            uint32_t* starts) {
+    for (int i = 0; i < tile_points; i += wide_lanes) {
+        Words key;
+        __builtin_memcpy(&key, from + i, sizeof key);
+        const Words last = (Words)((key & fields.remainder_mask) == Words{} + static_cast<uint64_t>(fields.d));
+        key += step + (last & (wrap - step));
+        put_key(key, hash_shift, keys + i, starts + i);
+    }
+}
+
+// Both kernels of an image in one loop (V = 3 and 6): neighbouring pixels splat into the same few rows of the Gaussian
+// lattice, each waiting for the store before, and the bilateral lattice's work fills the wait.
+template <int W, int V, int U>
+void slice_points(const Spread* lattices, int64_t points, const float* add, float* out) {
+    const Spread& a = lattices[0];
+    const Spread& b = lattices[U ? 1 : 0];
+    const int v = V ? V : a.vertices;
+    const uint32_t *offset_a = a.offset, *offset_b = b.offset;
+    const float *weight_a = a.weight, *weight_b = b.weight, *rows_a = a.rows, *rows_b = b.rows;
+    for (int64_t p = 0; p < points; ++p) {
         Pack<W> sum = Pack<W>::load(add + p * W);
         for (int j = 0; j < v; ++j)
-            sum = fma(Pack<W>::broadcast(weight[j]), Pack<W>::load(rows + static_cast<size_t>(offset[j]) * W), sum);
+            sum = fma(Pack<W>::broadcast(weight_a[j]), Pack<W>::load(rows_a + size_t{offset_a[j]} * W), sum);
+        offset_a += v, weight_a += v;
+        if constexpr (U > 0) {
+            Pack<W> more = Pack<W>::broadcast(0.0f);
+            for (int j = 0; j < U; ++j)
+                more = fma(Pack<W>::broadcast(weight_b[j]), Pack<W>::load(rows_b + size_t{offset_b[j]} * W), more);
+            offset_b += U, weight_b += U;
+            for (int i = 0; i < Pack<W>::parts; ++i) sum.part[i] = sum.part[i] + more.part[i];
+        }
         sum.store(out + p * W);
     }
 }
 
 template <int W>
-void slice(const uint32_t* offset, const float* weight, int vertices, int64_t points, const float* rows,
-           const float* add, float* out) {
-    if (vertices == 3) return slice_points<W, 3>(offset, weight, vertices, points, rows, add, out);
-    if (vertices == 6) return slice_points<W, 6>(offset, weight, vertices, points, rows, add, out);
-    slice_points<W, 0>(offset, weight, vertices, points, rows, add, out);
+void slice(const Spread* lattices, int count, int64_t points, const float* add, float* out) {
+    if (count == 2 && lattices[0].vertices == 3 && lattices[1].vertices == 6)
+        return slice_points<W, 3, 6>(lattices, points, add, out);
+    for (int i = 0; i < count; ++i, add = out) {
+        if (lattices[i].vertices == 3)
+            slice_points<W, 3, 0>(lattices + i, points, add, out);
+        else if (lattices[i].vertices == 6)
+            slice_points<W, 6, 0>(lattices + i, points, add, out);
+        else
+            slice_points<W, 0, 0>(lattices + i, points, add, out);
+    }
 }
 
-template <int W, int V>
-void splat_points(const uint32_t* offset, const float* weight, int vertices, int64_t points, const float* values,
-                  float* rows) {
-    const int v = V ? V : vertices;
-    for (int64_t p = 0; p < points; ++p, offset += v, weight += v) {
+template <int W, int V, int U>
+void splat_points(const Spread* lattices, int64_t points, const float* values) {
+    const Spread& a = lattices[0];
+    const Spread& b = lattices[U ? 1 : 0];
+    const int v = V ? V : a.vertices;
+    const uint32_t *offset_a = a.offset, *offset_b = b.offset;
+    const float *weight_a = a.weight, *weight_b = b.weight;
+    float *rows_a = a.rows, *rows_b = b.rows;
+    for (int64_t p = 0; p < points; ++p) {
         const Pack<W> value = Pack<W>::load(values + p * W);
         for (int j = 0; j < v; ++j) {
-            float* row = rows + static_cast<size_t>(offset[j]) * W;
-            fma(Pack<W>::broadcast(weight[j]), value, Pack<W>::load(row)).store(row);
+            float* row = rows_a + size_t{offset_a[j]} * W;
+            fma(Pack<W>::broadcast(weight_a[j]), value, Pack<W>::load(row)).store(row);
+        }
+        offset_a += v, weight_a += v;
+        if constexpr (U > 0) {
+            for (int j = 0; j < U; ++j) {
+                float* row = rows_b + size_t{offset_b[j]} * W;
+                fma(Pack<W>::broadcast(weight_b[j]), value, Pack<W>::load(row)).store(row);
+            }
+            offset_b += U, weight_b += U;
         }
     }
 }
 
 template <int W>
-void splat(const uint32_t* offset, const float* weight, int vertices, int64_t points, const float* values,
-           float* rows) {
-    if (vertices == 3) return splat_points<W, 3>(offset, weight, vertices, points, values, rows);
-    if (vertices == 6) return splat_points<W, 6>(offset, weight, vertices, points, values, rows);
-    splat_points<W, 0>(offset, weight, vertices, points, values, rows);
+void splat(const Spread* lattices, int count, int64_t points, const float* values) {
+    if (count == 2 && lattices[0].vertices == 3 && lattices[1].vertices == 6)
+        return splat_points<W, 3, 6>(lattices, points, values);
+    for (int i = 0; i < count; ++i) {
+        if (lattices[i].vertices == 3)
+            splat_points<W, 3, 0>(lattices + i, points, values);
+        else if (lattices[i].vertices == 6)
+            splat_points<W, 6, 0>(lattices + i, points, values);
+        else
+            splat_points<W, 0, 0>(lattices + i, points, values);
+    }
 }
 
 // One load and one store for each vertex: the chain's last value and the edge's share of it are carried along. Edges
@@ -157,51 +251,80 @@ void softmax_groups(int group, bool implicit, int64_t count, float* tile, float*
     return softmax_group<4, false>(count, tile, last);
 }
 
-const auto largest = [](auto a, auto b) { return max(a, b); };
-const auto added = [](auto a, auto b) { return a + b; };
-
-template <int W, class F>
-inline void for_block(int64_t p, float* tile, F f) {
-    for (int i = 0; i < Pack<W>::parts; ++i) f(tile + p * W + i * Pack<W>::lanes, typename Pack<W>::T{});
-}
-
-// Calls f(address, vector type) for each vector of a point, in a fixed order.
-template <class F>
-inline void for_vectors(const Blocks& blocks, int64_t p, float* tile, F f) {
-    for (int b = 0; b < blocks.count; ++b) {
-        float* block = tile + tile_points * blocks.first[b];
-        switch (blocks.width[b]) {
-            case 16: for_block<16>(p, block, f); break;
-            case 8: for_block<8>(p, block, f); break;
-            case 4: for_block<4>(p, block, f); break;
-            case 2: f(block + 2 * p, 0.0f), f(block + 2 * p + 1, 0.0f); break;
-            default: f(block + p, 0.0f);
-        }
+// Halves a vector down to four lanes.
+template <class T, class F>
+inline Vec<4> to_four(T v, F f) {
+    constexpr int L = sizeof(T) / 4;
+    if constexpr (L == 4) {
+        return v;
+    } else {
+        Vec<L / 2> halves[2];
+        __builtin_memcpy(halves, &v, sizeof v);
+        return to_four(f(halves[0], halves[1]), f);
     }
 }
 
+// Lane i is v[i]'s lanes put together.
+template <class F>
+inline Vec<4> across(const Vec<4>* v, F f) {
+    const Vec<4> ab = f(__builtin_shufflevector(v[0], v[1], 0, 1, 4, 5), __builtin_shufflevector(v[0], v[1], 2, 3, 6, 7));
+    const Vec<4> cd = f(__builtin_shufflevector(v[2], v[3], 0, 1, 4, 5), __builtin_shufflevector(v[2], v[3], 2, 3, 6, 7));
+    return f(__builtin_shufflevector(ab, cd, 0, 2, 4, 6), __builtin_shufflevector(ab, cd, 1, 3, 5, 7));
+}
+
+const auto largest = [](auto a, auto b) { return max(a, b); };
+const auto added = [](auto a, auto b) { return a + b; };
+
+// Calls f(address, vector type) for each vector of a point in a block of 4, 8 or 16 channels.
+template <class F>
+inline void for_vectors(int width, int64_t p, float* block, F f) {
+    const auto of_width = [&](auto pack) {
+        using P = decltype(pack);
+        for (int i = 0; i < P::parts; ++i) f(block + p * (P::parts * P::lanes) + i * P::lanes, typename P::T{});
+    };
+    if (width == 16) return of_width(Pack<16>{});
+    if (width == 8) return of_width(Pack<8>{});
+    of_width(Pack<4>{});
+}
+
+// Four points at a time: sums across channels end in one vector with a lane for each point.
 template <bool implicit>
 void softmax_points(const Blocks& blocks, int64_t points, float* tile, float* last) {
-    for (int64_t p = 0; p < points; ++p) {
-        float top = implicit ? 0.0f : -3.0e38f, sum = 0.0f;
-        for_vectors(blocks, p, tile, [&](float* at, auto type) {
-            top = max(top, reduce(load<decltype(type)>(at), largest));
-        });
-        for_vectors(blocks, p, tile, [&](float* at, auto type) {
-            using T = decltype(type);
-            const T e = exp(load<T>(at) - top);
-            store(at, e);
-            sum += reduce(e, added);
-        });
-        const float rest = implicit ? exp(-top) : 0.0f;
-        const float inverse = 1.0f / (sum + rest);
-        const float q_last = rest * inverse;
-        const float less = last ? 0.0f : q_last;
-        for_vectors(blocks, p, tile, [&](float* at, auto type) {
-            using T = decltype(type);
-            store(at, load<T>(at) * inverse - less);
-        });
-        if (last) last[p] = q_last;
+    using V4 = Vec<4>;
+    for (int64_t p = 0; p < points; p += 4) {
+        V4 top[4], sum[4];
+        for (int i = 0; i < 4; ++i) top[i] = splat<V4>(implicit ? 0.0f : -3.0e38f), sum[i] = V4{};
+        for (int b = 0; b < blocks.count; ++b) {
+            for (int i = 0; i < 4; ++i) {
+                for_vectors(blocks.width[b], p + i, tile + tile_points * blocks.first[b], [&](float* at, auto type) {
+                    top[i] = max(top[i], to_four(load<decltype(type)>(at), largest));
+                });
+            }
+        }
+        const V4 tops = across(top, largest);
+        for (int b = 0; b < blocks.count; ++b) {
+            for (int i = 0; i < 4; ++i) {
+                for_vectors(blocks.width[b], p + i, tile + tile_points * blocks.first[b], [&](float* at, auto type) {
+                    using T = decltype(type);
+                    const T e = exp(load<T>(at) - splat<T>(tops[i]));
+                    store(at, e);
+                    sum[i] = sum[i] + to_four(e, added);
+                });
+            }
+        }
+        const V4 rest = implicit ? exp(-tops) : V4{};
+        const V4 inverse = 1.0f / (across(sum, added) + rest);
+        const V4 q_last = rest * inverse;
+        const V4 less = last ? V4{} : q_last;
+        for (int b = 0; b < blocks.count; ++b) {
+            for (int i = 0; i < 4; ++i) {
+                for_vectors(blocks.width[b], p + i, tile + tile_points * blocks.first[b], [&](float* at, auto type) {
+                    using T = decltype(type);
+                    store(at, load<T>(at) * splat<T>(inverse[i]) - splat<T>(less[i]));
+                });
+            }
+        }
+        if (last) store(last + p, q_last);
     }
 }
 
@@ -213,6 +336,8 @@ void softmax_blocks(const Blocks& blocks, bool implicit, int64_t points, float* 
 const Passes table = {
     AMN_ISA_NAME,
     embed,
+    keys,
+    follow,
     {slice<1>, slice<2>, slice<4>, slice<8>, slice<16>},
     {splat<1>, splat<2>, splat<4>, splat<8>, splat<16>},
     {blur<1>, blur<2>, blur<4>, blur<8>, blur<16>},

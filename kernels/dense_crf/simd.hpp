@@ -62,9 +62,14 @@ inline Vec<16> fma(Vec<16> a, Vec<16> b, Vec<16> c) {
 }
 #endif
 
+template <class T, int... I>
+inline T splat(float v, std::integer_sequence<int, I...>) {
+    return T{((void)I, v)...};
+}
+// v in every lane; one instruction, where T{} + v would keep the addition.
 template <class T>
 inline T splat(float v) {
-    return T{} + v;
+    return splat<T>(v, std::make_integer_sequence<int, sizeof(T) / 4>());
 }
 
 template <class T>
@@ -173,21 +178,6 @@ inline Pack<W> fma(const Pack<W>& a, const Pack<W>& b, const Pack<W>& c) {
     Pack<W> v;
     for (int i = 0; i < Pack<W>::parts; ++i) v.part[i] = fma(a.part[i], b.part[i], c.part[i]);
     return v;
-}
-
-// The largest, or the sum, of a vector's lanes.
-template <class T, class F>
-inline float reduce(T v, F f) {
-    constexpr int L = sizeof(T) / 4;
-    if constexpr (L == 1) {
-        return v;
-    } else {
-        v = f(v, swap_lanes<1>(v));
-        v = f(v, swap_lanes<2>(v));
-        if constexpr (L >= 8) v = f(v, swap_lanes<4>(v));
-        if constexpr (L >= 16) v = f(v, swap_lanes<8>(v));
-        return v[0];
-    }
 }
 
 }  // namespace

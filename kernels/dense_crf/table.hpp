@@ -8,6 +8,7 @@
 #include <cstdint>
 #include <cstring>
 
+#include "dense_crf/passes.hpp"
 #include "dense_crf/pool.hpp"
 
 namespace amn::dense_crf {
@@ -25,7 +26,7 @@ struct Key {
     uint64_t hash() const {
         uint64_t mixed = word[0];
         for (int i = 1; i < Words; ++i) mixed = (mixed ^ (mixed >> 32)) * 0xD6E8FEB86659FD93ull + word[i];
-        return mixed * 0x9E3779B97F4A7C15ull;
+        return mixed * hash_factor;
     }
 };
 
@@ -33,10 +34,11 @@ struct Key {
 template <class T>
 class Growing {
 public:
-    explicit Growing(size_t capacity) : items_(capacity), capacity_(capacity) {}
+    static constexpr size_t slack = 64;  // readable items beyond the last: loops take 64 at a time
+    explicit Growing(size_t capacity) : items_(capacity + slack), capacity_(capacity) {}
     void push(const T& item) {
         if (size_ == capacity_) {
-            Buffer<T> larger(2 * capacity_);
+            Buffer<T> larger(2 * capacity_ + slack);
             std::memcpy(static_cast<void*>(larger.data()), items_.data(), size_ * sizeof(T));
             items_ = std::move(larger);
             capacity_ *= 2;
@@ -45,6 +47,7 @@ public:
     }
     size_t size() const { return size_; }
     const T& operator[](size_t i) const { return items_[i]; }
+    const T* data() const { return items_.data(); }
 
 private:
     Buffer<T> items_;
@@ -69,34 +72,56 @@ public:
     using KeyType = Key<1>;
     using Packing = PackingOf<1>;
 
-    PackedTable(const Packing& packing, size_t expected) : id_bits_(packing.id_bits), keys_(expected) {
+    PackedTable(const Packing& packing, size_t expected) : id_bits_(packing.id_bits), id_mask_((uint64_t{1} << packing.id_bits) - 1), keys_(expected) {
         resize(std::bit_width(2 * expected - 1));
     }
+    // Where the search for a key starts: known early, it can be fetched early.
+    uint64_t start(const KeyType& key) const { return key.hash() >> shift_; }
+    void fetch(uint64_t at) const { __builtin_prefetch(&slots_[at]); }
+    int hash_shift() const { return shift_; }
+    // Insertion and search of many keys from one loop, with the table's state in registers.
+    struct View {
+        const uint64_t* slots;
+        uint64_t mask, id_mask;
+        int id_bits;
+        void fetch(uint32_t at) const { __builtin_prefetch(&slots[at]); }
+        // The key's row if its first slot has it, else no_row.
+        bool at_once(uint64_t key, uint32_t at, uint32_t& row) const {
+            row = static_cast<uint32_t>(slots[at] & id_mask);
+            return slots[at] >> id_bits == key;
+        }
+        uint32_t find(uint64_t key, uint64_t at) const {
+            for (;; at = (at + 1) & mask) {
+                const uint64_t slot = slots[at];
+                const bool found = slot >> id_bits == key;
+                // Whether a neighbour exists is anyone's guess, so that is no branch; that one slot tells is likely.
+                if (found | (slot == empty)) [[likely]]
+                    return static_cast<uint32_t>(slot & id_mask) | (static_cast<uint32_t>(found) - 1);
+            }
+        }
+    };
+    View view() const { return {slots_.data(), mask_, id_mask_, id_bits_}; }
     // The key's row; a new one gets the next number.
-    uint32_t insert(const KeyType& key) {
-        uint64_t at = key.hash() >> shift_;
+    [[gnu::noinline]] uint32_t insert(const KeyType& key, uint64_t at) {
         for (;; at = (at + 1) & mask_) {
             const uint64_t slot = slots_[at];
-            if (slot >> id_bits_ == key.word[0]) return static_cast<uint32_t>(slot & ((uint64_t{1} << id_bits_) - 1));
+            if (slot >> id_bits_ == key.word[0]) return static_cast<uint32_t>(slot & id_mask_);
             if (slot == empty) break;
         }
         const uint32_t row = static_cast<uint32_t>(keys_.size());
         slots_[at] = key.word[0] << id_bits_ | row;
         keys_.push(key);
-        if (2 * keys_.size() > mask_) grow();
         return row;
     }
-    uint32_t find(const KeyType& key) const {
-        for (uint64_t at = key.hash() >> shift_;; at = (at + 1) & mask_) {
-            const uint64_t slot = slots_[at];
-            if (slot >> id_bits_ == key.word[0]) return static_cast<uint32_t>(slot & ((uint64_t{1} << id_bits_) - 1));
-            if (slot == empty) return no_row;
-        }
+    // Makes room for `more` keys: positions from `start` hold until the next call.
+    void reserve(size_t more) {
+        while (2 * (keys_.size() + more) > mask_) grow();
     }
     // Counts a row that has no key of its own.
     void skip(const KeyType& key) { keys_.push(key); }
     size_t size() const { return keys_.size(); }
     const KeyType& key(size_t row) const { return keys_[row]; }
+    static constexpr bool packed = true;
 
 private:
     static constexpr uint64_t empty = ~uint64_t{0};  // no key has all its bits set
@@ -121,7 +146,7 @@ private:
     }
 
     int id_bits_, shift_ = 0;
-    uint64_t mask_ = 0;
+    uint64_t id_mask_, mask_ = 0;
     Buffer<uint64_t> slots_;
     Growing<KeyType> keys_;
 };
@@ -134,23 +159,27 @@ public:
     using Packing = PackingOf<Words>;
 
     WideTable(const Packing&, size_t expected) : keys_(expected) { resize(std::bit_width(2 * expected - 1)); }
-    uint32_t insert(const KeyType& key) {
-        const uint64_t at = locate(key);
+    uint64_t start(const KeyType& key) const { return key.hash() >> shift_; }
+    void fetch(uint64_t at) const { __builtin_prefetch(&slots_[at]); }
+    uint32_t insert(const KeyType& key, uint64_t at) {
+        at = locate(key, at);
         if (slots_[at] != no_row) return slots_[at];
         const uint32_t row = static_cast<uint32_t>(keys_.size());
         slots_[at] = row;
         keys_.push(key);
-        if (2 * keys_.size() > mask_) grow();
         return row;
     }
-    uint32_t find(const KeyType& key) const { return slots_[locate(key)]; }
+    uint32_t find(const KeyType& key, uint64_t at) const { return slots_[locate(key, at)]; }
+    void reserve(size_t more) {
+        while (2 * (keys_.size() + more) > mask_) grow();
+    }
     void skip(const KeyType& key) { keys_.push(key); }
     size_t size() const { return keys_.size(); }
     const KeyType& key(size_t row) const { return keys_[row]; }
+    static constexpr bool packed = false;
 
 private:
-    uint64_t locate(const KeyType& key) const {
-        uint64_t at = key.hash() >> shift_;
+    uint64_t locate(const KeyType& key, uint64_t at) const {
         while (slots_[at] != no_row && !(keys_[slots_[at]] == key)) at = (at + 1) & mask_;
         return at;
     }

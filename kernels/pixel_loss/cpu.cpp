@@ -10,6 +10,7 @@
 #include <memory>
 #include <vector>
 
+#include "nearest.hpp"
 #include "parallel.hpp"
 #include "simd.hpp"
 
@@ -19,18 +20,6 @@ namespace {
 // Pixels in a tile. Wide enough that a strided channel row is worth its page, small enough that 81 channels of it
 // (41 kB) stay in the second-level cache.
 constexpr std::int64_t kTile = 128;
-
-// Pillow's nearest rule, as Pillow computes it: by repeated addition in double precision.
-std::vector<std::int64_t> nearest_index(std::int64_t size, std::int64_t target) {
-    std::vector<std::int64_t> index(static_cast<std::size_t>(target));
-    const double step = static_cast<double>(size) / static_cast<double>(target);
-    double position = 0.5 * step;
-    for (auto& i : index) {
-        i = std::min(static_cast<std::int64_t>(position), size - 1);
-        position += step;
-    }
-    return index;
-}
 
 // Where the tiles lie. An image whose rows follow each other in memory is one row.
 struct Grid {

@@ -107,7 +107,7 @@ Affinities::Affinities(const float* edge, int64_t height_, int64_t width_, int64
 
     // The maximum over a path of the edge is the minimum of (1 - edge)^beta, which needs one power per pixel, not pair.
     const int64_t padded = (height + reach) * stride + left;
-    std::vector<float> weight(static_cast<size_t>(padded), 0.0F);
+    Numbers weight(static_cast<size_t>(padded), 0.0F);
     for (int64_t y = 0; y < height; ++y) {
         for (int64_t x = 0; x < width; ++x) {
             const double value = 1.0 - static_cast<double>(edge[y * width + x]);

@@ -1,10 +1,26 @@
 // The affinities of one picture, one number per pair of neighbours.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
+#include <new>
 #include <vector>
 
 namespace amn::random_walk {
+
+// Numbers that begin on a cache line: a vector of 64 bytes then lies in one line, not two.
+template <class T>
+struct CacheLineAllocator {
+    using value_type = T;
+    static constexpr std::align_val_t kLine{64};
+    CacheLineAllocator() = default;
+    template <class U>
+    CacheLineAllocator(const CacheLineAllocator<U>&) {}
+    T* allocate(size_t n) { return static_cast<T*>(::operator new(n * sizeof(T), kLine)); }
+    void deallocate(T* p, size_t) { ::operator delete(p, kLine); }
+    bool operator==(const CacheLineAllocator&) const { return true; }
+};
+using Numbers = std::vector<float, CacheLineAllocator<float>>;
 
 struct Offset {
     int64_t dy, dx;
@@ -28,7 +44,7 @@ struct Affinities {
     int64_t stride;    // left + columns
     int64_t row_size;  // numbers in a row of all planes
     std::vector<double> open;  // (height, width): 1 - edge
-    std::vector<float> values;
+    Numbers values;
 
     const float* row(int64_t y) const { return values.data() + (reach + y) * row_size + left; }
 };

@@ -17,7 +17,7 @@ using Array = py::array_t<T, py::array::c_style | py::array::forcecast>;
 
 Affinities affinities(const Array<float>& edge, int64_t radius, double beta) {
     if (edge.ndim() != 2 || edge.size() == 0) throw std::invalid_argument("edge must be a non-empty (h, w) array");
-    if (radius < 1 || radius > 1000) throw std::invalid_argument("radius must lie in 1..1000");
+    if (radius < 1 || radius > 64) throw std::invalid_argument("radius must lie in 1..64");
     const float* data = edge.data();
     const int64_t height = edge.shape(0);
     const int64_t width = edge.shape(1);

@@ -5,6 +5,7 @@
 #include <cmath>
 #include <exception>
 #include <stdexcept>
+#include <system_error>
 #include <thread>
 #include <vector>
 
@@ -49,23 +50,27 @@ RowFunction row_function(const std::string& instructions) {
     throw std::invalid_argument("this machine has no instruction set '" + instructions + "'");
 }
 
-// Runs task(0..count-1), each on a thread of its own but the first; passes on the first exception.
+// Runs the task on up to `count` threads at once, fewer where the system gives no more, and passes on the first exception.
+// The threads share the work out among themselves.
 template <class Task>
 void on_threads(int64_t count, const Task& task) {
     std::vector<std::exception_ptr> errors(static_cast<size_t>(count));
     const auto guarded = [&](int64_t i) {
         const FlushDenormals flush;
         try {
-            task(i);
+            task();
         } catch (...) {
             errors[i] = std::current_exception();
         }
     };
-    {
-        std::vector<std::jthread> threads;
+    std::vector<std::thread> threads;
+    threads.reserve(static_cast<size_t>(count));
+    try {
         for (int64_t i = 1; i < count; ++i) threads.emplace_back(guarded, i);
-        guarded(0);
+    } catch (const std::system_error&) {
     }
+    guarded(0);
+    for (std::thread& thread : threads) thread.join();
     for (const std::exception_ptr& error : errors) {
         if (error) std::rethrow_exception(error);
     }
@@ -76,7 +81,7 @@ class Block {
 public:
     Block(const Affinities& a, const Polynomials& polynomials, RowFunction row, int64_t maps, int64_t threads)
         : a_(a), polynomials_(polynomials), row_(row), maps_(maps), threads_(threads) {
-        map_size_ = (a.height + 2 * a.reach) * a.stride + a.left;
+        map_size_ = (a.height + 2 * a.reach) * a.stride + a.left;  // whole cache lines, like stride and left
         // The coefficients of a group's rows stay in cache. On 375 x 500 (26 MB of them) groups of 8 steps take half the
         // time of single steps; on 94 x 125 it makes no difference.
         const int64_t bytes = std::max<int64_t>(a.reach, 1) * a.row_size * static_cast<int64_t>(sizeof(float));
@@ -92,17 +97,14 @@ public:
                 weight_[k * polynomials.count + e] = static_cast<float>(c);
             }
         }
-        for (const Offset& o : a.offsets) {
-            shift_.push_back(o.dy * a.stride + o.dx);
-            back_.push_back(-o.dy * a.row_size - o.dx);
-        }
+        list_neighbours();
         done_ = std::vector<std::atomic<int64_t>>(static_cast<size_t>(polynomials.degree + 1));
         done_[0] = a.height;
     }
 
     void run(const float* x, float* out, int64_t out_size) {
         for (int64_t m = 0; m < maps_; ++m) start(x + m * a_.height * a_.width, m);
-        on_threads(threads_, [this](int64_t thread) { steps(thread); });
+        on_threads(threads_, [this] { steps(); });
         for (int64_t e = 0; e < polynomials_.count; ++e) {
             for (int64_t m = 0; m < maps_; ++m) finish(e, m, out + e * out_size + m * a_.height * a_.width);
         }
@@ -115,6 +117,25 @@ private:
         double low, high;
         int exponent;  // the map was divided by 2^exponent, so that no step leaves float's range
     };
+
+    void list_neighbours() {
+        const int64_t planes = static_cast<int64_t>(a_.offsets.size());
+        neighbours_.reserve(static_cast<size_t>(2 * planes));  // lines point into it
+        for (int64_t dy = -a_.reach; dy <= a_.reach; ++dy) {
+            Line line{dy * a_.stride, neighbours_.data() + neighbours_.size(), nullptr, nullptr};
+            for (int64_t dx = -a_.reach; dx <= a_.reach; ++dx) {
+                if (dx == 0) line.right = neighbours_.data() + neighbours_.size();
+                for (int64_t p = 0; p < planes; ++p) {
+                    const Offset o = a_.offsets[p];
+                    if (o.dy == dy && o.dx == dx) neighbours_.push_back({p * a_.stride, dx});
+                    // The affinity to a neighbour behind lies with that neighbour.
+                    if (o.dy == -dy && o.dx == -dx) neighbours_.push_back({p * a_.stride + dy * a_.row_size + dx, dx});
+                }
+            }
+            line.end = neighbours_.data() + neighbours_.size();
+            lines_.push_back(line);
+        }
+    }
 
     int64_t pixel(int64_t y) const { return (a_.reach + y) * a_.stride + a_.left; }
     float* map(int64_t step) { return maps_of_.data() + step % ring_ * maps_ * map_size_; }
@@ -156,12 +177,12 @@ private:
     void step_row(int64_t step, int64_t y) {
         const int64_t at = pixel(y);
         Row row;
-        row.planes = static_cast<int64_t>(a_.offsets.size());
-        row.stride = a_.stride;
+        row.lines = lines_.data();
+        row.line_count = static_cast<int64_t>(lines_.size());
+        row.reach = a_.reach;
         row.columns = a_.columns;
-        row.shift = shift_.data();
-        row.back = back_.data();
-        row.coefficients = a_.row(y);
+        row.affinities = a_.row(y);
+        row.scale = row.affinities + static_cast<int64_t>(a_.offsets.size()) * a_.stride;
         row.maps = maps_;
         row.map_size = map_size_;
         row.now = map(step - 1) + at;
@@ -177,11 +198,12 @@ private:
 
     // A step needs of the step before only the rows up to `reach` below. So a thread walks down the picture with a group
     // of steps, each `reach` rows behind the one before it, and the next thread follows with the next group: the
-    // coefficients come from memory once for threads · group steps, and no step waits for a whole picture.
-    void steps(int64_t thread) {
+    // coefficients come from memory once for threads · group steps, and no step waits for a whole picture. Groups are
+    // taken and finished in order, so that no more than `threads` of them are under way, which is what the ring holds.
+    void steps() {
         const int64_t reach = a_.reach;
         const int64_t degree = polynomials_.degree;
-        for (int64_t first = thread * group_ + 1; first <= degree; first += threads_ * group_) {
+        for (int64_t first = next_.fetch_add(group_); first <= degree; first = next_.fetch_add(group_)) {
             const int64_t count = std::min(group_, degree - first + 1);
             for (int64_t tick = 0; tick < a_.height + (count - 1) * reach; ++tick) {
                 if (tick < a_.height) wait(first - 1, std::min(tick + reach + 1, a_.height));
@@ -205,12 +227,13 @@ private:
     const Polynomials& polynomials_;
     RowFunction row_;
     int64_t maps_, threads_, map_size_, group_, ring_;
-    std::vector<float> maps_of_;  // the latest t_k, in a ring long enough for every step under way
-    std::vector<float> change_;
-    std::vector<float> result_;
+    Numbers maps_of_;  // the latest t_k, in a ring long enough for every step under way
+    Numbers change_, result_;
     std::vector<float> weight_;  // (degree + 1, count)
-    std::vector<int64_t> shift_, back_;
+    std::vector<Neighbour> neighbours_;
+    std::vector<Line> lines_;
     std::vector<Range> ranges_;
+    std::atomic<int64_t> next_{1};  // the first step of the next group
     std::vector<std::atomic<int64_t>> done_;  // rows done of the last step of each group
 };
 
@@ -237,7 +260,7 @@ void walk(const Affinities& affinities, const float* x, int64_t maps, const Poly
     };
     if (blocks >= threads) {
         std::atomic<int64_t> next{0};
-        on_threads(threads, [&](int64_t) {
+        on_threads(threads, [&] {
             for (int64_t block = next++; block < blocks; block = next++) run(block, 1);
         });
     } else {

@@ -14,6 +14,7 @@ namespace {
 
 struct Vec {
     static constexpr int64_t width = 8;
+    static constexpr bool picks = false;
     __m256 v;
     static Vec load(const float* p) { return {_mm256_loadu_ps(p)}; }
     static Vec fill(float x) { return {_mm256_set1_ps(x)}; }

@@ -13,6 +13,7 @@ namespace {
 #if defined(__aarch64__) || defined(_M_ARM64)
 struct Vec {
     static constexpr int64_t width = 4;
+    static constexpr bool picks = false;
     float32x4_t v;
     static Vec load(const float* p) { return {vld1q_f32(p)}; }
     static Vec fill(float x) { return {vdupq_n_f32(x)}; }
@@ -25,6 +26,7 @@ struct Vec {
 #elif defined(__x86_64__) || defined(_M_X64)
 struct Vec {
     static constexpr int64_t width = 4;
+    static constexpr bool picks = false;
     __m128 v;
     static Vec load(const float* p) { return {_mm_loadu_ps(p)}; }
     static Vec fill(float x) { return {_mm_set1_ps(x)}; }
@@ -37,6 +39,7 @@ struct Vec {
 #else
 struct Vec {
     static constexpr int64_t width = 1;
+    static constexpr bool picks = false;
     float v;
     static Vec load(const float* p) { return {*p}; }
     static Vec fill(float x) { return {x}; }

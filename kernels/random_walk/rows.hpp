@@ -5,12 +5,23 @@
 
 namespace amn::random_walk {
 
-// What a row needs. Pointers point at the row's first pixel (map 0, plane 0).
+struct Neighbour {
+    int64_t affinity;  // where a pixel's affinity to this neighbour lies, seen from the pixel in plane 0
+    int64_t dx;
+};
+
+// The neighbours in one row of the map: to the left, and from the same column on to the right.
+struct Line {
+    int64_t shift;  // from a row to this one, in a map
+    const Neighbour *left, *right, *end;
+};
+
+// What a row needs. Pointers point at the row's first pixel (map 0, plane 0), which is aligned to 64 bytes.
 struct Row {
-    int64_t planes, stride, columns;
-    const int64_t* shift;       // per plane: from a pixel to its neighbour in a map
-    const int64_t* back;        // per plane: from a pixel to the neighbour on the other side, in the coefficients
-    const float* coefficients;
+    const Line* lines;
+    int64_t line_count, reach, columns;
+    const float* affinities;
+    const float* scale;         // 2 / column sum
     int64_t maps, map_size;     // maps in this call (1 to 4), numbers from one map to the next
     const float* now;           // t_k
     float* next;                // t_{k+1}

@@ -1,5 +1,6 @@
 """Merging maps over scales: recorded answers, exact answers, edge sizes, errors."""
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,12 @@ from amn_fast.kernels.merge import reference  # noqa: E402
 from amn_fast.ops.merge import merge_amn, merge_cam  # noqa: E402
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "amn"
-BACKENDS = ["reference"]
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+BACKENDS = ["triton"] if INTERPRETED else ["reference", "cpu"]
+if INTERPRETED:
+    from amn_fast.kernels.merge import triton
+
+    triton.BLOCK = 512  # the interpreter's time goes by operations, not by elements
 
 
 @pytest.fixture(params=BACKENDS)

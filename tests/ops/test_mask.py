@@ -1,0 +1,112 @@
+"""Walk to pseudo-mask: the recorded mask, thresholds, weak and absent classes, up-sampling, sweep."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from amn_fast.errors import InputError
+from amn_fast.ops.mask import make_mask, mask_from_scores, mask_scores, sweep_scores, upsample
+
+GOLDEN = Path(__file__).parents[1] / "golden" / "amn"
+
+
+def recorded():
+    golden = np.load(GOLDEN / "make_mask.npz")
+    keys = np.concatenate([[0], golden["valid"] + 1])
+    return golden["strided"][1:], golden["edge"], keys, tuple(golden["size"]), golden["final_mask"]
+
+
+@pytest.mark.parametrize("walk", [{}, {"method": "steps"}, {"backend": "reference"}], ids=str)
+def test_recorded_mask(walk):
+    activation, edge, keys, size, expected = recorded()
+    mask = make_mask(activation, edge, keys, size, threshold=0.25, power=1.3, **walk)
+    assert mask.dtype == np.uint8
+    np.testing.assert_array_equal(mask, expected)
+
+
+def test_scores_reach_one_and_stay_in_range():
+    activation, edge, _, size, _ = recorded()
+    scores = mask_scores(activation, edge, size)
+    assert scores.shape == (2, *size)
+    assert scores.dtype == np.float32
+    assert scores.min() >= 0
+    assert scores.max() == 1
+
+
+def test_activations_of_nothing_are_background():
+    _, edge, _, size, _ = recorded()
+    nothing = np.zeros((2, *edge.shape[1:]), np.float32)
+    for per_class in (False, True):
+        assert (make_mask(nothing, edge, [0, 4, 15], size, per_class=per_class) == 0).all()
+
+
+def test_no_class_is_background():
+    _, edge, _, size, _ = recorded()
+    mask = make_mask(np.zeros((0, *edge.shape[1:]), np.float32), edge, [0], size)
+    assert mask.shape == size
+    assert (mask == 0).all()
+
+
+def test_a_weak_class_beside_a_strong_one():
+    activation = np.zeros((2, 8, 16), np.float32)
+    activation[0, :, :8] = 1.0
+    activation[1, :, 8:] = 0.1
+    edge = np.zeros((8, 16), np.float32)
+    edge[:, 7:9] = 1
+    published = make_mask(activation, edge, [0, 3, 9], (32, 64))
+    assert set(np.unique(published)) == {0, 3}
+    kept = make_mask(activation, edge, [0, 3, 9], (32, 64), per_class=True)
+    assert set(np.unique(kept)) == {0, 3, 9}
+
+
+def test_background_wins_a_tie_and_the_first_class_among_classes():
+    scores = np.array([[[0.25, 0.26, 0.5, 0.1]], [[0.25, 0.1, 0.5, 0.9]]], np.float32)
+    np.testing.assert_array_equal(mask_from_scores(scores, [0, 7, 80], 0.25), [[0, 7, 7, 80]])
+
+
+@pytest.mark.parametrize("size", [(1, 1), (3, 4), (33, 43), (36, 44), (30, 41)])
+def test_upsampling_is_that_of_pytorch(size):
+    torch = pytest.importorskip("torch")
+    maps = np.random.default_rng(0).random((3, 9, 11), np.float32)
+    expected = torch.nn.functional.interpolate(
+        torch.from_numpy(maps)[None], scale_factor=4, mode="bilinear", align_corners=False
+    )[0, :, : size[0], : size[1]]
+    np.testing.assert_allclose(upsample(maps, size), expected.numpy(), atol=2e-7)
+
+
+def test_one_pixel():
+    mask = make_mask(np.ones((1, 1, 1), np.float32), np.zeros((1, 1)), [0, 5], (1, 3))
+    np.testing.assert_array_equal(mask, [[5, 5, 5]])
+
+
+def test_a_sweep_gives_the_single_answers():
+    activation, edge, _, size, _ = recorded()
+    points = list(sweep_scores(activation, edge, size, betas=(5, 10), exp_times=(8, 4), powers=(1, 1.3)))
+    assert len(points) == 8
+    for beta, exp_times, power, scores in points:
+        alone = mask_scores(activation, edge, size, beta=beta, exp_times=exp_times, power=power)
+        np.testing.assert_array_equal(scores, alone)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"keys": [0, 4]}, "keys have shape"),
+        ({"keys": [0, 4, 300]}, "keys are"),
+        ({"keys": [0.0, 1.5, 2.0]}, "keys are"),
+        ({"size": (189, 250)}, "size is"),
+        ({"size": (0, 250)}, "size is"),
+        ({"threshold": np.nan}, "threshold is nan"),
+        ({"power": 0}, "power is 0"),
+        ({"activation": np.full((2, 47, 63), -1.0)}, "activation has the value -1"),
+        ({"activation": np.full((2, 47, 63), np.nan)}, "activation has the value nan"),
+        ({"activation": np.zeros((47, 63))}, "activation has shape"),
+        ({"activation": np.zeros((2, 46, 63))}, "x has shape"),
+    ],
+)
+def test_bad_input(change, message):
+    activation, edge, keys, size, _ = recorded()
+    arguments = {"activation": activation, "edge": edge, "keys": keys, "size": size, **change}
+    with pytest.raises(InputError, match=message):
+        make_mask(**arguments)
