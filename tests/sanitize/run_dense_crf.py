@@ -51,11 +51,8 @@ def main(rounds: int = 10_000) -> None:
         for sanitizers, share in BUILDS.items():
             program = folder / sanitizers.replace(",", "-")
             flags = ["-std=c++20", "-O1", "-g", "-ffp-contract=off", "-pthread", "-fno-omit-frame-pointer"]
-            subprocess.run(
-                [compiler, *flags, f"-fsanitize={sanitizers}", "-fno-sanitize-recover=all", f"-I{ROOT / 'kernels'}"]
-                + [*map(str, sources), "-o", str(program)],
-                check=True,
-            )
+            flags += [f"-fsanitize={sanitizers}", "-fno-sanitize-recover=all", f"-I{ROOT / 'kernels'}"]
+            subprocess.run([compiler, *flags, *map(str, sources), "-o", str(program)], check=True)
             print(f"-fsanitize={sanitizers}", flush=True)
             subprocess.run([str(program), str(max(1, int(rounds * share))), "1", *recorded], check=True)
 
