@@ -1,0 +1,289 @@
+"""What is imported, what is shipped, and what works where something is missing."""
+
+import importlib.metadata
+import importlib.util
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+
+import pytest
+
+import amn_fast
+from amn_fast import _info
+
+ROOT = Path(__file__).parents[1]
+LIGHT = (
+    "amn_fast",
+    "amn_fast.ops.dense_crf",
+    "amn_fast.ops.random_walk",
+    "amn_fast.ops.lattice",
+    "amn_fast.ops.unary",
+    "amn_fast.ops.mask",
+)
+HEAVY = {
+    "torch", "torchvision", "timm", "triton", "PIL", "pydantic", "yaml", "typer", "rich", "safetensors", "jinja2",
+    "matplotlib", "scipy", "skimage", "faster_coco_eval",
+}  # fmt: skip
+
+# The kernels' answers to a small question, and whether they came from the compiled module.
+WORK = """
+import numpy as np
+from amn_fast._native import native
+from amn_fast.ops.dense_crf import refine_seed
+from amn_fast.ops.random_walk import random_walk
+rng = np.random.default_rng(0)
+image = rng.integers(0, 256, (24, 32, 3), np.uint8)
+seed = refine_seed(image, rng.random((2, 24, 32), np.float32), [1, 3])
+walked = random_walk(rng.random((2, 6, 8), np.float32), rng.random((6, 8), np.float32))
+"""
+
+
+def python(code: str, *options: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run `code` in a Python of its own."""
+    return subprocess.run(
+        [sys.executable, *options, "-c", code],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=os.environ | environment,
+        timeout=300,
+    )
+
+
+@pytest.mark.parametrize("module", LIGHT)
+def test_the_light_part_imports_nothing_heavy(module):
+    done = python(f"import sys, {module}; print(*{{name.partition('.')[0] for name in sys.modules}})")
+    assert done.returncode == 0, done.stderr
+    assert not HEAVY & set(done.stdout.split())
+
+
+def test_the_light_part_works_where_nothing_else_is_installed():
+    blocked = f"import sys\nfor name in {sorted(HEAVY)}: sys.modules[name] = None\n"
+    done = python(blocked + WORK + "print(seed.shape, walked.shape)")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split("\n")[0] == "(24, 32) (2, 6, 8)"
+
+
+# An import hook, since a module that is `None` in sys.modules has no spec to be found.
+HIDE = """
+import sys
+class Hidden:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in {names}:
+            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
+import importlib.util
+find = importlib.util.find_spec
+importlib.util.find_spec = lambda name, package=None: None if name.partition(".")[0] in {names} else find(name, package)
+sys.meta_path.insert(0, Hidden())
+"""
+
+
+@pytest.mark.parametrize(
+    ("hidden", "module", "extra"),
+    [
+        ("torch", "amn_fast.models", "pipeline"),
+        ("timm", "amn_fast.models", "pipeline"),
+        ("pydantic", "amn_fast.config", "pipeline"),
+        ("PIL", "amn_fast.data.image", "pipeline"),
+    ],
+)
+def test_an_import_that_misses_something_names_the_extra(hidden, module, extra):
+    code = HIDE.format(names={hidden}) + f"import {module}"
+    done = python(code)
+    assert done.returncode != 0
+    assert done.stderr.splitlines()[-1].startswith("amn_fast.errors.MissingExtra: ")
+    assert f"pip install 'amn-fast[{extra}]'" in done.stderr.splitlines()[-1]
+
+
+def test_the_command_line_without_its_dependencies():
+    code = HIDE.format(names={"typer", "yaml"}) + "import amn_fast.__main__ as m\nsys.argv = ['amn-fast', {}]\nm.main()"
+    done = python(code.replace("{}", "'run', 'demo'"))
+    assert done.returncode == 1
+    assert done.stderr == (
+        "amn-fast: typer, yaml not installed; `pip install 'amn-fast[pipeline]'` brings the command line\n"
+    )
+    done = python(code.replace("{}", "'info'"))
+    assert done.returncode == 0
+    assert done.stdout.startswith("amn_fast ")
+
+
+def test_info_says_what_is_here():
+    lines = amn_fast.info().splitlines()
+    assert re.fullmatch(r"amn_fast \d+\.\d+\.\d+, Python 3\.\d+\.\d+\S*, \w+ \w+, \d+ cores", lines[0])
+    assert f"numpy {importlib.metadata.version('numpy')}" in lines[1]
+    backends = dict(line.removeprefix("backend ").split(": ", 1) for line in lines[2:])
+    assert list(backends) == ["reference", "cpu", "triton", "cuda"]
+    assert backends["reference"] == "ready"
+    assert all(re.match(r"ready|missing: \S", state) for state in backends.values())
+
+
+def test_info_says_why_a_backend_is_missing(monkeypatch):
+    find = importlib.util.find_spec
+    monkeypatch.setattr(_info, "missing", "no compiler was there")
+    monkeypatch.setattr(_info, "_cuda_device", lambda: "a device")
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name in ("triton", "cuda") else find(name))
+    lines = amn_fast.info().splitlines()
+    assert "backend cpu: missing: no compiler was there" in lines
+    assert "backend triton: missing: Triton is not installed (extra 'gpu')" in lines
+    assert "backend cuda: missing: cuda-core is not installed (extra 'gpu')" in lines
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "torch" else find(name))
+    monkeypatch.undo()
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "torch" else find(name))
+    assert "backend cuda: missing: PyTorch is not installed (extra 'pipeline')" in amn_fast.info().splitlines()
+
+
+def shipped_sources() -> set[str]:
+    """What a user's installation needs, by its path in the project."""
+    kept = (".py", ".yaml", ".jinja", ".typed", ".cu", ".hpp", ".cpp")
+    return {
+        str(path.relative_to(ROOT))
+        for folder in ("amn_fast", "kernels")
+        for path in (ROOT / folder).rglob("*")
+        if path.suffix in kept or path.name == "py.typed"
+    }
+
+
+@pytest.fixture(scope="module")
+def sdist(tmp_path_factory):
+    """The source distribution, unpacked; built from a copy, so that no build leaves anything in the project."""
+    pytest.importorskip("setuptools")
+    pytest.importorskip("pybind11")
+    copy = tmp_path_factory.mktemp("copy") / "project"
+    copy.mkdir()
+    for name in ("pyproject.toml", "setup.py", "MANIFEST.in", "Makefile", "LICENSE", "README.md"):
+        shutil.copy(ROOT / name, copy)
+    for name in ("amn_fast", "kernels"):
+        shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
+    (copy / "tests").mkdir()
+    (copy / "tests" / "test_nothing.py").write_text("")
+    build = f"import os, setuptools.build_meta as b; os.chdir({str(copy)!r}); b.build_sdist({str(copy)!r})"
+    done = python(build)
+    assert done.returncode == 0, done.stderr
+    (archive,) = copy.glob("*.tar.gz")
+    with tarfile.open(archive) as file:
+        file.extractall(copy.parent / "sdist", filter="data")
+    (unpacked,) = (copy.parent / "sdist").iterdir()
+    return unpacked
+
+
+def test_the_sdist_holds_all_sources_and_nothing_built(sdist):
+    held = {str(path.relative_to(sdist)) for path in sdist.rglob("*") if path.is_file()}
+    assert shipped_sources() <= held
+    assert {"pyproject.toml", "setup.py", "Makefile", "LICENSE", "README.md", "tests/test_nothing.py"} <= held
+    assert not [name for name in held if name.endswith((".so", ".pyc", ".o"))]
+
+
+@pytest.fixture(scope="module")
+def without_compiler(sdist, tmp_path_factory):
+    """The package, installed from its sdist on a machine without a C++ compiler."""
+    pytest.importorskip("pip")
+    target = tmp_path_factory.mktemp("installed")
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "pip",
+            "install",
+            "--no-build-isolation",
+            "--no-deps",
+            "--no-index",
+            "--quiet",
+            "--target",
+            target,
+            sdist,
+        ],  # fmt: skip
+        capture_output=True,
+        text=True,
+        check=False,
+        env=os.environ | {"CC": "false", "CXX": "false"},
+    )
+    assert done.returncode == 0, done.stderr
+    return target
+
+
+def test_a_wheel_holds_the_package_and_nothing_else(without_compiler):
+    tops = {path.name for path in without_compiler.iterdir()}
+    assert tops == {"amn_fast", "bin", f"amn_fast-{amn_fast.__version__}.dist-info"}
+    held = {
+        str(path.relative_to(without_compiler))
+        for path in (without_compiler / "amn_fast").rglob("*")
+        if path.is_file() and path.suffix != ".pyc"
+    }
+    wanted = {name.replace("kernels/", "amn_fast/kernels/", 1) for name in shipped_sources() if "kernels/" in name}
+    wanted |= {name for name in shipped_sources() if name.startswith("amn_fast/")}
+    assert held == {name for name in wanted if not name.endswith(".cpp")}
+
+
+def installed(target: Path, code: str) -> str:
+    """What `code` prints where the package stands in `target`; without site, so that no other installation is seen."""
+    libraries = {str(Path(importlib.util.find_spec(name).origin).parents[1]) for name in ("numpy", "cv2")}
+    done = python(code, "-S", PYTHONPATH=os.pathsep.join([str(target), *libraries]))
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_without_a_compiler_everything_runs_on_the_references(without_compiler, tmp_path):
+    answers = tmp_path / "answers.npz"
+    printed = installed(
+        without_compiler,
+        WORK
+        + "import amn_fast; print(native, amn_fast.__file__); print(amn_fast.info())\n"
+        + f"np.savez({str(answers)!r}, seed=seed, walked=walked)",
+    ).splitlines()
+    assert printed[0] == f"None {without_compiler / 'amn_fast' / '__init__.py'}"
+    (cpu,) = (line for line in printed if line.startswith("backend cpu: "))
+    assert cpu.startswith("backend cpu: missing: the C++ kernels were not built or do not load (")
+    assert cpu.endswith("; reinstall with a C++20 compiler at hand")
+
+    import numpy as np
+
+    from amn_fast.ops.dense_crf import refine_seed
+    from amn_fast.ops.random_walk import random_walk
+
+    rng = np.random.default_rng(0)
+    image = rng.integers(0, 256, (24, 32, 3), np.uint8)
+    seed = refine_seed(image, rng.random((2, 24, 32), np.float32), [1, 3])
+    walked = random_walk(rng.random((2, 6, 8), np.float32), rng.random((6, 8), np.float32))
+    with np.load(answers) as found:
+        assert (found["seed"] == seed).mean() > 0.99
+        np.testing.assert_allclose(found["walked"], walked, rtol=1e-4, atol=1e-5)
+
+
+def test_the_version_is_one(without_compiler):
+    pyproject = (ROOT / "pyproject.toml").read_text()
+    assert f'version = "{amn_fast.__version__}"' in pyproject
+
+
+def make_targets() -> set[str]:
+    return set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+
+
+def test_the_readmes_commands_exist():
+    readme = (ROOT / "README.md").read_text()
+    made = set(re.findall(r"(?:^|[`$]|\s)make ([a-z-]+)(?=[`\s])", re.sub(r"make-\w+", "", readme)))
+    assert {"demo", "test"} <= made
+    assert made <= make_targets()
+    pytest.importorskip("typer")
+    pytest.importorskip("yaml")
+    pytest.importorskip("pydantic")
+    import typer
+
+    from amn_fast.cli import app
+
+    commands = set(typer.main.get_command(app).commands)
+    named = set(re.findall(r"(?:^|[`$]) ?amn-fast ([a-z-]+)", readme, re.MULTILINE))
+    assert named
+    assert named <= commands
+
+
+def test_each_make_target_sets_up_what_it_needs():
+    text = (ROOT / "Makefile").read_text()
+    for target in ("demo", "test", "bench", "lint"):
+        assert f"{target}: $(VENV)/{target}.stamp" in text
+        extras = re.search(rf"\$\(VENV\)/{target}\.stamp: EXTRAS = (\S+)", text)[1].split(",")
+        pyproject = (ROOT / "pyproject.toml").read_text()
+        assert all(re.search(rf"^{extra} = \[", pyproject, re.MULTILINE) for extra in extras)
