@@ -387,13 +387,13 @@ def test_labels_may_be_permuted(photo):
 
 
 @cpu
-def test_mirrored_and_transposed_pictures_agree_on_most_pixels(photo):
-    unary = unary_from_labels(smooth_unary(3, *photo.shape[:2]).argmin(0), 3, zero_unsure=False)
-    labels = dense_crf(photo, unary).argmax(0)
-    mirrored = dense_crf(photo[:, ::-1], unary[:, :, ::-1]).argmax(0)[:, ::-1]
-    transposed = dense_crf(photo.swapaxes(0, 1), unary.swapaxes(1, 2)).argmax(0).T
-    assert (labels == mirrored).mean() >= 0.98
-    assert (labels == transposed).mean() >= 0.98
+def test_mirrored_transposed_and_recoloured_pictures_agree_on_most_pixels():
+    case = load("voc_full_3labels")  # the lattice is not symmetric: upstream's answers differ as much
+    image, unary = case["image"], unary_of(case)
+    labels = dense_crf(image, unary).argmax(0)
+    assert (labels == dense_crf(image[:, ::-1], unary[:, :, ::-1]).argmax(0)[:, ::-1]).mean() >= 0.99
+    assert (labels == dense_crf(image.swapaxes(0, 1), unary.swapaxes(1, 2)).argmax(0).T).mean() >= 0.99
+    assert (labels == dense_crf(image[..., ::-1], unary).argmax(0)).mean() >= 0.99
 
 
 @cpu
