@@ -84,7 +84,7 @@ def test_scores_and_the_report_are_there(finished):
     assert set(metrics["mask"]["per_picture"]) == set(dataset_of(finished).ids)
     for kind in ("cam", "refined_seed", "amn", "amn_refined", "mask"):
         assert 0 < metrics[kind]["miou"] <= 1
-    assert list(metrics["stages"]) == STAGES[:-1]
+    assert set(metrics["stages"]) == set(STAGES[:-1])
     assert metrics["seed"] == finished.seed
     page = (finished.run / "report.html").read_text()
     assert "<html" in page
