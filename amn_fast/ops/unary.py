@@ -39,23 +39,22 @@ def unary_from_labels(
     if not 0 < gt_prob < 1:
         raise InputError(f"gt_prob is {gt_prob}, expected a probability between 0 and 1, both excluded")
     rows = labels.astype(np.int64).ravel()
-    unsure = np.zeros(rows.shape, bool)
+    first = int(zero_unsure)
+    unsure = rows == 0 if zero_unsure else None
     if ignore_label is not None:
-        unsure |= rows == ignore_label
-    if zero_unsure:
-        unsure |= rows == 0
-        rows -= 1
-    known = rows[~unsure]
+        ignored = rows == ignore_label
+        unsure = ignored if unsure is None else unsure | ignored
+    if unsure is not None:
+        rows = np.where(unsure, n_labels, rows - first)  # a column of its own in the table below
+    known = rows if unsure is None else rows[~unsure]
     if known.size and not 0 <= known.min() <= known.max() < n_labels:
-        first = int(zero_unsure)
         raise InputError(
             f"labels run from {known.min() + first} to {known.max() + first}, expected {first}..{n_labels - 1 + first}"
         )
-    unary = np.full((n_labels, rows.size), -np.log((1.0 - gt_prob) / (n_labels - 1)), np.float32)
-    columns = np.arange(rows.size)[~unsure]
-    unary[known, columns] = -np.log(gt_prob)
-    unary[:, unsure] = -np.log(1.0 / n_labels)
-    return unary.reshape(n_labels, *labels.shape)
+    table = np.full((n_labels, n_labels + 1), -np.log((1.0 - gt_prob) / (n_labels - 1)), np.float32)
+    np.fill_diagonal(table, -np.log(gt_prob))
+    table[:, n_labels] = -np.log(1.0 / n_labels)
+    return np.take(table, rows, axis=1).reshape(n_labels, *labels.shape)
 
 
 def unary_from_softmax(softmax: ArrayLike, scale: float | None = None, clip: float | None = 1e-5) -> Array:

@@ -92,6 +92,8 @@ public:
 
     // Zeroes the rows that the tile is the first of its band to touch.
     void clear_rows(const Band& band, int64_t tile, int width, float* rows) const;
+    // Fetches these rows, to be read soon.
+    void fetch_rows(const Band& band, int64_t tile, int width, const float* rows) const;
     // All axes of one block of `1 << log_width` channels, ghosts included. All members of a team call it.
     void blur(const Passes& passes, int log_width, float* rows, const Member& me) const;
     // K · 1, (n), without normalisation; computed at the first call.

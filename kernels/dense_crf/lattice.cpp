@@ -340,6 +340,13 @@ void Lattice::clear_rows(const Band& band, int64_t tile, int width, float* rows)
     std::memset(rows + (band.first_row + from) * width, 0, (to - from) * width * sizeof(float));
 }
 
+void Lattice::fetch_rows(const Band& band, int64_t tile, int width, const float* rows) const {
+    if (tile >= band.last_tile) return;
+    const int64_t from = tile == band.first_tile ? 0 : tile_rows_[tile - 1], to = tile_rows_[tile];
+    const float* last = rows + (band.first_row + to) * width;
+    for (const float* line = rows + (band.first_row + from) * width; line < last; line += 16) __builtin_prefetch(line);
+}
+
 void Lattice::blur(const Passes& passes, int log_width, float* rows, const Member& me) const {
     const int width = 1 << log_width;
     const auto mine = [&](uint32_t row) {

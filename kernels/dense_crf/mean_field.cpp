@@ -157,7 +157,7 @@ public:
         : problems_(problems), count_(count), channels_(channels), n_(n), terms_(terms), bands_(bands),
           iterations_(iterations), passes_(best_passes()) {
         const int64_t padded = (n + tile_points - 1) / tile_points * tile_points;
-        if (problems[0].energies) unary_ = Buffer<float>(padded * channels.lanes);
+        if (problems[0].energies || channels.lanes <= 4) unary_ = Buffer<float>(padded * channels.lanes);
         for (Term& term : terms_)
             for (auto& rows : term.rows) rows = Buffer<float>(term.lattice->rows() * channels.lanes);
         if (!problems[0].energies) fill_label_rows();
@@ -284,6 +284,7 @@ private:
         } else {
             fill_unary(first, count, unary);
         }
+        if (it > 0) fetch_rows(b, t + 2);
         const float* from = unary;
         if (it == 0 && problems_[0].start) {
             start(first, count, tile, last);
@@ -325,6 +326,15 @@ private:
         spread.block_stride = term.lattice->rows() * 16;
         if (piece.tail) spread.tail = block_rows(term, which, tail) + first_row * piece.tail;
         return spread;
+    }
+
+    // Rows are numbered in the order in which the tiles first touch them: those that a coming tile is the first to read
+    // lie side by side, and fetching them early saves the wait for main memory where the rows outgrow the caches.
+    void fetch_rows(size_t b, int64_t t) const {
+        if (channels_.lanes < 8) return;
+        for (const Term& term : terms_)
+            for (size_t k = 0; k < channels_.width.size(); ++k)
+                term.lattice->fetch_rows(term.lattice->bands()[b], t, channels_.width[k], block_rows(term, 0, k));
     }
 
     // Adds the share of terms i .. i + together (two Potts terms, or one of any kind) to `from`, into the tile's logits.

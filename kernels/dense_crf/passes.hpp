@@ -61,7 +61,8 @@ struct Passes {
     // `implicit`: one more label has logit 0; its marginal goes to every lane of its group in `last`, if given, else
     // the marginals are lessened by it.
     void (*softmax_groups)(int group, bool implicit, int64_t count, float* tile, float* last);
-    // The same for one label map in several blocks; `last` has one float for each point.
+    // The same for one label map in several blocks (those of 16 channels first, then at most one of 8 and one of 4);
+    // `last` has one float for each point.
     void (*softmax_blocks)(const Blocks& blocks, bool implicit, int64_t points, float* tile, float* last);
 };
 

@@ -195,12 +195,20 @@ inline void with_blocks(int blocks, int tail, F f) {
 
 constexpr int tile_block = tile_points * 16;  // from one block of 16 channels to the next, in a tile
 
+// The weight in T lanes, of its 16: no second load.
+template <int T>
+inline Pack<T> narrow(const Pack<16>& w) {
+    Pack<T> v;
+    __builtin_memcpy(v.part, w.part, sizeof v.part);
+    return v;
+}
+
 template <int NB, int T>
 inline void slice_vertex(const Spread& lattice, float weight, size_t offset, Pack<16>* sum, Pack<T ? T : 4>& rest) {
     const Pack<16> w = Pack<16>::broadcast(weight);
     const float* row = lattice.rows + offset * 16;
     for (int b = 0; b < NB; ++b) sum[b] = fma(w, Pack<16>::load(row + b * lattice.block_stride), sum[b]);
-    if constexpr (T > 0) rest = fma(Pack<T>::broadcast(weight), Pack<T>::load(lattice.tail + offset * T), rest);
+    if constexpr (T > 0) rest = fma(narrow<T>(w), Pack<T>::load(lattice.tail + offset * T), rest);
 }
 
 template <int NB, int T, int V, int U>
@@ -238,7 +246,7 @@ inline void splat_vertex(const Spread& lattice, float weight, size_t offset, con
     for (int b = 0; b < NB; ++b, row += lattice.block_stride) fma(w, value[b], Pack<16>::load(row)).store(row);
     if constexpr (T > 0) {
         float* tail = lattice.tail + offset * T;
-        fma(Pack<T>::broadcast(weight), rest, Pack<T>::load(tail)).store(tail);
+        fma(narrow<T>(w), rest, Pack<T>::load(tail)).store(tail);
     }
 }
 
@@ -359,81 +367,122 @@ inline Vec<4> across(const Vec<4>* v, F f) {
     return f(__builtin_shufflevector(ab, cd, 0, 2, 4, 6), __builtin_shufflevector(ab, cd, 1, 3, 5, 7));
 }
 
+// Lanes 4i .. 4i + 3 are v[i].
+inline Pack<16> repeat_each(Vec<4> v) {
+#if AMN_LANES == 16
+    return {{__builtin_shufflevector(v, v, 0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3)}};
+#elif AMN_LANES == 8
+    return {{__builtin_shufflevector(v, v, 0, 0, 0, 0, 1, 1, 1, 1), __builtin_shufflevector(v, v, 2, 2, 2, 2, 3, 3, 3, 3)}};
+#else
+    return {{splat<Vec<4>>(v[0]), splat<Vec<4>>(v[1]), splat<Vec<4>>(v[2]), splat<Vec<4>>(v[3])}};
+#endif
+}
+
 const auto largest = [](auto a, auto b) { return max(a, b); };
 const auto added = [](auto a, auto b) { return a + b; };
 
-// Calls f(address, vector type) for each vector of a point in a block of 4, 8 or 16 channels.
-template <class F>
-inline void for_vectors(int width, int64_t p, float* block, F f) {
-    const auto of_width = [&](auto pack) {
-        using P = decltype(pack);
-        for (int i = 0; i < P::parts; ++i) f(block + p * (P::parts * P::lanes) + i * P::lanes, typename P::T{});
-    };
-    if (width == 16) return of_width(Pack<16>{});
-    if (width == 8) return of_width(Pack<8>{});
-    of_width(Pack<4>{});
+template <int W, class F>
+inline Vec<4> to_four(const Pack<W>& v, F f) {
+    auto whole = v.part[0];
+    for (int i = 1; i < Pack<W>::parts; ++i) whole = f(whole, v.part[i]);
+    return to_four(whole, f);
 }
 
-// The tops of four points, each in the four lanes of its point's channels in a block of 4.
-inline Pack<16> spread_four(Vec<4> v) {
-    float lanes[16];
-    for (int i = 0; i < 4; ++i) store(lanes + 4 * i, splat<Vec<4>>(v[i]));
-    return Pack<16>::load(lanes);
+// z = exp(z - top) for the W channels of a point; returns their sum in four parts.
+template <int W>
+inline Vec<4> raise(float* at, float top) {
+    Pack<W> z = Pack<W>::load(at);
+    const auto shift = Pack<W>::broadcast(top);
+    for (int k = 0; k < Pack<W>::parts; ++k) z.part[k] = exp(z.part[k] - shift.part[k]);
+    z.store(at);
+    return to_four(z, added);
 }
 
-// Four points at a time: sums across channels end in one vector with a lane for each point.
-template <bool implicit>
-void softmax_points(const Blocks& blocks, int64_t points, float* tile, float* last) {
+template <int W>
+inline void weigh(float* at, float inverse, float less) {
+    Pack<W> q = Pack<W>::load(at);
+    const auto factor = Pack<W>::broadcast(inverse), rest = Pack<W>::broadcast(less);
+    for (int k = 0; k < Pack<W>::parts; ++k) q.part[k] = q.part[k] * factor.part[k] - rest.part[k];
+    q.store(at);
+}
+
+// `blocks` blocks of 16 channels, then blocks of 8 and of 4 if there are any. Sums across channels are taken for four
+// points at a time and end in one vector with a lane for each point. The tile is passed over for the maxima, the
+// exponentials and the quotients one after another: together, each point's chain of dependent steps is too long for the
+// processor to look past it to the next point.
+template <bool implicit, bool eight, bool four>
+void softmax_points(int blocks, int64_t points, float* tile, float* last) {
     using V4 = Vec<4>;
-    for (int64_t p = 0; p < points; p += 4) {
-        V4 top[4], sum[4];
-        for (int i = 0; i < 4; ++i) top[i] = splat<V4>(implicit ? 0.0f : -3.0e38f), sum[i] = V4{};
-        for (int b = 0; b < blocks.count; ++b) {
-            for (int i = 0; i < 4; ++i) {
-                for_vectors(blocks.width[b], p + i, tile + tile_points * blocks.first[b], [&](float* at, auto type) {
-                    top[i] = max(top[i], to_four(load<decltype(type)>(at), largest));
-                });
-            }
+    using F = Vec<native_lanes>;
+    float* const tile8 = tile + static_cast<int64_t>(blocks) * tile_block;
+    float* const tile4 = tile8 + (eight ? tile_points * 8 : 0);
+    float tops[tile_points], sums[tile_points], less[tile_points];
+    const int64_t whole = (points + native_lanes - 1) / native_lanes * native_lanes;
+    for (int64_t p = 0; p < whole; p += 4) {
+        V4 top[4];
+#pragma GCC unroll 4
+        for (int i = 0; i < 4; ++i) {
+            top[i] = splat<V4>(implicit ? 0.0f : -3.0e38f);
+            for (int b = 0; b < blocks; ++b)
+                top[i] = max(top[i], to_four(Pack<16>::load(tile + b * tile_block + (p + i) * 16), largest));
+            if constexpr (eight) top[i] = max(top[i], to_four(Pack<8>::load(tile8 + (p + i) * 8), largest));
+            if constexpr (four) top[i] = max(top[i], load<V4>(tile4 + (p + i) * 4));
         }
-        const V4 tops = across(top, largest);
-        for (int b = 0; b < blocks.count; ++b) {
-            if (blocks.width[b] == 4) {  // four points' channels side by side: one exponential for all
-                float* at = tile + tile_points * blocks.first[b] + p * 4;
-                const Pack<16> shift = spread_four(tops);
-                Pack<16> z = Pack<16>::load(at);
-                for (int k = 0; k < Pack<16>::parts; ++k) z.part[k] = exp(z.part[k] - shift.part[k]);
-                z.store(at);
-                for (int i = 0; i < 4; ++i) sum[i] = sum[i] + load<V4>(at + 4 * i);
-                continue;
-            }
-            for (int i = 0; i < 4; ++i) {
-                for_vectors(blocks.width[b], p + i, tile + tile_points * blocks.first[b], [&](float* at, auto type) {
-                    using T = decltype(type);
-                    const T e = exp(load<T>(at) - splat<T>(tops[i]));
-                    store(at, e);
-                    sum[i] = sum[i] + to_four(e, added);
-                });
-            }
+        store(tops + p, across(top, largest));
+    }
+    for (int64_t p = 0; p < whole; p += 4) {
+        V4 sum[4] = {};
+        for (int b = 0; b < blocks; ++b) {
+#pragma GCC unroll 4
+            for (int i = 0; i < 4; ++i) sum[i] = sum[i] + raise<16>(tile + b * tile_block + (p + i) * 16, tops[p + i]);
         }
-        const V4 rest = implicit ? exp(-tops) : V4{};
-        const V4 inverse = 1.0f / (across(sum, added) + rest);
-        const V4 q_last = rest * inverse;
-        const V4 less = last ? V4{} : q_last;
-        for (int b = 0; b < blocks.count; ++b) {
-            for (int i = 0; i < 4; ++i) {
-                for_vectors(blocks.width[b], p + i, tile + tile_points * blocks.first[b], [&](float* at, auto type) {
-                    using T = decltype(type);
-                    store(at, load<T>(at) * splat<T>(inverse[i]) - splat<T>(less[i]));
-                });
-            }
+        if constexpr (eight) {
+#pragma GCC unroll 4
+            for (int i = 0; i < 4; ++i) sum[i] = sum[i] + raise<8>(tile8 + (p + i) * 8, tops[p + i]);
         }
+        if constexpr (four) {  // four points' channels side by side: one exponential
+            Pack<16> z = Pack<16>::load(tile4 + p * 4);
+            const Pack<16> shift = repeat_each(load<V4>(tops + p));
+            for (int k = 0; k < Pack<16>::parts; ++k) z.part[k] = exp(z.part[k] - shift.part[k]);
+            z.store(tile4 + p * 4);
+#pragma GCC unroll 4
+            for (int i = 0; i < 4; ++i) sum[i] = sum[i] + load<V4>(tile4 + (p + i) * 4);
+        }
+        store(sums + p, across(sum, added));
+    }
+    for (int64_t p = 0; p < whole; p += native_lanes) {
+        const F rest = implicit ? exp(-load<F>(tops + p)) : F{};
+        const F inverse = 1.0f / (load<F>(sums + p) + rest);
+        const F q_last = rest * inverse;
+        store(sums + p, inverse);
+        store(less + p, last ? F{} : q_last);
         if (last) store(last + p, q_last);
+    }
+    for (int64_t p = 0; p < whole; ++p) {
+        for (int b = 0; b < blocks; ++b) weigh<16>(tile + b * tile_block + p * 16, sums[p], less[p]);
+        if constexpr (eight) weigh<8>(tile8 + p * 8, sums[p], less[p]);
+        if constexpr (four) weigh<4>(tile4 + p * 4, sums[p], less[p]);
     }
 }
 
+template <bool implicit>
+void softmax_tile(int blocks, bool eight, bool four, int64_t points, float* tile, float* last) {
+    if (eight && four) return softmax_points<implicit, true, true>(blocks, points, tile, last);
+    if (eight) return softmax_points<implicit, true, false>(blocks, points, tile, last);
+    if (four) return softmax_points<implicit, false, true>(blocks, points, tile, last);
+    softmax_points<implicit, false, false>(blocks, points, tile, last);
+}
+
 void softmax_blocks(const Blocks& blocks, bool implicit, int64_t points, float* tile, float* last) {
-    if (implicit) return softmax_points<true>(blocks, points, tile, last);
-    softmax_points<false>(blocks, points, tile, last);
+    int wide = 0;
+    bool eight = false, four = false;
+    for (int b = 0; b < blocks.count; ++b) {
+        wide += blocks.width[b] == 16;
+        eight |= blocks.width[b] == 8;
+        four |= blocks.width[b] == 4;
+    }
+    if (implicit) return softmax_tile<true>(wide, eight, four, points, tile, last);
+    softmax_tile<false>(wide, eight, four, points, tile, last);
 }
 
 const Passes table = {
