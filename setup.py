@@ -39,6 +39,7 @@ setup(
         "amn_fast": ["py.typed", "configs/*.yaml", "*.jinja", "compat/shim/pydensecrf/*.py"],
         "amn_fast.kernels": ["**/*.cu", "**/*.hpp"],
     },
+    include_package_data=False,  # the sources of the extension are for the sdist alone
     ext_modules=[native],
     cmdclass={"build_ext": build_ext},
 )
