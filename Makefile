@@ -1,4 +1,4 @@
-# `make demo` and `make test` set up what they need in .venv and run; so do `make bench` and `make lint`.
+# `make demo` and `make test` set up what they need in .venv and run; so do `make bench`, `lint` and `sanitize`.
 
 PYTHON ?= python3
 VENV := .venv
@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 TORCH_aarch64 := torch==2.9.1 torchvision==0.24.1
 TORCH := $(TORCH_$(shell uname -m))
 
-.PHONY: demo test bench lint clean
+.PHONY: demo test bench lint sanitize clean
 
 demo: $(VENV)/demo.stamp
 	$(BIN)/amn-fast demo
@@ -22,6 +22,10 @@ lint: $(VENV)/lint.stamp
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# AddressSanitizer, UBSan and ThreadSanitizer over recorded and random problems; needs g++ or clang++.
+sanitize: $(VENV)/test.stamp
+	$(BIN)/python tests/sanitize/run_dense_crf.py
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info runs kernels/_native*.so

@@ -30,13 +30,14 @@ native = Pybind11Extension(
 setup(
     packages=[
         "amn_fast",
-        *(f"amn_fast.{name}" for name in ("compat", "compat.pydensecrf", "configs", "data", "models", "ops", "stages")),
+        *(f"amn_fast.{name}" for name in ("configs", "data", "models", "ops", "stages")),
+        *(f"amn_fast.compat{name}" for name in ("", ".pydensecrf", ".shim.pydensecrf")),
         "amn_fast.kernels",
         *(f"amn_fast.kernels.{name}" for name in ("dense_crf", "merge", "pair_loss", "pixel_loss", "random_walk")),
     ],
     package_dir={"amn_fast": "amn_fast", "amn_fast.kernels": "kernels"},
     package_data={
-        "amn_fast": ["py.typed", "configs/*.yaml", "*.jinja", "compat/shim/pydensecrf/*.py"],
+        "amn_fast": ["py.typed", "configs/*.yaml", "*.jinja"],
         "amn_fast.kernels": ["**/*.cu", "**/*.hpp"],
     },
     include_package_data=False,  # the sources of the extension are for the sdist alone

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import os
 import threading
 import zipfile
@@ -51,11 +52,9 @@ class Settings:
     key: str | None = None
 
     def __post_init__(self) -> None:
-        if not all(0 < deviation < float("inf") for deviation in (self.gaussian[0], *self.bilateral[:2])):
-            raise InputError(
-                f"gaussian is {self.gaussian} and bilateral {self.bilateral}, expected (sxy, compat) and (sxy, srgb, "
-                "compat) with deviations greater than 0"
-            )
+        for name, kernel in (("gaussian", self.gaussian), ("bilateral", self.bilateral)):
+            if not all(0 < deviation < math.inf for deviation in kernel[:-1]) or not math.isfinite(kernel[-1]):
+                raise InputError(f"{name} is {kernel}, expected deviations greater than 0, then a finite compat")
         if not 0 < self.gt_prob < 1:
             raise InputError(f"gt_prob is {self.gt_prob}, expected a probability between 0 and 1, both excluded")
         if self.labels is not None and not 2 <= self.labels <= 255:

@@ -1,7 +1,9 @@
 """Feature extractors by name: five levels of features, strides 2-4, 4, 8, 16 and 16.
 
-The last stage of every backbone runs at stride 1 *without* dilation, as in IRN's ResNet-50: its features come at output
-stride 16. Batch norms always use their running statistics.
+All backbones give their last features at output stride 16. ResNet-50 is the published one, with stride 1 and *no* dilation
+in its last stage. The others have dilation in place of that stride, so that pretrained weights compute the features that
+they were trained for, only closer together: without it, the best CAM that a linear classifier on frozen features of
+efficientnet_lite0 gives on MSRC v2 fell from .576 to .506 mIoU. Batch norms always use their running statistics.
 """
 
 import copy
@@ -107,7 +109,6 @@ class _Lite0Features(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         net: Any = timm.create_model("tf_efficientnet_lite0", pretrained=False, output_stride=16)
-        undo_dilation(net)
         self.conv_stem: nn.Module = net.conv_stem
         self.bn1: nn.Module = net.bn1
         self.blocks: nn.Sequential = net.blocks
@@ -147,7 +148,6 @@ class _Timm(Backbone):
                 f"backbone {name!r} is not one of resnet50, efficientnet_lite0 or a timm convolutional network"
                 f" that gives features at output stride 16 ({str(error) or type(error).__name__})"
             ) from error
-        undo_dilation(net)
         info = net.feature_info
         if len(info.channels()) != 5:
             raise InputError(f"backbone {name!r} has {len(info.channels())} feature levels, expected 5")

@@ -42,6 +42,8 @@ class Tally:
     histograms: dict[str, ActivationHistogram] = field(init=False)
     confusions: dict[str, Confusion] = field(init=False)
     per_picture: dict[str, float] = field(default_factory=dict)
+    """mIoU of the mask of each picture that shows a class."""
+    pictures: int = 0
 
     def __post_init__(self) -> None:
         self.curves = {name: ThresholdCurve(self.n_classes) for name in (*ACTIVATIONS, "mask")}
@@ -68,9 +70,11 @@ def count(tally: Tally, id: str, item: Item) -> None:
     for name, seed in item.seeds.items():
         tally.confusions[name].add(seed, item.truth)
     tally.confusions["mask"].add(item.mask, item.truth)
-    single = Confusion(tally.n_classes)
-    single.add(item.mask, item.truth)
-    tally.per_picture[id] = round(single.scores().miou, 6)
+    if len(item.activations["mask"][1]):  # a picture without any class is right by definition: not a best mask
+        single = Confusion(tally.n_classes)
+        single.add(item.mask, item.truth)
+        tally.per_picture[id] = round(single.scores().miou, 6)
+    tally.pictures += 1
 
 
 def summary(tally: Tally) -> dict[str, Any]:
@@ -112,7 +116,7 @@ def _evaluate(work: Workspace) -> None:
         "environment": environment(),
         "seed": work.config.seed,
         "stages": dict(_records(work)),
-        **(summary(tally) if tally.per_picture else {}),
+        **(summary(tally) if tally.pictures else {}),
     }
     write_json(work.root / "metrics.json", metrics)
     write_report(work.root, metrics, RunPictures(work), to_yaml(work.config))

@@ -155,5 +155,6 @@ void bind_dense_crf(py::module_& m) {
           py::arg("energy_wrong"), py::arg("terms"), py::arg("iterations"), py::arg("best") = false,
           py::arg("threads") = 1);
     m.def("crf_release_memory", [] { Pool::shared().clear(); });
+    m.def("crf_use_instruction_set", &use_passes, py::arg("name"));
     m.def("crf_instruction_set", [] { return best_passes().name; });
 }

@@ -1,3 +1,4 @@
+#include <atomic>
 #include <cstring>
 #include <initializer_list>
 
@@ -29,15 +30,24 @@ static const Passes* supported(const char* name) {
 }
 #endif
 
-const Passes* find_passes(const char* name) { return supported(name); }
+static const Passes& fastest() {
+    for (const char* name : {"avx512", "avx2"})
+        if (const Passes* passes = supported(name)) return *passes;
+    return passes_baseline();
+}
+
+static std::atomic<const Passes*> chosen{nullptr};
 
 const Passes& best_passes() {
-    static const Passes& best = [&]() -> const Passes& {
-        for (const char* name : {"avx512", "avx2"})
-            if (const Passes* passes = supported(name)) return *passes;
-        return passes_baseline();
-    }();
-    return best;
+    const Passes* passes = chosen.load(std::memory_order_acquire);
+    if (!passes) chosen.store(passes = &fastest(), std::memory_order_release);
+    return *passes;
+}
+
+bool use_passes(const char* name) {
+    const Passes* passes = supported(name);
+    if (passes) chosen.store(passes, std::memory_order_release);
+    return passes != nullptr;
 }
 
 }  // namespace amn::dense_crf

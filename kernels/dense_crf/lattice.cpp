@@ -342,7 +342,9 @@ void Lattice::clear_rows(const Band& band, int64_t tile, int width, float* rows)
 
 void Lattice::blur(const Passes& passes, int log_width, float* rows, const Member& me) const {
     const int width = 1 << log_width;
-    const auto mine = [&](uint32_t row) { return static_cast<int>(row % static_cast<uint32_t>(me.count)) == me.index; };
+    const auto mine = [&](uint32_t row) {
+        return me.count == 1 || static_cast<int>(row % static_cast<uint32_t>(me.count)) == me.index;
+    };
     for (const auto& [ghost, first] : ghosts_)
         if (mine(first))
             for (int c = 0; c < width; ++c) rows[int64_t{first} * width + c] += rows[int64_t{ghost} * width + c];

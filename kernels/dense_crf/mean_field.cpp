@@ -11,6 +11,7 @@
 #include <limits>
 #include <stdexcept>
 #include <string>
+#include <type_traits>
 
 #include "dense_crf/cpu.hpp"
 
@@ -50,6 +51,29 @@ struct Channels {
         const int64_t own = implicit ? labels - 1 : labels;
         if (own > 4) return 1;
         return std::min<int>(problems, 16 / static_cast<int>(std::bit_ceil(static_cast<unsigned>(own))));
+    }
+    // Blocks to be passed over together, from block `first` on: up to four of 16 channels, and the tail behind them.
+    struct Piece {
+        size_t first;
+        int blocks, tail;  // blocks = 0: one block alone, of whatever width
+    };
+    std::vector<Piece> pieces() const {
+        std::vector<Piece> all;
+        size_t k = 0;
+        while (k < width.size()) {
+            size_t wide = 0;
+            while (k + wide < width.size() && width[k + wide] == 16) ++wide;
+            if (!wide) {
+                all.push_back({k++, 0, 0});
+                continue;
+            }
+            const int blocks = wide >= 4 ? 4 : wide >= 2 ? 2 : 1;
+            const size_t next = k + blocks;
+            const bool ends = static_cast<size_t>(blocks) == wide && next < width.size();
+            all.push_back({k, blocks, ends ? width[next] : 0});
+            k = next + ends;
+        }
+        return all;
     }
     Blocks blocks() const { return {static_cast<int>(width.size()), width.data(), first.data()}; }
     // Where problem m's channel c of a tile's first point is, and how far the next point's.
@@ -232,13 +256,17 @@ private:
                     const int at = channels_.first[b], width = channels_.width[b];
                     const int size = std::min(width, channels_.own - at);
                     float* to = tile + tile_points * at;
-                    for (int64_t p = 0; p < count; ++p) {
-                        const float* row = rows + labels[p] * channels_.own + at;
-                        if (size == 16)
-                            std::memcpy(to + p * width, row, 16 * sizeof(float));
-                        else
-                            std::memcpy(to + p * width, row, size * sizeof(float));
-                    }
+                    const float* from = rows + at;
+                    const auto copy = [&](auto length) {  // of a constant length: no call for a few floats
+                        for (int64_t p = 0; p < count; ++p)
+                            std::memcpy(to + p * width, from + labels[p] * channels_.own, length * sizeof(float));
+                    };
+                    if (size == 16)
+                        copy(std::integral_constant<size_t, 16>{});
+                    else if (size == 4)
+                        copy(std::integral_constant<size_t, 4>{});
+                    else
+                        copy(static_cast<size_t>(size));
                 }
             }
         }
@@ -269,26 +297,34 @@ private:
             softmax(count, tile.logits, last ? tile.other : nullptr);
         }
         if (last) return answer(first, count, tile);
-        for (size_t k = 0; k < channels_.width.size(); ++k) {
-            Spread spread[2];
+        for (const Term& term : terms_)
+            for (size_t k = 0; k < channels_.width.size(); ++k)
+                term.lattice->clear_rows(term.lattice->bands()[b], t, channels_.width[k], block_rows(term, 1, k));
+        for (const Channels::Piece& piece : pieces_) {
+            const float* values = tile.logits + tile_points * channels_.first[piece.first];
             for (size_t i = 0; i < terms_.size(); i += 2) {
                 const int together = static_cast<int>(std::min<size_t>(2, terms_.size() - i));
-                for (int j = 0; j < together; ++j) {
-                    const Term& term = terms_[i + j];
-                    const Lattice& lattice = *term.lattice;
-                    lattice.clear_rows(lattice.bands()[b], t, channels_.width[k], block_rows(term, 1, k));
-                    spread[j] = spread_of(term, 1, k, b, first, term.splat.data());
-                }
-                passes_.splat[channels_.log_width[k]](spread, together, count,
-                                                      tile.logits + tile_points * channels_.first[k]);
+                Spread spread[2];
+                for (int j = 0; j < together; ++j)
+                    spread[j] = spread_of(terms_[i + j], 1, piece, b, first, terms_[i + j].splat.data());
+                if (piece.blocks)
+                    passes_.splat_blocks(spread, together, count, piece.blocks, piece.tail, values);
+                else
+                    passes_.splat[channels_.log_width[piece.first]](spread, together, count, values);
             }
         }
     }
 
-    Spread spread_of(const Term& term, int which, size_t k, size_t b, int64_t first, const float* weight) const {
+    Spread spread_of(const Term& term, int which, const Channels::Piece& piece, size_t b, int64_t first,
+                     const float* weight) const {
         const int vertices = term.lattice->dimension() + 1;
-        float* rows = block_rows(term, which, k) + term.lattice->bands()[b].first_row * channels_.width[k];
-        return {term.offset + first * vertices, weight + first * vertices, rows, vertices};
+        const int64_t first_row = term.lattice->bands()[b].first_row;
+        const size_t k = piece.first, tail = k + piece.blocks;
+        Spread spread{term.offset + first * vertices, weight + first * vertices,
+                      block_rows(term, which, k) + first_row * channels_.width[k], vertices};
+        spread.block_stride = term.lattice->rows() * 16;
+        if (piece.tail) spread.tail = block_rows(term, which, tail) + first_row * piece.tail;
+        return spread;
     }
 
     // Adds the share of terms i .. i + together (two Potts terms, or one of any kind) to `from`, into the tile's logits.
@@ -297,11 +333,16 @@ private:
         const std::vector<float>* compat = terms_[i].compat;
         float* to = compat ? tile.other : tile.logits;
         if (compat) std::fill(to, to + tile_points * channels_.lanes, 0.0f);
-        for (size_t k = 0; k < channels_.width.size(); ++k) {
-            const int at = tile_points * channels_.first[k];
+        for (const Channels::Piece& piece : pieces_) {
+            const int at = tile_points * channels_.first[piece.first];
             Spread spread[2];
-            for (int j = 0; j < together; ++j) spread[j] = spread_of(terms_[i + j], 0, k, b, first, terms_[i + j].slice);
-            passes_.slice[channels_.log_width[k]](spread, together, count, (compat ? to : from) + at, to + at);
+            for (int j = 0; j < together; ++j)
+                spread[j] = spread_of(terms_[i + j], 0, piece, b, first, terms_[i + j].slice);
+            const float* add = (compat ? to : from) + at;
+            if (piece.blocks)
+                passes_.slice_blocks(spread, together, count, piece.blocks, piece.tail, add, to + at);
+            else
+                passes_.slice[channels_.log_width[piece.first]](spread, together, count, add, to + at);
         }
         if (compat) apply_compat(*compat, count, from, tile);
         return tile.logits;
@@ -389,6 +430,7 @@ private:
     int iterations_;
     const Passes& passes_;
     Buffer<float> unary_;
+    std::vector<Channels::Piece> pieces_ = channels_.pieces();
     std::vector<float> label_rows_;
     std::vector<Buffer<float>> scratch_;  // one for each thread
 };

@@ -25,12 +25,15 @@ struct KeyFields {
 
 constexpr uint64_t hash_factor = 0x9E3779B97F4A7C15ull;
 
-// How points spread over a lattice's rows: offset, weight (points, vertices); rows of the width at hand.
+// How points spread over a lattice's rows: offset, weight (points, vertices); rows of the width at hand. For several
+// blocks at once, `rows` is the first block of 16, the next one is `block_stride` floats on, and `tail` has the rest.
 struct Spread {
     const uint32_t* offset;
     const float* weight;
     float* rows;
     int vertices;
+    float* tail = nullptr;
+    int64_t block_stride = 0;
 };
 
 struct Passes {
@@ -48,6 +51,10 @@ struct Passes {
     void (*slice[width_count])(const Spread* lattices, int count, int64_t points, const float* add, float* out);
     // row += weight · values[p] for each of the point's vertices.
     void (*splat[width_count])(const Spread* lattices, int count, int64_t points, const float* values);
+    // The same for `blocks` (1, 2 or 4) blocks of 16 channels and a tail of 0, 4 or 8: offsets and weights are read once.
+    void (*slice_blocks)(const Spread* lattices, int count, int64_t points, int blocks, int tail, const float* add,
+                         float* out);
+    void (*splat_blocks)(const Spread* lattices, int count, int64_t points, int blocks, int tail, const float* values);
     // (½, 1, ½) along chains of neighbours, in place; half[k] is ½ where index[k + 1] is index[k]'s neighbour, else 0.
     void (*blur[width_count])(const uint32_t* index, const float* half, int64_t count, float* rows);
     // Logits to marginals, in place. `group` channels per label map and point in one block (1, 2 or 4), `count` floats.
@@ -58,7 +65,7 @@ struct Passes {
     void (*softmax_blocks)(const Blocks& blocks, bool implicit, int64_t points, float* tile, float* last);
 };
 
-const Passes& best_passes();
-const Passes* find_passes(const char* name);  // nullptr: unknown, or not for this machine
+const Passes& best_passes();          // the fastest for this machine, or the ones in use
+bool use_passes(const char* name);   // "baseline", "avx2", "avx512"; false: unknown, or not for this machine
 
 }  // namespace amn::dense_crf

@@ -1,5 +1,6 @@
 #if defined(__x86_64__) && defined(__GNUC__)
 #include <cstdint>
+#include <type_traits>
 #include <utility>
 #if defined(__clang__)
 #pragma clang attribute push(__attribute__((target("avx2,fma,bmi2,avx512f,avx512dq,avx512bw,avx512vl"))), apply_to = function)

@@ -1,4 +1,6 @@
 // The hot loops, once for each instruction set: a unit sets its target, then includes this.
+#include <type_traits>
+
 #include "dense_crf/simd.hpp"
 
 #include "dense_crf/lattice.hpp"
@@ -178,6 +180,91 @@ void splat(const Spread* lattices, int count, int64_t points, const float* value
     }
 }
 
+// Calls f(blocks, tail) with constants.
+template <class F>
+inline void with_blocks(int blocks, int tail, F f) {
+    const auto with_tail = [&](auto constant) {
+        if (tail == 8) return f(constant, std::integral_constant<int, 8>{});
+        if (tail == 4) return f(constant, std::integral_constant<int, 4>{});
+        f(constant, std::integral_constant<int, 0>{});
+    };
+    if (blocks == 4) return with_tail(std::integral_constant<int, 4>{});
+    if (blocks == 2) return with_tail(std::integral_constant<int, 2>{});
+    with_tail(std::integral_constant<int, 1>{});
+}
+
+constexpr int tile_block = tile_points * 16;  // from one block of 16 channels to the next, in a tile
+
+template <int NB, int T>
+inline void slice_vertex(const Spread& lattice, float weight, size_t offset, Pack<16>* sum, Pack<T ? T : 4>& rest) {
+    const Pack<16> w = Pack<16>::broadcast(weight);
+    const float* row = lattice.rows + offset * 16;
+    for (int b = 0; b < NB; ++b) sum[b] = fma(w, Pack<16>::load(row + b * lattice.block_stride), sum[b]);
+    if constexpr (T > 0) rest = fma(Pack<T>::broadcast(weight), Pack<T>::load(lattice.tail + offset * T), rest);
+}
+
+template <int NB, int T, int V, int U>
+void slice_blocks_points(const Spread* lattices, int64_t points, const float* add, float* out) {
+    constexpr int tail = T ? T : 4;
+    const Spread a = lattices[0], b = lattices[U ? 1 : 0];
+    const int v = V ? V : a.vertices;
+    for (int64_t p = 0; p < points; ++p) {
+        Pack<16> sum[NB];
+        Pack<tail> rest = Pack<tail>::broadcast(0.0f);
+        for (int i = 0; i < NB; ++i) sum[i] = Pack<16>::load(add + i * tile_block + p * 16);
+        if constexpr (T > 0) rest = Pack<tail>::load(add + NB * tile_block + p * T);
+        for (int j = 0; j < v; ++j) slice_vertex<NB, T>(a, a.weight[p * v + j], a.offset[p * v + j], sum, rest);
+        for (int j = 0; j < U; ++j) slice_vertex<NB, T>(b, b.weight[p * U + j], b.offset[p * U + j], sum, rest);
+        for (int i = 0; i < NB; ++i) sum[i].store(out + i * tile_block + p * 16);
+        if constexpr (T > 0) rest.store(out + NB * tile_block + p * T);
+    }
+}
+
+void slice_blocks(const Spread* lattices, int count, int64_t points, int blocks, int tail, const float* add,
+                  float* out) {
+    with_blocks(blocks, tail, [&](auto nb, auto t) {
+        if (count == 2 && lattices[0].vertices == 3 && lattices[1].vertices == 6)
+            return slice_blocks_points<nb.value, t.value, 3, 6>(lattices, points, add, out);
+        for (int i = 0; i < count; ++i)
+            slice_blocks_points<nb.value, t.value, 0, 0>(lattices + i, points, i ? out : add, out);
+    });
+}
+
+template <int NB, int T>
+inline void splat_vertex(const Spread& lattice, float weight, size_t offset, const Pack<16>* value,
+                         const Pack<T ? T : 4>& rest) {
+    const Pack<16> w = Pack<16>::broadcast(weight);
+    float* row = lattice.rows + offset * 16;
+    for (int b = 0; b < NB; ++b, row += lattice.block_stride) fma(w, value[b], Pack<16>::load(row)).store(row);
+    if constexpr (T > 0) {
+        float* tail = lattice.tail + offset * T;
+        fma(Pack<T>::broadcast(weight), rest, Pack<T>::load(tail)).store(tail);
+    }
+}
+
+template <int NB, int T, int V, int U>
+void splat_blocks_points(const Spread* lattices, int64_t points, const float* values) {
+    constexpr int tail = T ? T : 4;
+    const Spread a = lattices[0], b = lattices[U ? 1 : 0];
+    const int v = V ? V : a.vertices;
+    for (int64_t p = 0; p < points; ++p) {
+        Pack<16> value[NB];
+        Pack<tail> rest = Pack<tail>::broadcast(0.0f);
+        for (int i = 0; i < NB; ++i) value[i] = Pack<16>::load(values + i * tile_block + p * 16);
+        if constexpr (T > 0) rest = Pack<tail>::load(values + NB * tile_block + p * T);
+        for (int j = 0; j < v; ++j) splat_vertex<NB, T>(a, a.weight[p * v + j], a.offset[p * v + j], value, rest);
+        for (int j = 0; j < U; ++j) splat_vertex<NB, T>(b, b.weight[p * U + j], b.offset[p * U + j], value, rest);
+    }
+}
+
+void splat_blocks(const Spread* lattices, int count, int64_t points, int blocks, int tail, const float* values) {
+    with_blocks(blocks, tail, [&](auto nb, auto t) {
+        if (count == 2 && lattices[0].vertices == 3 && lattices[1].vertices == 6)
+            return splat_blocks_points<nb.value, t.value, 3, 6>(lattices, points, values);
+        for (int i = 0; i < count; ++i) splat_blocks_points<nb.value, t.value, 0, 0>(lattices + i, points, values);
+    });
+}
+
 // One load and one store for each vertex: the chain's last value and the edge's share of it are carried along. Edges
 // of weight 0 end a chain without a branch.
 template <int W>
@@ -287,6 +374,13 @@ inline void for_vectors(int width, int64_t p, float* block, F f) {
     of_width(Pack<4>{});
 }
 
+// The tops of four points, each in the four lanes of its point's channels in a block of 4.
+inline Pack<16> spread_four(Vec<4> v) {
+    float lanes[16];
+    for (int i = 0; i < 4; ++i) store(lanes + 4 * i, splat<Vec<4>>(v[i]));
+    return Pack<16>::load(lanes);
+}
+
 // Four points at a time: sums across channels end in one vector with a lane for each point.
 template <bool implicit>
 void softmax_points(const Blocks& blocks, int64_t points, float* tile, float* last) {
@@ -303,6 +397,15 @@ void softmax_points(const Blocks& blocks, int64_t points, float* tile, float* la
         }
         const V4 tops = across(top, largest);
         for (int b = 0; b < blocks.count; ++b) {
+            if (blocks.width[b] == 4) {  // four points' channels side by side: one exponential for all
+                float* at = tile + tile_points * blocks.first[b] + p * 4;
+                const Pack<16> shift = spread_four(tops);
+                Pack<16> z = Pack<16>::load(at);
+                for (int k = 0; k < Pack<16>::parts; ++k) z.part[k] = exp(z.part[k] - shift.part[k]);
+                z.store(at);
+                for (int i = 0; i < 4; ++i) sum[i] = sum[i] + load<V4>(at + 4 * i);
+                continue;
+            }
             for (int i = 0; i < 4; ++i) {
                 for_vectors(blocks.width[b], p + i, tile + tile_points * blocks.first[b], [&](float* at, auto type) {
                     using T = decltype(type);
@@ -340,6 +443,8 @@ const Passes table = {
     follow,
     {slice<1>, slice<2>, slice<4>, slice<8>, slice<16>},
     {splat<1>, splat<2>, splat<4>, splat<8>, splat<16>},
+    slice_blocks,
+    splat_blocks,
     {blur<1>, blur<2>, blur<4>, blur<8>, blur<16>},
     softmax_groups,
     softmax_blocks,

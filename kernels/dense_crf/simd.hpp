@@ -77,12 +77,11 @@ inline T max(T a, T b) {
     return a > b ? a : b;
 }
 
-// exp(x), relative error below 2e-7; x below -87 gives (almost) 0, never a denormal's slow path.
+// exp(x), relative error below 2e-7, for x <= 0 (or a little more); below -87 it is 0, never a denormal.
 template <class T>
-inline T exp(T x) {
+inline T exp(T given) {
     constexpr int L = sizeof(T) / 4;
-    x = max(x, splat<T>(-87.0f));
-    x = x > splat<T>(88.0f) ? splat<T>(88.0f) : x;
+    const T x = max(given, splat<T>(-87.0f));
     constexpr float magic = 12582912.0f;
     const T shifted = fma(x, splat<T>(1.44269504088896341f), splat<T>(magic));
     const T k = shifted - magic;
@@ -101,11 +100,11 @@ inline T exp(T x) {
         __builtin_memcpy(&bits, &p, 4);
         bits += static_cast<int32_t>(static_cast<uint32_t>(scale) << 23);
         __builtin_memcpy(&p, &bits, 4);
-        return p;
+        return given < -87.0f ? 0.0f : p;
     } else {
         // The low bits of `shifted` hold k: moved to the exponent they multiply by 2^k.
         const Ints<L> bits = (Ints<L>)p + (Ints<L>)(__builtin_bit_cast(Ints<L>, shifted) << 23);
-        return __builtin_bit_cast(T, bits);
+        return given < splat<T>(-87.0f) ? T{} : __builtin_bit_cast(T, bits);
     }
 }
 

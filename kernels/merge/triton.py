@@ -1,7 +1,8 @@
 """Merging activation maps over scales on a GPU. The definition is in reference.py.
 
-A program takes BLOCK pixels of the result and all channels: it reads four cells of each scale's low-resolution map, blends,
-sums and runs the softmax in registers, and writes the kept channels only. Nothing of full size exists beside the result.
+A program takes BLOCK pixels of the result and all channels: it reads four cells of each scale's low-resolution map,
+blends, sums and runs the softmax in registers, and writes the kept channels only. Nothing of full size exists beside
+the result.
 """
 
 from collections.abc import Sequence

@@ -40,8 +40,8 @@ def deciding_kernel(
     IGNORE: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Counts, at the pixel with the highest edge of each pair's path, the pairs of the three kinds. A program takes BLOCK
-    source pixels of an image and all offsets."""
+    """Counts, at the pixel with the highest edge of each pair's path, the pairs of the three kinds. A program takes
+    BLOCK source pixels of an image and all offsets."""
     image = tl.program_id(1).to(tl.int64)
     pixels = height * width
     source = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
@@ -164,8 +164,10 @@ def _walk(radius: int, width: int, device: torch.device) -> tuple[Tensor, Tensor
 def forward(
     edge: Tensor, displacement: Tensor, labels: Tensor, radius: int, ignore_index: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The sums (5,), the counts (3,) int64 and the tallies (B, 7, h, w) int32. The arguments are contiguous, edge (B, 1,
-    h, w) and displacement (B, 2, h, w) of one type, float32 or float64."""
+    """The sums (5,), the counts (3,) int64 and the tallies (B, 7, h, w) int32.
+
+    The arguments are contiguous, edge (B, 1, h, w) and displacement (B, 2, h, w) of one type, float32 or float64.
+    """
     images, height, width = labels.shape
     tallies = labels.new_zeros((images, PLANES, height, width), dtype=torch.int32)
     blocks = triton.cdiv(height * width, BLOCK)

@@ -3,12 +3,11 @@
 #include <algorithm>
 #include <atomic>
 #include <cmath>
-#include <exception>
 #include <stdexcept>
-#include <system_error>
 #include <thread>
 #include <vector>
 
+#include "parallel.hpp"
 #include "rows.hpp"
 
 #if defined(__x86_64__) || defined(_M_X64)
@@ -23,6 +22,7 @@ class FlushDenormals {
 public:
 #if defined(__x86_64__) || defined(_M_X64)
     FlushDenormals() : saved_(_mm_getcsr()) { _mm_setcsr(saved_ | 0x8040); }
+    FlushDenormals(const FlushDenormals&) = delete;
     ~FlushDenormals() { _mm_setcsr(saved_); }
 
 private:
@@ -32,6 +32,7 @@ private:
         asm volatile("mrs %0, fpcr" : "=r"(saved_));
         asm volatile("msr fpcr, %0" : : "r"(saved_ | (uint64_t{1} << 24)));
     }
+    FlushDenormals(const FlushDenormals&) = delete;
     ~FlushDenormals() { asm volatile("msr fpcr, %0" : : "r"(saved_)); }
 
 private:
@@ -48,32 +49,6 @@ RowFunction row_function(const std::string& instructions) {
 #endif
     if (instructions == "baseline") return row_baseline;
     throw std::invalid_argument("this machine has no instruction set '" + instructions + "'");
-}
-
-// Runs the task on up to `count` threads at once, fewer where the system gives no more, and passes on the first exception.
-// The threads share the work out among themselves.
-template <class Task>
-void on_threads(int64_t count, const Task& task) {
-    std::vector<std::exception_ptr> errors(static_cast<size_t>(count));
-    const auto guarded = [&](int64_t i) {
-        const FlushDenormals flush;
-        try {
-            task();
-        } catch (...) {
-            errors[i] = std::current_exception();
-        }
-    };
-    std::vector<std::thread> threads;
-    threads.reserve(static_cast<size_t>(count));
-    try {
-        for (int64_t i = 1; i < count; ++i) threads.emplace_back(guarded, i);
-    } catch (const std::system_error&) {
-    }
-    guarded(0);
-    for (std::thread& thread : threads) thread.join();
-    for (const std::exception_ptr& error : errors) {
-        if (error) std::rethrow_exception(error);
-    }
 }
 
 // Up to 4 maps walking together.
@@ -104,7 +79,10 @@ public:
 
     void run(const float* x, float* out, int64_t out_size) {
         for (int64_t m = 0; m < maps_; ++m) start(x + m * a_.height * a_.width, m);
-        on_threads(threads_, [this] { steps(); });
+        const int64_t groups = (polynomials_.degree + group_ - 1) / group_;
+        parallel_for(groups, static_cast<int>(threads_), [this] {
+            return [this, flush = FlushDenormals()](int64_t group) { steps(group * group_ + 1); };
+        });
         for (int64_t e = 0; e < polynomials_.count; ++e) {
             for (int64_t m = 0; m < maps_; ++m) finish(e, m, out + e * out_size + m * a_.height * a_.width);
         }
@@ -200,20 +178,17 @@ private:
     // of steps, each `reach` rows behind the one before it, and the next thread follows with the next group: the
     // coefficients come from memory once for threads · group steps, and no step waits for a whole picture. Groups are
     // taken and finished in order, so that no more than `threads` of them are under way, which is what the ring holds.
-    void steps() {
+    void steps(int64_t first) {
         const int64_t reach = a_.reach;
-        const int64_t degree = polynomials_.degree;
-        for (int64_t first = next_.fetch_add(group_); first <= degree; first = next_.fetch_add(group_)) {
-            const int64_t count = std::min(group_, degree - first + 1);
-            for (int64_t tick = 0; tick < a_.height + (count - 1) * reach; ++tick) {
-                if (tick < a_.height) wait(first - 1, std::min(tick + reach + 1, a_.height));
-                for (int64_t s = 0; s < count; ++s) {
-                    const int64_t y = tick - s * reach;
-                    if (y >= 0 && y < a_.height) step_row(first + s, y);
-                }
-                const int64_t last = tick - (count - 1) * reach;
-                if (last >= 0) done_[first + count - 1].store(last + 1, std::memory_order_release);
+        const int64_t count = std::min(group_, polynomials_.degree - first + 1);
+        for (int64_t tick = 0; tick < a_.height + (count - 1) * reach; ++tick) {
+            if (tick < a_.height) wait(first - 1, std::min(tick + reach + 1, a_.height));
+            for (int64_t s = 0; s < count; ++s) {
+                const int64_t y = tick - s * reach;
+                if (y >= 0 && y < a_.height) step_row(first + s, y);
             }
+            const int64_t last = tick - (count - 1) * reach;
+            if (last >= 0) done_[first + count - 1].store(last + 1, std::memory_order_release);
         }
     }
 
@@ -233,7 +208,6 @@ private:
     std::vector<Neighbour> neighbours_;
     std::vector<Line> lines_;
     std::vector<Range> ranges_;
-    std::atomic<int64_t> next_{1};  // the first step of the next group
     std::vector<std::atomic<int64_t>> done_;  // rows done of the last step of each group
 };
 
@@ -259,10 +233,7 @@ void walk(const Affinities& affinities, const float* x, int64_t maps, const Poly
             .run(x + first * map_size, out + first * map_size, maps * map_size);
     };
     if (blocks >= threads) {
-        std::atomic<int64_t> next{0};
-        on_threads(threads, [&] {
-            for (int64_t block = next++; block < blocks; block = next++) run(block, 1);
-        });
+        parallel_for(blocks, static_cast<int>(threads), [&] { return [&](int64_t block) { run(block, 1); }; });
     } else {
         // More threads than 8 on one picture's steps wait for each other.
         for (int64_t block = 0; block < blocks; ++block) run(block, std::min<int64_t>(threads, 8));

@@ -5,8 +5,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from amn_fast.kernels.dense_crf import reference
 
 from amn_fast._native import native
+from amn_fast.errors import InputError
 from amn_fast.ops.dense_crf import DenseCRF, dense_crf, refine_seed, unary_from_labels, unary_from_softmax
 from amn_fast.ops.lattice import Lattice, Pairwise, kl_divergence, mean_field
 
@@ -126,3 +128,350 @@ def test_refined_seed_equals_the_recorded_one(name, fg, bg, backend):
 def test_import_needs_neither_torch_nor_other_stages():
     code = "import sys, amn_fast.ops.dense_crf; assert not {'torch', 'scipy'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def smooth_unary(labels, height, width, seed=0):
+    """Energies of blobs: random numbers on a coarse grid, enlarged."""
+    coarse = np.random.default_rng(seed).random((labels, -(-height // 8), -(-width // 8)))
+    return (4 * coarse.repeat(8, axis=1).repeat(8, axis=2)[:, :height, :width]).astype(np.float32)
+
+
+def close(ours, reference, tolerance=1e-4):
+    assert np.isfinite(ours).all()
+    assert np.abs(ours - reference).max() <= tolerance
+
+
+cpu = pytest.mark.skipif(native is None, reason="kernels not built")
+
+
+@cpu
+@pytest.mark.parametrize("labels", [2, 3, 5, 6, 9, 14, 21, 38, 81])
+@pytest.mark.parametrize("size", [(1, 1), (1, 17), (17, 1), (2, 3), (13, 11)])
+def test_small_pictures_equal_the_reference(size, labels, photo):
+    image, unary = photo[: size[0], : size[1]], smooth_unary(labels, *size)
+    close(dense_crf(image, unary, iterations=4), dense_crf(image, unary, iterations=4, backend="reference"))
+
+
+@cpu
+@pytest.mark.parametrize("instructions", ["baseline", "avx2", "avx512"])
+@pytest.mark.parametrize("labels", [2, 3, 4, 21, 30])
+def test_every_instruction_set_gives_the_reference(instructions, labels, photo):
+    used = native.crf_instruction_set()
+    if not native.crf_use_instruction_set(instructions):
+        pytest.skip(f"this machine has no {instructions}")
+    try:
+        image, unary = photo[:40, :50], smooth_unary(labels, 40, 50)
+        close(dense_crf(image, unary), dense_crf(image, unary, backend="reference"))
+    finally:
+        native.crf_use_instruction_set(used)
+
+
+@cpu
+@pytest.mark.parametrize("labels", [2, 3, 21])
+def test_threads_do_not_change_a_bit(labels, photo):
+    image = np.concatenate([photo, photo[::-1]])[:300]  # enough pixels for several bands
+    unary = smooth_unary(labels, *image.shape[:2])
+    once = dense_crf(image, unary, iterations=3, threads=1)
+    for threads in (1, 2, 3, 4, 7):
+        assert np.array_equal(once, dense_crf(image, unary, iterations=3, threads=threads))
+    again = dense_crf([image] * 4, [unary] * 4, iterations=3, threads=4)
+    assert all(np.array_equal(once, one) for one in again)
+
+
+@cpu
+def test_several_unaries_in_one_pass_equal_one_by_one(photo):
+    crf = DenseCRF(photo)
+    unaries = [smooth_unary(labels, *photo.shape[:2], seed) for seed, labels in enumerate([3, 2, 3, 21, 3, 2])]
+    for together, unary in zip(crf.marginals(unaries, 4), unaries, strict=True):
+        close(together, crf.marginals(unary, 4), 1e-6)
+    for labels, unary in zip(crf.labels(unaries, 4), unaries, strict=True):
+        assert np.array_equal(labels, crf.marginals(unary, 4).argmax(0))
+
+
+@cpu
+def test_label_maps_and_the_energies_they_make_give_the_same_bits(photo):
+    labels = smooth_unary(4, *photo.shape[:2]).argmin(0)
+    labels[:20] = 4
+    unary = unary_from_labels(labels, 4, 0.7, zero_unsure=True, ignore_label=0)
+    moved = unary.copy()
+    moved[0, -1, -1] += 1e-3  # no longer a label map's
+    same, other = dense_crf(photo, unary), dense_crf(photo, moved)
+    close(same, other, 1e-3)
+    terms = DenseCRF(photo[:40, :40]).pairwise
+    close(dense_crf(photo[:40, :40], unary[:, :40, :40]), reference_of(photo[:40, :40], unary[:, :40, :40]))
+    assert terms[0].lattice.backend == "cpu"
+
+
+def reference_of(image, unary):
+    return dense_crf(image, unary, backend="reference")
+
+
+@cpu
+@pytest.mark.parametrize("change", ["strided", "fortran", "mirrored", "read-only"])
+def test_layouts_of_the_image_do_not_matter(change, photo):
+    image = photo[:30, :40].copy()
+    unary = smooth_unary(3, 30, 40)
+    if change == "strided":
+        other = np.repeat(image, 2, axis=1)[:, ::2]
+    elif change == "fortran":
+        other = np.asfortranarray(image)
+    elif change == "mirrored":
+        other = image[:, ::-1].copy()[:, ::-1]
+    else:
+        other = image.copy()
+        other.flags.writeable = False
+    assert np.array_equal(dense_crf(image, unary), dense_crf(other, unary))
+
+
+@cpu
+@pytest.mark.parametrize("change", ["float64", "float16", "fortran", "strided", "read-only", "tensor"])
+def test_layouts_and_types_of_the_unary_do_not_matter(change, photo):
+    image = photo[:30, :40]
+    unary = smooth_unary(3, 30, 40).astype(np.float16).astype(np.float32)
+    expected = dense_crf(image, unary)
+    if change == "tensor":
+        torch = pytest.importorskip("torch")
+        answer = dense_crf(torch.from_numpy(image.copy()), torch.from_numpy(unary))
+        assert isinstance(answer, torch.Tensor)
+        assert np.array_equal(answer.numpy(), expected)
+        return
+    if change in ("float64", "float16"):
+        other = unary.astype(change)
+    elif change == "fortran":
+        other = np.asfortranarray(unary)
+    elif change == "strided":
+        other = np.repeat(unary, 2, axis=2)[:, :, ::2]
+    else:
+        other = unary.copy()
+        other.flags.writeable = False
+    assert np.array_equal(dense_crf(image, other), expected)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_one_label_is_certain(backend, photo):
+    assert (dense_crf(photo[:9, :9], np.ones((1, 9, 9), np.float32), backend=backend) == 1).all()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("value", [np.nan, -np.inf])
+def test_energies_that_are_not_numbers_are_refused(value, backend, photo):
+    unary = smooth_unary(3, 20, 30)
+    unary[1, 7, 9] = value
+    with pytest.raises(InputError, match="NaN or -inf"):
+        dense_crf(photo[:20, :30], unary, backend=backend)
+    unary[:, 7, 9] = np.inf
+    with pytest.raises(InputError, match="every label"):
+        dense_crf(photo[:20, :30], unary, backend=backend)
+
+
+@cpu
+def test_infinite_energy_forbids_a_label(photo):
+    image, unary = photo[:20, :30], smooth_unary(3, 20, 30)
+    unary[2, 5] = np.inf
+    unary[0, 9] = np.inf
+    q = dense_crf(image, unary)
+    assert (q[2, 5] == 0).all()
+    assert (q[0, 9] == 0).all()
+    close(q, reference_of(image, unary))
+
+
+@pytest.mark.parametrize("shape", [(8, 8), (8, 8, 1), (8, 8, 4), (0, 8, 3), (8, 0, 3)])
+def test_images_of_other_shapes_are_refused(shape):
+    with pytest.raises(InputError, match="expected"):
+        dense_crf(np.zeros(shape, np.uint8), np.zeros((2, *shape[:2]), np.float32))
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.int32, np.uint16, bool])
+def test_images_of_other_types_are_refused(dtype):
+    with pytest.raises(InputError, match="expected uint8"):
+        dense_crf(np.zeros((8, 8, 3), dtype), np.zeros((2, 8, 8), np.float32))
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"gaussian": (0, 3)},
+        {"gaussian": (-1, 3)},
+        {"gaussian": ((1, 2, 3), 3)},
+        {"bilateral": (50, 0, 10)},
+        {"bilateral": (50, np.nan, 10)},
+        {"bilateral": (50, (5, 5), 10)},
+        {"bilateral": (50, 5, [1.0, 2.0])},
+        {"bilateral": (50, 5, np.eye(2))},
+        {"bilateral": (50, 5, np.inf)},
+        {"normalization": "both"},
+        {"threads": 0},
+        {"prune": 1.0},
+        {"backend": "abacus"},
+    ],
+)
+def test_wrong_arguments_are_refused(wrong, photo):
+    with pytest.raises(InputError, match="expected"):
+        dense_crf(photo[:8, :8], smooth_unary(3, 8, 8), **wrong)
+
+
+@pytest.mark.parametrize("unary", [np.zeros((3, 8, 9)), np.zeros((3, 64)), np.zeros((0, 8, 8))])
+def test_unaries_of_other_shapes_are_refused(unary, photo):
+    with pytest.raises(InputError, match="as the image"):
+        dense_crf(photo[:8, :8], unary)
+
+
+@cpu
+def test_deviations_too_small_for_the_lattice_are_refused_and_small_ones_are_not(photo):
+    image, unary = photo[:64, :64], smooth_unary(3, 64, 64)
+    with pytest.raises(InputError, match="deviations"):
+        dense_crf(image, unary, bilateral=(50, 1e-8, 10))
+    close(
+        dense_crf(image, unary, bilateral=(0.01, 1e-3, 10)),
+        dense_crf(image, unary, bilateral=(0.01, 1e-3, 10), backend="reference"),
+    )
+
+
+@cpu
+@pytest.mark.parametrize("d", [1, 2, 4, 7, 12, 32])
+@pytest.mark.parametrize("scale", [1.0, 300.0])
+def test_any_dimension_and_range_equals_the_reference(d, scale):
+    features = (scale * np.random.default_rng(d).normal(size=(d, 300))).astype(np.float32)
+    values = np.random.default_rng(0).normal(size=(3, 300)).astype(np.float32)
+    ours = Lattice(features)
+    close(ours.filter(values), Lattice(features, backend="reference").filter(values))
+    assert ours.handle.vertices == reference.Lattice.build(features).m
+
+
+def test_the_lattice_is_near_the_exact_gaussian_sum():
+    features = np.random.default_rng(1).normal(size=(2, 400)).astype(np.float32)
+    values = np.random.default_rng(2).random((1, 400))
+    ones = np.ones((1, 400))
+    lattice = Lattice(features, backend="reference")
+    ours = lattice.filter(values) / lattice.filter(ones)
+    exact = reference.exact_filter(features, values) / reference.exact_filter(features, ones)
+    assert np.abs(ours - exact).max() < 0.03
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, 1e9])
+def test_features_out_of_range_are_refused(bad):
+    features = np.zeros((3, 20), np.float32)
+    features[1, 4] = bad
+    with pytest.raises(InputError, match="expected"):
+        Lattice(features)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_scalar_compat_equals_minus_identity_and_minus_vector(backend, photo):
+    image, unary = photo[:20, :30], smooth_unary(3, 20, 30)
+    scalar = dense_crf(image, unary, bilateral=(50, 5, 10), backend=backend)
+    close(dense_crf(image, unary, bilateral=(50, 5, -10 * np.eye(3)), backend=backend), scalar, 1e-5)
+    close(dense_crf(image, unary, bilateral=(50, 5, [-10.0] * 3), backend=backend), scalar, 1e-5)
+    tilted = np.array([[0, 2.0, 1], [0, 0, 5], [3, 1, 0]])
+    close(
+        dense_crf(image, unary, bilateral=(50, 5, tilted), backend=backend),
+        dense_crf(image, unary, bilateral=(50, 5, (tilted + tilted.T) / 2), backend=backend),
+        1e-6,
+    )
+
+
+@pytest.mark.parametrize("iterations", [0, -1])
+def test_no_iterations_and_no_kernels_give_the_softmax(iterations, photo):
+    unary = smooth_unary(3, 20, 30)
+    expected = reference.softmax(-unary)
+    close(dense_crf(photo[:20, :30], unary, iterations=iterations), expected, 1e-6)
+    close(dense_crf(photo[:20, :30], unary, gaussian=None, bilateral=None), expected, 1e-6)
+    close(dense_crf(photo[:20, :30], unary, gaussian=(3, 0), bilateral=None), expected, 1e-6)
+
+
+@cpu
+def test_labels_may_be_permuted(photo):
+    unary = smooth_unary(5, *photo.shape[:2])
+    order = [3, 0, 4, 2, 1]
+    assert np.abs(dense_crf(photo, unary)[order] - dense_crf(photo, unary[order])).max() < 1e-4
+
+
+@cpu
+def test_mirrored_transposed_and_recoloured_pictures_agree_on_most_pixels():
+    case = load("voc_full_3labels")  # the lattice is not symmetric: upstream's answers differ as much
+    image, unary = case["image"], unary_of(case)
+    labels = dense_crf(image, unary).argmax(0)
+    assert (labels == dense_crf(image[:, ::-1], unary[:, :, ::-1]).argmax(0)[:, ::-1]).mean() >= 0.99
+    assert (labels == dense_crf(image.swapaxes(0, 1), unary.swapaxes(1, 2)).argmax(0).T).mean() >= 0.99
+    assert (labels == dense_crf(image[..., ::-1], unary).argmax(0)).mean() >= 0.99
+
+
+@cpu
+def test_a_straight_edge_is_found():
+    image = np.zeros((40, 60, 3), np.uint8)
+    image[:, 30:] = 200
+    rough = np.zeros((40, 60), np.int64)
+    rough[:, 24:] = 1  # six columns off
+    labels = dense_crf(image, unary_from_labels(rough, 2, 0.7, zero_unsure=False)).argmax(0)
+    assert (labels == (np.arange(60) >= 30)).all()
+
+
+@cpu
+def test_pruning_keeps_the_most_probable_labels(photo):
+    unary = np.full((81, *photo.shape[:2]), 9.0, np.float32)
+    unary[::2] = smooth_unary(41, *photo.shape[:2])
+    whole, pruned = dense_crf(photo, unary), dense_crf(photo, unary, prune=1e-3)
+    assert (pruned[1::2] == 0).all()
+    assert (whole.argmax(0) == pruned.argmax(0)).mean() > 0.999
+    assert np.abs(pruned.sum(axis=0) - 1).max() < 1e-5
+    assert np.array_equal(DenseCRF(photo).labels(unary, prune=1e-3), pruned.argmax(0))
+
+
+def test_label_maps_out_of_range_are_refused():
+    for labels, options in [
+        (np.array([[0, 255]], np.uint8), {"zero_unsure": False}),
+        (np.array([[0, 3]]), {"zero_unsure": False}),
+        (np.array([[-1, 0]]), {"zero_unsure": False}),
+        (np.array([[0, 4]]), {}),
+        (np.array([[0.0, 1.0]]), {}),
+    ]:
+        with pytest.raises(InputError, match="expected"):
+            unary_from_labels(labels, 3, 0.7, **options)
+    with pytest.raises(InputError, match="at least 2"):
+        unary_from_labels(np.zeros((2, 2), int), 1, 0.7)
+    with pytest.raises(InputError, match="gt_prob"):
+        unary_from_labels(np.zeros((2, 2), int), 3, 1.0)
+
+
+def test_unsigned_labels_equal_signed_ones_and_ignored_pixels_are_uniform():
+    labels = np.array([[0, 1, 2], [3, 0, 1]])
+    assert np.array_equal(unary_from_labels(labels.astype(np.uint8), 3), unary_from_labels(labels, 3))
+    labels[0, 0] = 255
+    unary = unary_from_labels(labels, 4, zero_unsure=False, ignore_label=255)
+    assert np.allclose(unary[:, 0, 0], np.log(4))
+
+
+def test_softmax_values_are_clipped_not_renormalised():
+    softmax = np.array([[1.2, 0.0], [0.3, 0.5]], np.float32)
+    assert np.allclose(unary_from_softmax(softmax), -np.log([[1, 1e-5], [0.3, 0.5]]), atol=1e-6)
+    assert np.isposinf(unary_from_softmax(softmax, clip=None)[0, 1])
+    with pytest.raises(InputError, match="NaN"):
+        unary_from_softmax(np.array([[np.nan], [1.0]]))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_refine_seed_without_classes_or_confidence_is_background(backend, photo):
+    image = photo[:16, :20]
+    nothing = refine_seed(image, np.zeros((0, 16, 20)), [], fg=0.3, bg=0.05, backend=backend)
+    assert nothing.dtype == np.uint8
+    assert (nothing == 0).all()
+    flat = refine_seed(image, np.full((1, 16, 20), 0.05), [7], fg=0.3, bg=0.05, backend=backend)
+    assert (flat == 0).all()  # an activation that only equals the threshold is background
+    assert (refine_seed(image, np.full((1, 16, 20), 0.1), [7], fg=0.3, bg=0.05, backend=backend) == 255).all()
+    assert (refine_seed(image, np.full((1, 16, 20), 0.9), [7], fg=0.3, bg=0.05, backend=backend) == 7).all()
+
+
+@pytest.mark.parametrize(
+    ("activations", "keys"),
+    [
+        (np.zeros((2, 16, 21)), [1, 2]),
+        (np.zeros((2, 16, 20)), [1]),
+        (np.zeros((1, 16, 20)), [255]),
+        (np.zeros((1, 16, 20)), [0]),
+        (np.zeros((1, 16, 20)), [1.5]),
+        (np.full((1, 16, 20), np.nan), [1]),
+    ],
+)
+def test_refine_seed_refuses_what_does_not_fit(activations, keys, photo):
+    with pytest.raises(InputError, match="expected"):
+        refine_seed(photo[:16, :20], activations, keys, fg=0.3, bg=0.05)

@@ -1,0 +1,197 @@
+"""The dense CRF against pydensecrf2, side by side in one run: times alternate, ratios are medians of the pairs.
+
+Usage: python benchmarks/bench_dense_crf.py [--labels 2,3,21,81] [--sizes 375x500,480x640,1080x1920]
+       [--images photo,smooth,noise] [--threads 1,2] [--rounds 5] [--cpu-time] [--cold] [--memory] [--output FILE.json]
+
+Needs the extra `bench` (pydensecrf2 builds on Python 3.11 and 3.12). The call is the seeds': energies from a label map,
+(sxy 3, compat 3), (sxy 50, srgb 5, compat 10), 10 iterations, for both sides from the label map to the marginals.
+"""
+
+import argparse
+import json
+import platform
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from amn_fast._native import native
+from amn_fast.ops.dense_crf import DenseCRF, dense_crf, unary_from_labels
+
+PHOTO = Path(__file__).parents[1] / "tests" / "golden" / "crf" / "voc_full_3labels.npz"
+
+
+def picture(kind: str, height: int, width: int) -> np.ndarray:
+    random = np.random.default_rng(0)
+    if kind == "noise":
+        return random.integers(0, 256, (height, width, 3), np.uint8)
+    if kind == "smooth":
+        coarse = random.integers(0, 256, (4, 5, 3), np.uint8)
+        return cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC)
+    return cv2.resize(np.load(PHOTO)["image"], (width, height), interpolation=cv2.INTER_AREA)
+
+
+def label_map(count: int, height: int, width: int, seed: int = 0) -> np.ndarray:
+    coarse = np.random.default_rng(seed).random((12, 16, count), np.float32)
+    planes = [cv2.resize(np.ascontiguousarray(coarse[..., i]), (width, height)) for i in range(count)]
+    return np.argmax(planes, axis=0)
+
+
+def ours(image: np.ndarray, maps: list[np.ndarray], count: int, threads: int) -> list[np.ndarray]:
+    unaries = [unary_from_labels(labels, count, 0.7, zero_unsure=False) for labels in maps]
+    if len(unaries) == 1:
+        return [dense_crf(image, unaries[0], threads=threads)]
+    return DenseCRF(image, threads=threads).marginals(unaries)
+
+
+def peer(image: np.ndarray, maps: list[np.ndarray], count: int, threads: int = 1) -> list[np.ndarray]:
+    from pydensecrf import densecrf, utils
+
+    answers = []
+    height, width = maps[0].shape
+    for labels in maps:
+        crf = densecrf.DenseCRF2D(width, height, count)
+        crf.setUnaryEnergy(utils.unary_from_labels(labels, count, 0.7, zero_unsure=False))
+        crf.addPairwiseGaussian(sxy=3, compat=3)
+        crf.addPairwiseBilateral(sxy=50, srgb=5, rgbim=np.ascontiguousarray(image), compat=10)
+        answers.append(np.array(crf.inference(10)).reshape(count, height, width))
+    return answers
+
+
+def timed(clock: Callable[[], float], call: Callable[..., object], *arguments: object) -> float:
+    start = clock()
+    call(*arguments)
+    return 1e3 * (clock() - start)
+
+
+def compare(kind: str, size: tuple[int, int], count: int, maps: int, threads: int, rounds: int, cpu: bool) -> dict:
+    """One row: times in ms, the median ratio of the pairs, and how far the answers differ."""
+    clock = time.process_time if cpu else time.perf_counter
+    image = picture(kind, *size)
+    labels = [label_map(count, *size, seed) for seed in range(maps)]
+    mine, theirs = ours(image, labels, count, threads), peer(image, labels, count)
+    pairs = [
+        (timed(clock, ours, image, labels, count, threads), timed(clock, peer, image, labels, count))
+        for _ in range(rounds)
+    ]
+    return {
+        "image": kind,
+        "size": "x".join(map(str, size)),
+        "labels": count,
+        "maps": maps,
+        "threads": threads,
+        "ours_ms": round(statistics.median(a for a, _ in pairs), 1),
+        "peer_ms": round(statistics.median(b for _, b in pairs), 1),
+        "ratio": round(statistics.median(b / a for a, b in pairs), 2),
+        "max_dq": float(max(np.abs(a - b).max() for a, b in zip(mine, theirs, strict=True))),
+        "other_argmax": int(sum((a.argmax(0) != b.argmax(0)).sum() for a, b in zip(mine, theirs, strict=True))),
+    }
+
+
+def parts(size: tuple[int, int], count: int, rounds: int) -> dict:
+    """Ours in parts, in ms of processor time: lattices (the Gaussian one built anew), inference, whole call."""
+    image, labels = picture("photo", *size), label_map(count, *size)
+    unary = unary_from_labels(labels, count, 0.7, zero_unsure=False)
+    crf = DenseCRF(image)
+    clock = time.process_time
+
+    def grid() -> None:
+        native.CrfLattice.of_grid(*size, 3, 3)
+
+    median = {
+        name: round(statistics.median(timed(clock, call) for _ in range(rounds)), 1)
+        for name, call in {
+            "gaussian_lattice_ms": grid,
+            "bilateral_lattice_ms": lambda: DenseCRF(image, gaussian=None),
+            "inference_ms": lambda: crf.marginals(unary),
+            "whole_ms": lambda: dense_crf(image, unary),
+        }.items()
+    }
+    return {
+        "size": "x".join(map(str, size)),
+        "labels": count,
+        "vertices": crf.pairwise[1].lattice.handle.vertices,
+    } | median
+
+
+def alone(side: str, what: str, kind: str, size: tuple[int, int], count: int) -> float:
+    """The first call's time in ms, or the peak memory in MB that it adds, in a process of its own."""
+    folder = str(Path(__file__).parent)
+    code = f"import sys; sys.path.insert(0, {folder!r}); import bench_dense_crf as bench\n"
+    code += f"bench.lonely({side!r}, {what!r}, {kind!r}, {size!r}, {count})"
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    return float(done.stdout)
+
+
+def lonely(side: str, what: str, kind: str, size: tuple[int, int], count: int) -> None:
+    image, labels = picture(kind, *size), label_map(count, *size)
+    if side == "peer":
+        from pydensecrf import densecrf, utils  # noqa: F401  (imported before the clock starts, as ours is)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    call = peer if side == "peer" else ours
+    first = timed(time.perf_counter, call, image, [labels], count, 1)
+    print(first if what == "cold" else (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--labels", default="2,3,21,81")
+    parser.add_argument("--sizes", default="375x500")
+    parser.add_argument("--images", default="photo")
+    parser.add_argument("--maps", default="1,2")
+    parser.add_argument("--threads", default="1")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--cpu-time", action="store_true", help="processor time instead of wall time (one thread only)")
+    parser.add_argument("--cold", action="store_true", help="also the first call of a process")
+    parser.add_argument("--memory", action="store_true", help="also the peak memory that one call adds")
+    parser.add_argument("--output", type=Path)
+    options = parser.parse_args()
+    sizes = [tuple(map(int, size.split("x"))) for size in options.sizes.split(",")]
+    counts = [int(count) for count in options.labels.split(",")]
+    report: dict = {
+        "machine": f"{platform.machine()}, {platform.system()}, Python {platform.python_version()}",
+        "instruction_set": native.crf_instruction_set(),
+        "date": time.strftime("%Y-%m-%d"),
+        "clock": "processor time" if options.cpu_time else "wall time",
+        "rows": [],
+        "parts": [],
+        "alone": [],
+    }
+    for size in sizes:
+        for kind in options.images.split(","):
+            for count in counts:
+                for maps in map(int, options.maps.split(",")):
+                    for threads in map(int, options.threads.split(",")):
+                        row = compare(kind, size, count, maps, threads, options.rounds, options.cpu_time)
+                        report["rows"].append(row)
+                        print(row, flush=True)
+        for count in counts:
+            report["parts"].append(parts(size, count, options.rounds))
+            print(report["parts"][-1], flush=True)
+            for what in [name for name in ("cold", "memory") if getattr(options, name)]:
+                pairs = [
+                    [alone(side, what, "photo", size, count) for side in ("ours", "peer")]
+                    for _ in range(options.rounds if what == "cold" else 1)
+                ]
+                row = {
+                    "size": "x".join(map(str, size)),
+                    "labels": count,
+                    "what": "first call, ms" if what == "cold" else "peak memory added, MB",
+                    "ours": round(statistics.median(a for a, _ in pairs), 1),
+                    "peer": round(statistics.median(b for _, b in pairs), 1),
+                    "ratio": round(statistics.median(b / a for a, b in pairs), 2),
+                }
+                report["alone"].append(row)
+                print(row, flush=True)
+    if options.output:
+        options.output.write_text(json.dumps(report, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
