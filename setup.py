@@ -40,6 +40,7 @@ setup(
         "amn_fast": ["py.typed", "configs/*.yaml", "*.jinja"],
         "amn_fast.kernels": ["**/*.cu", "**/*.hpp"],
     },
+    include_package_data=False,  # the sources of the extension are for the sdist alone
     ext_modules=[native],
     cmdclass={"build_ext": build_ext},
 )

@@ -37,7 +37,7 @@ from amn_fast.ops.dense_crf import refine_seed
 from amn_fast.ops.random_walk import random_walk
 rng = np.random.default_rng(0)
 image = rng.integers(0, 256, (24, 32, 3), np.uint8)
-seed = refine_seed(image, rng.random((2, 24, 32), np.float32), [1, 3])
+seed = refine_seed(image, rng.random((2, 24, 32), np.float32), [1, 3], fg=0.6, bg=0.3)
 walked = random_walk(rng.random((2, 6, 8), np.float32), rng.random((6, 8), np.float32))
 """
 
@@ -234,7 +234,7 @@ def test_without_a_compiler_everything_runs_on_the_references(without_compiler, 
 
     rng = np.random.default_rng(0)
     image = rng.integers(0, 256, (24, 32, 3), np.uint8)
-    seed = refine_seed(image, rng.random((2, 24, 32), np.float32), [1, 3])
+    seed = refine_seed(image, rng.random((2, 24, 32), np.float32), [1, 3], fg=0.6, bg=0.3)
     walked = random_walk(rng.random((2, 6, 8), np.float32), rng.random((6, 8), np.float32))
     with np.load(answers) as found:
         assert (found["seed"] == seed).mean() > 0.99

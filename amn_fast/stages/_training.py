@@ -1,5 +1,6 @@
 """The training loop of all three networks: seeded, resumable after each epoch."""
 
+import io
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -120,7 +121,10 @@ def load_weights(path: Path, net: nn.Module) -> None:
 
 def _save(path: Path, net: nn.Module, optimizer: torch.optim.Optimizer, epochs: int) -> None:
     state = {"net": net.state_dict(), "optimizer": optimizer.state_dict(), "epochs": epochs}
-    write_atomically(path, lambda file: torch.save(state, file))
+    # By way of memory: torch.save buries the reason when a write fails, such as a full disk.
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    write_atomically(path, lambda file: file.write(buffer.getbuffer()))
 
 
 def _restore(path: Path, net: nn.Module, optimizer: torch.optim.Optimizer) -> int:

@@ -150,14 +150,6 @@ def test_a_mask_of_another_size(copy_of_run, refused):
     )
 
 
-def test_ground_truth_of_another_size(my_pictures, copy_of_run, refused):
-    _, file = copy_of_run("run")
-    truth = my_pictures / "masks" / "demo_002.png"
-    write_mask(truth, np.zeros((5, 7), np.uint8))
-    sentence = refused("run", file, "--root", my_pictures, "--set", "train_amn.epochs=1")
-    assert sentence.startswith(f"{truth}: 7 x 5 pixels, but its picture {my_pictures / 'images' / 'demo_002.jpg'} is ")
-
-
 def test_activations_of_another_picture(copy_of_run, refused):
     config, file = copy_of_run("run", ("make-mask",))
     path = config.run / "amn" / "demo_002.npz"
