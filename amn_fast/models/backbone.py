@@ -1,9 +1,10 @@
 """Feature extractors by name: five levels of features, strides 2-4, 4, 8, 16 and 16.
 
-All backbones give their last features at output stride 16. ResNet-50 is the published one, with stride 1 and *no* dilation
-in its last stage. The others have dilation in place of that stride, so that pretrained weights compute the features that
-they were trained for, only closer together: without it, the best CAM that a linear classifier on frozen features of
-efficientnet_lite0 gives on MSRC v2 fell from .576 to .506 mIoU. Batch norms always use their running statistics.
+All backbones give their last features at output stride 16. ResNet-50 is the published one, with stride 1 and *no*
+dilation in its last stage. The others have dilation in place of that stride, so that pretrained weights compute the
+features that they were trained for, only closer together: without it, the best CAM that a linear classifier on frozen
+features of efficientnet_lite0 gives on MSRC v2 fell from .576 to .506 mIoU. Batch norms always use their running
+statistics.
 """
 
 import copy

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from amn_fast.kernels.dense_crf import reference
 
 from amn_fast._native import native
 from amn_fast.errors import InputError
+from amn_fast.kernels.dense_crf import reference
 from amn_fast.ops.dense_crf import DenseCRF, dense_crf, refine_seed, unary_from_labels, unary_from_softmax
 from amn_fast.ops.lattice import Lattice, Pairwise, kl_divergence, mean_field
 
