@@ -201,7 +201,8 @@ def test_gradients_equal_the_exact_ones(dtype, radius, size, backend):
     ours, *found = gradients(case, backend, radius=radius)
     np.testing.assert_allclose([t.item() for t in ours], [t.item() for t in terms], rtol=1e-6)
     for gradient, true_gradient in zip(found, true, strict=True):
-        rounding = 1e-2 if dtype == torch.bfloat16 else 1e-6
+        # The reference computes in the type it is given and loses digits in log(1 + 1e-5 - a); the kernels do not.
+        rounding = 1e-2 if dtype == torch.bfloat16 else 1e-4 if backend == "reference" else 1e-6
         scale = float(true_gradient.abs().max())
         torch.testing.assert_close(gradient.double(), true_gradient, rtol=rounding, atol=1e-6 * scale)
 
