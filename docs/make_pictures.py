@@ -52,23 +52,24 @@ def strip(work: Workspace, id: str, panels: list[str]) -> Rgb:
         "mask": lambda: coloured(pictures.mask(id), picture),
         "truth": lambda: coloured(pictures.truth(id), picture),
     }
-    width = round(HEIGHT * size[0] / size[1])
-    tiles = [cv2.resize(made[name](), (width, HEIGHT), interpolation=cv2.INTER_AREA) for name in panels]
+    side = min(size)
+    left, top = (size[0] - side) // 2, (size[1] - side) // 2
+    squares = [made[name]()[top : top + side, left : left + side] for name in panels]
+    tiles = [cv2.resize(square, (HEIGHT, HEIGHT), interpolation=cv2.INTER_AREA) for square in squares]
     gap = np.full((HEIGHT, GAP, 3), 255, np.uint8)
     return np.hstack([piece for tile in tiles for piece in (tile, gap)][:-1])
 
 
 def stack(strips: list[Rgb]) -> Rgb:
-    """Strips of different widths above one another, on white."""
-    width = max(piece.shape[1] for piece in strips)
-    padded = [np.pad(s, ((0, GAP), (0, width - s.shape[1]), (0, 0)), constant_values=255) for s in strips]
-    return np.vstack(padded)[:-GAP]
+    """Strips above one another, on white."""
+    return np.vstack([np.pad(s, ((0, GAP), (0, 0), (0, 0)), constant_values=255) for s in strips])[:-GAP]
 
 
 def main(config: str) -> None:
     work = Workspace(read_config(config))
     several = [id for id in work.dataset.ids if work.dataset.labels(id).sum() > 1]
-    shown = [work.dataset.ids[0], *several[:2], work.dataset.ids[1]]
+    single = [id for id in work.dataset.ids if work.dataset.labels(id).sum() == 1]
+    shown = [single[0], several[0], several[1], single[2]]
     everything = ["picture", "cam", "seed", "amn", "amn_seed", "edge", "mask", "truth"]
     IMAGES.mkdir(exist_ok=True)
 
