@@ -14,6 +14,8 @@ from pathlib import Path
 import torch
 
 MIB = 1024 * 1024
+# Seconds before each run: PyTorch's threads spin for milliseconds after their work, which is not the next method's time.
+PAUSE = 0.02
 
 
 def options(description: str | None) -> argparse.Namespace:
@@ -37,6 +39,7 @@ def compare(case: str, methods: dict[str, Callable[[], object]], ours: str, roun
     for _ in range(rounds):
         for name, run in methods.items():
             _wait(device)
+            time.sleep(PAUSE)
             begin = time.perf_counter()
             run()
             _wait(device)

@@ -32,9 +32,8 @@ def pixel_loss(
         A scalar, float32 (float64 for double logits).
 
     Raises:
-        InputError: a shape, a type or a value is not as above. A label above C is found before anything is computed;
-            on a GPU, where looking would wait for the device, only sampled labels are looked at, a label above C
-            counts nowhere, and a later call raises.
+        InputError: a shape, a type or a value is not as above. Only sampled labels are looked at. On a GPU, where
+            looking would wait for the device, a label above C counts nowhere and a later call raises.
     """
     sums, counts = pixel_sums(logits, labels, eps=eps, ignore_index=ignore_index, backend=backend)
     return balanced_mean(sums, counts)
@@ -56,7 +55,9 @@ def pixel_sums(
     chosen = resolve(backend, "pixel_loss", logits.device.type)
     if chosen == "reference":
         if not torch.compiler.is_compiling():
-            _check_labels(_highest_label(labels, ignore_index), logits.shape[1], ignore_index)
+            small = reference.sample_labels(labels, *logits.shape[2:])
+            highest = int(small.masked_fill(small == ignore_index, 0).amax()) if small.numel() else 0
+            _check_labels(highest, logits.shape[1], ignore_index)
         return reference.pixel_sums(logits, labels, eps, ignore_index)
     sums, counts, _ = _pixel_sums(logits, labels, eps, ignore_index, chosen)
     return sums, counts
@@ -70,11 +71,10 @@ def _pixel_sums(
     dtype = _arithmetic(logits)
     if backend == "triton":
         return _triton_forward(logits, labels, eps, ignore_index)
-    problem = _problem(logits, labels, eps, ignore_index)
-    _check_labels(problem.highest_label(), logits.shape[1], ignore_index)
     normaliser = logits.new_empty((2, logits.shape[0], *logits.shape[2:]), dtype=dtype)
-    background, foreground, *counts = problem.forward(normaliser.data_ptr())
-    return torch.tensor([background, foreground], dtype=dtype), torch.tensor(counts, dtype=dtype), normaliser
+    sums = _problem(logits, labels, eps, ignore_index).forward(normaliser.data_ptr())
+    _check_labels(sums.highest_label, logits.shape[1], ignore_index)
+    return torch.tensor(sums.losses, dtype=dtype), torch.tensor(sums.pixels, dtype=dtype), normaliser
 
 
 @_pixel_sums.register_fake
@@ -123,17 +123,15 @@ _pixel_sums.register_autograd(_backward, setup_context=_setup_context)
 def _triton_forward(logits: Tensor, labels: Tensor, eps: float, ignore_index: int) -> tuple[Tensor, Tensor, Tensor]:
     from amn_fast.kernels.pixel_loss import triton
 
-    channels = logits.shape[1]
-    if logits.device.type == "cpu":  # interpreted
-        _check_labels(_highest_label(labels, ignore_index), channels, ignore_index)
-        return triton.forward(logits, labels, eps, ignore_index)[:3]
     _raise_found()
     sums, counts, normaliser, highest = triton.forward(logits, labels, eps, ignore_index)
-    if not torch.cuda.is_current_stream_capturing():
+    if logits.device.type == "cpu":  # interpreted
+        _check_labels(int(highest), logits.shape[1], ignore_index)
+    elif not torch.cuda.is_current_stream_capturing():
         found = torch.empty((), dtype=highest.dtype, pin_memory=True).copy_(highest, non_blocking=True)
         event = torch.cuda.Event()
         event.record()
-        _unread.append((event, found, channels, ignore_index))
+        _unread.append((event, found, logits.shape[1], ignore_index))
     return sums, counts, normaliser
 
 
@@ -183,10 +181,6 @@ def _check(logits: Tensor, labels: Tensor, eps: float) -> None:
         raise InputError(f"pixel_loss: labels are on {labels.device}, expected {logits.device}, as the logits")
     if not 0 <= eps <= 1:
         raise InputError(f"pixel_loss: eps is {eps}, expected a number in [0, 1]")
-
-
-def _highest_label(labels: Tensor, ignore_index: int) -> int:
-    return int(labels.masked_fill(labels == ignore_index, 0).amax()) if labels.numel() else 0
 
 
 def _check_labels(highest: int, channels: int, ignore_index: int) -> None:

@@ -6,6 +6,7 @@
 
 namespace py = pybind11;
 using amn::pixel_loss::Problem;
+using amn::pixel_loss::Sums;
 using amn::pixel_loss::Type;
 
 namespace {
@@ -28,11 +29,14 @@ Problem problem(std::uintptr_t logits, int type, std::array<std::int64_t, 4> sha
 }  // namespace
 
 void bind_pixel_loss(py::module_& m) {
+    py::class_<Sums>(m, "PixelLossSums")
+        .def_readonly("losses", &Sums::losses)
+        .def_readonly("pixels", &Sums::pixels)
+        .def_readonly("highest_label", &Sums::highest_label);
     py::class_<Problem>(m, "PixelLoss")
         .def(py::init(&problem), py::kw_only(), py::arg("logits"), py::arg("type"), py::arg("shape"), py::arg("strides"),
              py::arg("labels"), py::arg("label_size"), py::arg("label_strides"), py::arg("eps"),
              py::arg("ignore_index"), py::arg("threads"))
-        .def("highest_label", &amn::pixel_loss::highest_label, py::call_guard<py::gil_scoped_release>())
         .def(
             "forward",
             [](const Problem& p, std::uintptr_t normaliser) {

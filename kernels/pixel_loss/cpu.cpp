@@ -10,6 +10,7 @@
 #include <memory>
 #include <vector>
 
+#include "huge_pages.hpp"
 #include "nearest.hpp"
 #include "parallel.hpp"
 #include "simd.hpp"
@@ -132,44 +133,25 @@ AMN_TILE_FUNCTIONS(Half, float)
 AMN_TILE_FUNCTIONS(BFloat16, float)
 #undef AMN_TILE_FUNCTIONS
 
-// Maxima side by side: the compiler does not vectorise one maximum of bytes.
-constexpr std::int64_t kLanes = 64;
-using Maxima = std::array<std::uint8_t, kLanes>;
-
-AMN_CLONES void raise_to_row(const std::uint8_t* row, std::int64_t width, std::uint8_t ignore, std::uint8_t* maxima) {
-    std::uint8_t most[kLanes];
-    for (std::int64_t i = 0; i < kLanes; ++i) most[i] = maxima[i];
-    std::int64_t x = 0;
-    for (; x + kLanes <= width; x += kLanes)
-        for (std::int64_t i = 0; i < kLanes; ++i) {
-            const std::uint8_t label = row[x + i];
-            const std::uint8_t kept = label == ignore ? std::uint8_t{0} : label;
-            most[i] = most[i] > kept ? most[i] : kept;
-        }
-    for (std::int64_t i = 0; x + i < width; ++i)
-        if (row[x + i] != ignore && row[x + i] > most[i]) most[i] = row[x + i];
-    for (std::int64_t i = 0; i < kLanes; ++i) maxima[i] = most[i];
-}
-
-// The labels of a tile's pixels, -1 for those that count nowhere. Returns whether any counts.
+// The labels of a tile's pixels, -1 for those that count nowhere. Returns the highest, -1 where none counts.
 class Labels {
    public:
     explicit Labels(const Problem& p)
         : problem_(p), rows_(nearest_index(p.label_size[0], p.shape[2])), columns_(nearest_index(p.label_size[1], p.shape[3])) {}
 
-    bool read(const Tile& tile, int* label) const {
+    int read(const Tile& tile, int* label) const {
         const auto [batch_stride, row_stride, column_stride] = problem_.label_strides;
         const std::uint8_t* image = problem_.labels + tile.image * batch_stride;
         std::int64_t y = tile.row + tile.column / problem_.shape[3], x = tile.column % problem_.shape[3];
-        bool any = false;
+        int highest = -1;
         for (std::int64_t i = 0; i < tile.size; ++i) {
             const int k = image[rows_[static_cast<std::size_t>(y)] * row_stride +
                                 columns_[static_cast<std::size_t>(x)] * column_stride];
             label[i] = k == problem_.ignore_index ? -1 : k;
-            any |= label[i] >= 0;
+            highest = std::max(highest, label[i]);
             if (++x == problem_.shape[3]) x = 0, ++y;
         }
-        return any;
+        return highest;
     }
 
    private:
@@ -182,6 +164,11 @@ struct Side {
     std::int64_t pixels = 0;
 };
 
+struct TileSums {
+    std::array<Side, 2> sides;
+    int highest = -1;
+};
+
 template <class F, class OneTile>
 void on_tiles(const Grid& grid, const Problem& p, const OneTile& one_tile) {
     parallel_for(grid.tiles, p.threads, [&] {
@@ -190,17 +177,19 @@ void on_tiles(const Grid& grid, const Problem& p, const OneTile& one_tile) {
 }
 
 template <class T, class F>
-std::array<double, 4> forward_typed(const Problem& p, F* normaliser) {
+Sums forward_typed(const Problem& p, F* normaliser) {
     const auto [batch, channels, height, width] = p.shape;
     const Grid grid(p, p.strides);
     const Labels labels(p);
     const F on = static_cast<F>(1 - p.eps), off = static_cast<F>(p.eps / static_cast<double>(channels - 1));
-    std::vector<std::array<Side, 2>> sums(static_cast<std::size_t>(grid.tiles));
+    std::vector<TileSums> sums(static_cast<std::size_t>(grid.tiles));
     F* log_sums = normaliser + batch * height * width;
     const auto one_tile = [&](std::int64_t number, Buffers<F>& b) {
         const Tile tile(grid, number);
         const std::int64_t first = (tile.image * height + tile.row) * width + tile.column;
-        if (!labels.read(tile, b.label.data())) {
+        auto& tile_sums = sums[static_cast<std::size_t>(number)];
+        tile_sums.highest = labels.read(tile, b.label.data());
+        if (tile_sums.highest < 0 || tile_sums.highest >= channels) {  // nothing counts, or nothing can be computed
             std::fill_n(normaliser + first, tile.size, F(0));
             std::fill_n(log_sums + first, tile.size, F(0));
             return;
@@ -209,7 +198,6 @@ std::array<double, 4> forward_typed(const Problem& p, F* normaliser) {
                           tile.column * p.strides[3];
         forward_tile(source, channels, tile.size, p.strides[1], p.strides[3], b.values.get(), b.highest.data(),
                      b.sum.data(), b.total.data());
-        auto& sides = sums[static_cast<std::size_t>(number)];
         for (std::int64_t i = 0; i < tile.size; ++i) {
             const auto at = static_cast<std::size_t>(i);
             const F log_sum = std::log(b.sum[at]);
@@ -217,18 +205,20 @@ std::array<double, 4> forward_typed(const Problem& p, F* normaliser) {
             log_sums[first + i] = log_sum;
             if (b.label[at] < 0) continue;
             const F own = b.values[static_cast<std::size_t>(b.label[at] * kTile + i)] - b.highest[at];
-            auto& side = sides[b.label[at] != 0];
+            auto& side = tile_sums.sides[b.label[at] != 0];
             side.loss += log_sum - on * own - off * (b.total[at] - own);
             side.pixels += 1;
         }
     };
     on_tiles<F>(grid, p, one_tile);
-    std::array<double, 4> result{};
-    for (const auto& sides : sums)
+    Sums result;
+    for (const auto& tile_sums : sums) {
+        result.highest_label = std::max(result.highest_label, tile_sums.highest);
         for (std::size_t k = 0; k < 2; ++k) {
-            result[k] += sides[k].loss;
-            result[2 + k] += static_cast<double>(sides[k].pixels);
+            result.losses[k] += tile_sums.sides[k].loss;
+            result.pixels[k] += static_cast<double>(tile_sums.sides[k].pixels);
         }
+    }
     return result;
 }
 
@@ -241,12 +231,13 @@ void backward_typed(const Problem& p, const F* normaliser, std::array<double, 2>
     const F off = static_cast<F>(p.eps / static_cast<double>(channels - 1));
     const F step = static_cast<F>(1 - p.eps) - off;
     const F* log_sums = normaliser + batch * height * width;
+    advise_huge_pages(gradient, static_cast<std::size_t>(batch * channels * height * width) * sizeof(T));
     const auto one_tile = [&](std::int64_t number, Buffers<F>& b) {
         const Tile tile(grid, number);
         auto& weight = b.sum;
         weight.fill(0);
         T* target = gradient + tile.image * gs[0] + tile.row * gs[2] + tile.column * gs[3];
-        if (!labels.read(tile, b.label.data())) {
+        if (labels.read(tile, b.label.data()) < 0) {
             std::fill_n(b.values.get(), channels * kTile, F(0));
         } else {
             const std::int64_t first = (tile.image * height + tile.row) * width + tile.column;
@@ -274,27 +265,7 @@ void backward_typed(const Problem& p, const F* normaliser, std::array<double, 2>
 
 }  // namespace
 
-int highest_label(const Problem& p) {
-    const auto [height, width] = p.label_size;
-    const auto [batch_stride, row_stride, column_stride] = p.label_strides;
-    // A label outside 0..255 ignores nothing; neither does 0 here, which no maximum notices.
-    const auto ignore = static_cast<std::uint8_t>(p.ignore_index >= 0 && p.ignore_index <= 255 ? p.ignore_index : 0);
-    std::vector<std::uint8_t> highest(static_cast<std::size_t>(p.shape[0]), 0);
-    const auto one_image = [&](std::int64_t image) {
-        Maxima maxima{};
-        std::vector<std::uint8_t> copy(static_cast<std::size_t>(column_stride == 1 ? 0 : width));
-        for (std::int64_t y = 0; y < height; ++y) {
-            const std::uint8_t* row = p.labels + image * batch_stride + y * row_stride;
-            for (std::size_t x = 0; x < copy.size(); ++x) copy[x] = row[static_cast<std::int64_t>(x) * column_stride];
-            raise_to_row(copy.empty() ? row : copy.data(), width, ignore, maxima.data());
-        }
-        highest[static_cast<std::size_t>(image)] = *std::max_element(maxima.begin(), maxima.end());
-    };
-    parallel_for(p.shape[0], p.threads, [&] { return one_image; });
-    return highest.empty() ? 0 : *std::max_element(highest.begin(), highest.end());
-}
-
-std::array<double, 4> forward(const Problem& p, void* normaliser) {
+Sums forward(const Problem& p, void* normaliser) {
     switch (p.type) {
         case Type::f32: return forward_typed<float>(p, static_cast<float*>(normaliser));
         case Type::f64: return forward_typed<double>(p, static_cast<double*>(normaliser));

@@ -21,15 +21,18 @@ struct Problem {
     int threads;
 };
 
-// The highest label that is not `ignore_index`; 0 for no labels.
-int highest_label(const Problem& problem);
+// Background first.
+struct Sums {
+    std::array<double, 2> losses{}, pixels{};
+    int highest_label = -1;  // of the sampled labels, `ignore_index` apart
+};
 
 // Writes the softmax's maximum and logarithm of the sum of each pixel to `normaliser` (2, batch, height, width), float
-// (double for double logits). Returns the summed loss of background and foreground pixels and the numbers of both.
-// The labels must be below the number of channels or `ignore_index`.
-std::array<double, 4> forward(const Problem& problem, void* normaliser);
+// (double for double logits). Where the highest label is not below the number of channels nothing else has a meaning.
+Sums forward(const Problem& problem, void* normaliser);
 
-// Writes the gradient of weights[0] * background sum + weights[1] * foreground sum, in the type of the logits.
+// Writes the gradient of weights[0] * background sum + weights[1] * foreground sum, in the type of the logits, into
+// memory without gaps. The sampled labels are below the number of channels or `ignore_index`.
 void backward(const Problem& problem, const void* normaliser, std::array<double, 2> weights, void* gradient,
               const std::array<std::int64_t, 4>& gradient_strides);
 

@@ -8,6 +8,7 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from amn_fast.models import AmnNet, CamNet, IrnNet  # noqa: E402
+from amn_fast.ops.pair_loss import PairLossTerms, pair_loss  # noqa: E402
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "amn"
 
@@ -91,3 +92,13 @@ def test_irn() -> None:
     edge, displacement = net.edges(recorded["x"], pad=160)
     close(edge, recorded["edge"].numpy())
     close(displacement, recorded["displacement"].numpy())
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+def test_the_five_terms_of_the_irn_loss(backend: str) -> None:
+    recorded = load("irn_losses")
+    edges, displacements = with_formula_weights(IrnNet()).train()(recorded["x"])
+    terms = pair_loss(edges, displacements, recorded["labels"][None], radius=10, backend=backend)
+    for name in PairLossTerms._fields:
+        assert getattr(terms, name).item() == pytest.approx(recorded[name].item(), rel=1e-6), name

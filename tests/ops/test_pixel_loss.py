@@ -209,7 +209,7 @@ def test_gradcheck(backend):
 
 def test_a_label_above_the_channels_is_an_error(backend):
     logits, labels = random_case()
-    labels[1, 3, 4] = 5
+    labels[1] = 5
     with pytest.raises(InputError, match=r"labels hold 5, expected 0\.\.4"):
         pixel_loss(logits, labels, backend=backend)
 
