@@ -1,4 +1,4 @@
-# `make demo` and `make test` set up what they need in .venv and run; so do `make bench`, `lint` and `sanitize`.
+# `make demo` and `make test` set up what they need in .venv and run; so do `make bench`, `lint`, `light` and `sanitize`.
 
 PYTHON ?= python3
 VENV := .venv
@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 TORCH_aarch64 := torch==2.9.1 torchvision==0.24.1
 TORCH := $(TORCH_$(shell uname -m))
 
-.PHONY: demo test bench lint sanitize clean
+.PHONY: demo test bench lint light sanitize clean
 
 demo: $(VENV)/demo.stamp
 	$(BIN)/amn-fast demo
@@ -23,12 +23,19 @@ lint: $(VENV)/lint.stamp
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# The base install, without PyTorch, on any Python: make light PYTHON=python3.13
+light:
+	rm -rf $(VENV)-light
+	$(PYTHON) -m venv $(VENV)-light
+	$(VENV)-light/bin/python -m pip install --quiet --editable '.[test]'
+	$(VENV)-light/bin/pytest -n auto tests/ops/test_dense_crf.py tests/ops/test_random_walk.py tests/compat
+
 # AddressSanitizer, UBSan and ThreadSanitizer over recorded and random problems; needs g++ or clang++.
 sanitize: $(VENV)/test.stamp
 	$(BIN)/python tests/sanitize/run_dense_crf.py
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info runs kernels/_native*.so
+	rm -rf $(VENV) $(VENV)-light build dist *.egg-info runs kernels/_native*.so
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -38,6 +45,6 @@ $(VENV)/demo.stamp: EXTRAS = pipeline,demo
 $(VENV)/test.stamp: EXTRAS = pipeline,demo,test,gpu
 $(VENV)/bench.stamp: EXTRAS = pipeline,demo,bench
 $(VENV)/lint.stamp: EXTRAS = pipeline,lint
-$(VENV)/%.stamp: pyproject.toml setup.py $(wildcard kernels/*.cpp kernels/*/*.cpp kernels/*/*.hpp) | $(BIN)/python
+$(VENV)/%.stamp: pyproject.toml setup.py $(wildcard kernels/*.[ch]pp kernels/*/*.[ch]pp) | $(BIN)/python
 	$(BIN)/python -m pip install --quiet $(TORCH) --editable '.[$(EXTRAS)]'
 	touch $@

@@ -1,7 +1,8 @@
 """The dense CRF against pydensecrf2, side by side in one run: times alternate, ratios are medians of the pairs.
 
 Usage: python benchmarks/bench_dense_crf.py [--labels 2,3,21,81] [--sizes 375x500,480x640,1080x1920]
-       [--images photo,smooth,noise] [--threads 1,2] [--rounds 5] [--cpu-time] [--cold] [--memory] [--output FILE.json]
+       [--images photo,smooth,noise] [--threads 1,2] [--rounds 5] [--cpu-time] [--cold] [--memory] [--folder] [--prune]
+       [--output FILE.json]
 
 Needs the extra `bench` (pydensecrf2 builds on Python 3.11 and 3.12). The call is the seeds': energies from a label map,
 (sxy 3, compat 3), (sxy 50, srgb 5, compat 10), 10 iterations, for both sides from the label map to the marginals.
@@ -21,7 +22,7 @@ import cv2
 import numpy as np
 
 from amn_fast._native import native
-from amn_fast.ops.dense_crf import DenseCRF, dense_crf, unary_from_labels
+from amn_fast.ops.dense_crf import DenseCRF, dense_crf, unary_from_labels, unary_from_softmax
 
 PHOTO = Path(__file__).parents[1] / "tests" / "golden" / "crf" / "voc_full_3labels.npz"
 
@@ -119,6 +120,49 @@ def parts(size: tuple[int, int], count: int, rounds: int) -> dict:
     } | median
 
 
+def folder(size: tuple[int, int], count: int, rounds: int, pictures: int = 8) -> dict:
+    """A list of pictures on one thread and on two: median times in ms, and the median ratio."""
+    images = [np.roll(picture("photo", *size), 31 * i, axis=1) for i in range(pictures)]
+    unaries = [unary_from_labels(label_map(count, *size, i), count, 0.7, zero_unsure=False) for i in range(pictures)]
+    pairs = [
+        [
+            timed(time.perf_counter, lambda threads=threads: dense_crf(images, unaries, threads=threads))
+            for threads in (1, 2)
+        ]
+        for _ in range(rounds)
+    ]
+    return {
+        "what": f"{pictures} pictures on 1 and 2 threads, ms",
+        "labels": count,
+        "one": round(statistics.median(a for a, _ in pairs), 1),
+        "two": round(statistics.median(b for _, b in pairs), 1),
+        "ratio": round(statistics.median(a / b for a, b in pairs), 2),
+    }
+
+
+def pruned(size: tuple[int, int], count: int, rounds: int, prune: float = 1e-3, visible: int = 4) -> dict:
+    """A softmax in which `visible` labels stand out, with and without pruning: times, and how often labels agree."""
+    image, shown = picture("photo", *size), label_map(visible, *size)
+    noise = np.random.default_rng(0).normal(size=(count, 24, 32)).astype(np.float32)
+    scores = np.stack([cv2.resize(plane, size[::-1]) for plane in noise])
+    scores[:visible] += 7 * (shown == np.arange(visible)[:, None, None])
+    softmax = np.exp(scores - scores.max(0))
+    unary = unary_from_softmax(softmax / softmax.sum(0))
+    crf = DenseCRF(image, threads=1)
+    pairs = [
+        [timed(time.perf_counter, lambda prune=prune: crf.labels(unary, prune=prune)) for prune in (0.0, prune)]
+        for _ in range(rounds)
+    ]
+    return {
+        "what": f"softmax with {visible} visible labels, inference without pruning and with prune={prune}, ms",
+        "labels": count,
+        "whole": round(statistics.median(a for a, _ in pairs), 1),
+        "pruned": round(statistics.median(b for _, b in pairs), 1),
+        "ratio": round(statistics.median(a / b for a, b in pairs), 2),
+        "same_label": float((crf.labels(unary) == crf.labels(unary, prune=prune)).mean()),
+    }
+
+
 def alone(side: str, what: str, kind: str, size: tuple[int, int], count: int) -> float:
     """The first call's time in ms, or the peak memory in MB that it adds, in a process of its own."""
     folder = str(Path(__file__).parent)
@@ -156,6 +200,8 @@ def main() -> None:
     parser.add_argument("--cpu-time", action="store_true", help="processor time instead of wall time (one thread only)")
     parser.add_argument("--cold", action="store_true", help="also the first call of a process")
     parser.add_argument("--memory", action="store_true", help="also the peak memory that one call adds")
+    parser.add_argument("--folder", action="store_true", help="also a list of pictures on one and on two threads")
+    parser.add_argument("--prune", action="store_true", help="also pruning, on a softmax")
     parser.add_argument("--output", type=Path)
     options = parser.parse_args()
     sizes = [tuple(map(int, size.split("x"))) for size in options.sizes.split(",")]
@@ -180,6 +226,10 @@ def main() -> None:
         for count in counts:
             report["parts"].append(parts(size, count, options.rounds))
             print(report["parts"][-1], flush=True)
+            for option, measure in {"folder": folder, "prune": pruned}.items():
+                if getattr(options, option):
+                    report["parts"].append(measure(size, count, options.rounds))
+                    print(report["parts"][-1], flush=True)
             for what in [name for name in ("cold", "memory") if getattr(options, name)]:
                 pairs = [
                     [alone(side, what, "photo", size, count) for side in ("ours", "peer")]

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 MIB = 1024 * 1024
-# Seconds before each run: PyTorch's threads spin for milliseconds after their work, which is not the next method's time.
+# Seconds before each run: threads of PyTorch spin for milliseconds after their work, in the next method's time.
 PAUSE = 0.02
 
 
