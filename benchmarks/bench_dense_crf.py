@@ -70,25 +70,37 @@ def timed(clock: Callable[[], float], call: Callable[..., object], *arguments: o
     return 1e3 * (clock() - start)
 
 
+def in_turns(
+    first: Callable[[], object], second: Callable[[], object], rounds: int, clock: Callable[[], float]
+) -> tuple[float, float, float]:
+    """Median ms of each, and the median of the second's time over the first's."""
+    pairs = [(timed(clock, first), timed(clock, second)) for _ in range(rounds)]
+    return summary(pairs)
+
+
+def summary(pairs: list[tuple[float, float]]) -> tuple[float, float, float]:
+    medians = [round(statistics.median(column), 1) for column in zip(*pairs, strict=True)]
+    return medians[0], medians[1], round(statistics.median(b / a for a, b in pairs), 2)
+
+
 def compare(kind: str, size: tuple[int, int], count: int, maps: int, threads: int, rounds: int, cpu: bool) -> dict:
     """One row: times in ms, the median ratio of the pairs, and how far the answers differ."""
     clock = time.process_time if cpu else time.perf_counter
     image = picture(kind, *size)
     labels = [label_map(count, *size, seed) for seed in range(maps)]
     mine, theirs = ours(image, labels, count, threads), peer(image, labels, count)
-    pairs = [
-        (timed(clock, ours, image, labels, count, threads), timed(clock, peer, image, labels, count))
-        for _ in range(rounds)
-    ]
+    mine_ms, theirs_ms, ratio = in_turns(
+        lambda: ours(image, labels, count, threads), lambda: peer(image, labels, count), rounds, clock
+    )
     return {
         "image": kind,
         "size": "x".join(map(str, size)),
         "labels": count,
         "maps": maps,
         "threads": threads,
-        "ours_ms": round(statistics.median(a for a, _ in pairs), 1),
-        "peer_ms": round(statistics.median(b for _, b in pairs), 1),
-        "ratio": round(statistics.median(b / a for a, b in pairs), 2),
+        "ours_ms": mine_ms,
+        "peer_ms": theirs_ms,
+        "ratio": ratio,
         "max_dq": float(max(np.abs(a - b).max() for a, b in zip(mine, theirs, strict=True))),
         "other_argmax": int(sum((a.argmax(0) != b.argmax(0)).sum() for a, b in zip(mine, theirs, strict=True))),
     }
@@ -124,24 +136,19 @@ def folder(size: tuple[int, int], count: int, rounds: int, pictures: int = 8) ->
     """A list of pictures on one thread and on two: median times in ms, and the median ratio."""
     images = [np.roll(picture("photo", *size), 31 * i, axis=1) for i in range(pictures)]
     unaries = [unary_from_labels(label_map(count, *size, i), count, 0.7, zero_unsure=False) for i in range(pictures)]
-    pairs = [
-        [
-            timed(time.perf_counter, lambda threads=threads: dense_crf(images, unaries, threads=threads))
-            for threads in (1, 2)
-        ]
-        for _ in range(rounds)
-    ]
-    return {
-        "what": f"{pictures} pictures on 1 and 2 threads, ms",
-        "labels": count,
-        "one": round(statistics.median(a for a, _ in pairs), 1),
-        "two": round(statistics.median(b for _, b in pairs), 1),
-        "ratio": round(statistics.median(a / b for a, b in pairs), 2),
-    }
+    two, one, ratio = in_turns(
+        lambda: dense_crf(images, unaries, threads=2),
+        lambda: dense_crf(images, unaries, threads=1),
+        rounds,
+        time.perf_counter,
+    )
+    what = f"{pictures} pictures on 1 and on 2 threads, ms"
+    return {"what": what, "labels": count, "one": one, "two": two, "ratio": ratio}
 
 
 def pruned(size: tuple[int, int], count: int, rounds: int, prune: float = 1e-3, visible: int = 4) -> dict:
     """A softmax in which `visible` labels stand out, with and without pruning: times, and how often labels agree."""
+    visible = min(visible, count)
     image, shown = picture("photo", *size), label_map(visible, *size)
     noise = np.random.default_rng(0).normal(size=(count, 24, 32)).astype(np.float32)
     scores = np.stack([cv2.resize(plane, size[::-1]) for plane in noise])
@@ -149,16 +156,15 @@ def pruned(size: tuple[int, int], count: int, rounds: int, prune: float = 1e-3, 
     softmax = np.exp(scores - scores.max(0))
     unary = unary_from_softmax(softmax / softmax.sum(0))
     crf = DenseCRF(image, threads=1)
-    pairs = [
-        [timed(time.perf_counter, lambda prune=prune: crf.labels(unary, prune=prune)) for prune in (0.0, prune)]
-        for _ in range(rounds)
-    ]
+    less, all_labels, ratio = in_turns(
+        lambda: crf.labels(unary, prune=prune), lambda: crf.labels(unary), rounds, time.perf_counter
+    )
     return {
-        "what": f"softmax with {visible} visible labels, inference without pruning and with prune={prune}, ms",
+        "what": f"softmax with {visible} visible labels: inference without pruning and with prune={prune}, ms",
         "labels": count,
-        "whole": round(statistics.median(a for a, _ in pairs), 1),
-        "pruned": round(statistics.median(b for _, b in pairs), 1),
-        "ratio": round(statistics.median(a / b for a, b in pairs), 2),
+        "whole": all_labels,
+        "pruned": less,
+        "ratio": ratio,
         "same_label": float((crf.labels(unary) == crf.labels(unary, prune=prune)).mean()),
     }
 
@@ -231,17 +237,19 @@ def main() -> None:
                     report["parts"].append(measure(size, count, options.rounds))
                     print(report["parts"][-1], flush=True)
             for what in [name for name in ("cold", "memory") if getattr(options, name)]:
-                pairs = [
-                    [alone(side, what, "photo", size, count) for side in ("ours", "peer")]
-                    for _ in range(options.rounds if what == "cold" else 1)
-                ]
+                mine, theirs, ratio = summary(
+                    [
+                        (alone("ours", what, "photo", size, count), alone("peer", what, "photo", size, count))
+                        for _ in range(options.rounds if what == "cold" else 1)
+                    ]
+                )
                 row = {
                     "size": "x".join(map(str, size)),
                     "labels": count,
                     "what": "first call, ms" if what == "cold" else "peak memory added, MB",
-                    "ours": round(statistics.median(a for a, _ in pairs), 1),
-                    "peer": round(statistics.median(b for _, b in pairs), 1),
-                    "ratio": round(statistics.median(b / a for a, b in pairs), 2),
+                    "ours": mine,
+                    "peer": theirs,
+                    "ratio": ratio,
                 }
                 report["alone"].append(row)
                 print(row, flush=True)
