@@ -150,15 +150,14 @@ def sizes_in(folder: Path) -> SizeOf:
         InputError: the folder is missing or holds no picture; when asked for: it lacks that picture.
     """
     from amn_fast.data.folder import find_pictures
-    from amn_fast.data.image import read_image
+    from amn_fast.data.image import image_size
 
     pictures = find_pictures(folder)
 
     def size_of(id: str) -> Size:
         if id not in pictures:
             raise InputError(f"{folder}: holds no picture {id!r}, whose size its activations do not tell")
-        height, width, _ = read_image(pictures[id]).shape
-        return height, width
+        return image_size(pictures[id])
 
     return size_of
 
