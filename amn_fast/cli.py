@@ -213,6 +213,38 @@ def crf(
     console.print(f"{len(pairs)} masks in {out}: {computed} computed, {len(pairs) - computed} there already")
 
 
+@app.command()
+def convert_activations(
+    source: Annotated[Path, typer.Argument(help="Folder of activations: the published ID.npy, or our ID.npz.")],
+    target: Annotated[Path, typer.Argument(help="Folder to write.")],
+    to: Annotated[Literal["store", "published"], typer.Option(help="The form to write.")],
+    full: Annotated[bool, typer.Option("--full", help="To our store: keep the maps at full size too.")] = False,
+    background: Annotated[
+        bool, typer.Option("--background", help="To the published form: AMN's, with a channel for the background.")
+    ] = False,
+    pictures: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(help="To our store: folder of the pictures, needed where one has no class."),
+    ] = None,
+) -> None:
+    """Convert a folder of the published code's activation dictionaries to our store, or back. Nothing is executed."""
+    from amn_fast.data import published
+
+    count = len(published.find_activations(source, ".npy" if to == "store" else ".npz"))
+    with Progress(*Progress.get_default_columns(), MofNCompleteColumn(), console=Console(stderr=True)) as progress:
+        task = progress.add_task("activations", total=count)
+
+        def advance() -> None:
+            progress.advance(task)
+
+        if to == "store":
+            size_of = published.sizes_in(pictures) if pictures else None
+            published.to_store(source, target, compact=not full, size_of=size_of, advance=advance)
+        else:
+            published.to_published(source, target, background=background, advance=advance)
+    console.print(f"{count} pictures' activations in {target}")
+
+
 @app.command(context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
 def shim(
     script: Annotated[list[str], typer.Argument(help="A Python script, then its own arguments.", metavar="SCRIPT")],

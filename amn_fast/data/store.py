@@ -2,6 +2,9 @@
 
 Each file is an `.npz` with `keys` (K,) uint8 labels, `strided` (K, h, w) and `full` (K, H, W) float16. Half precision
 keeps eleven bits of each value: activations lie in [0, 1], so the error is below 2.5e-4. Nothing in it is a pickle.
+
+A compact file holds `size` (H, W) in place of `full`, which is most of the bytes. make-mask needs no more; seeds get
+`strided` enlarged in its place. `benchmarks/bench_activation_store.py` measures both forms and what they change.
 """
 
 from dataclasses import dataclass
@@ -12,6 +15,7 @@ from numpy.typing import NDArray
 
 from amn_fast.errors import InputError
 from amn_fast.files import write_atomically
+from amn_fast.ops.mask import upsample
 
 
 @dataclass(frozen=True)
@@ -29,8 +33,11 @@ class Activations:
     full: NDArray[np.float32]
 
 
-def write_activations(path: Path | str, activations: Activations) -> None:
+def write_activations(path: Path | str, activations: Activations, *, compact: bool = False) -> None:
     """Write one picture's activations, atomically and in the same bytes each time.
+
+    Args:
+        compact: leave out `full`; a reader gets `strided` enlarged bilinearly instead.
 
     Raises:
         InputError: a value is not finite.
@@ -38,15 +45,12 @@ def write_activations(path: Path | str, activations: Activations) -> None:
     for name in ("strided", "full"):
         if not np.isfinite(getattr(activations, name)).all():
             raise InputError(f"activations for {path}: {name} holds NaN or infinity, expected finite values")
-    write_atomically(
-        path,
-        lambda file: np.savez_compressed(
-            file,
-            keys=activations.keys.astype(np.uint8),
-            strided=activations.strided.astype(np.float16),
-            full=activations.full.astype(np.float16),
-        ),
-    )
+    arrays = {"keys": activations.keys.astype(np.uint8), "strided": activations.strided.astype(np.float16)}
+    if compact:
+        arrays["size"] = np.array(activations.full.shape[1:], np.int32)
+    else:
+        arrays["full"] = activations.full.astype(np.float16)
+    write_atomically(path, lambda file: np.savez_compressed(file, **arrays))  # type: ignore[arg-type]
 
 
 def read_activations(path: Path | str) -> Activations:
@@ -57,13 +61,22 @@ def read_activations(path: Path | str) -> Activations:
     """
     try:
         with np.load(path, allow_pickle=False) as file:
-            found = Activations(file["keys"], file["strided"].astype(np.float32), file["full"].astype(np.float32))
+            strided = file["strided"].astype(np.float32)
+            full = file["full"].astype(np.float32) if "full" in file else _enlarged(strided, file["size"])
+            found = Activations(file["keys"], strided, full)
             _check(found)
             return found
     except FileNotFoundError:
         raise InputError(f"activation file {path} does not exist") from None
     except Exception as error:  # of damaged archives there are many, and each layer has its own errors
         raise InputError(f"activation file {path} cannot be read: {' '.join(str(error).split())}") from error
+
+
+def _enlarged(strided: NDArray[np.float32], size: NDArray[np.integer]) -> NDArray[np.float32]:
+    height, width = (int(side) for side in size)
+    if strided.ndim != 3 or strided.shape[1:] != ((height - 1) // 4 + 1, (width - 1) // 4 + 1):
+        raise ValueError(f"strided {strided.shape} and size {(height, width)} do not belong together")
+    return upsample(strided, (height, width))
 
 
 def _check(found: Activations) -> None:

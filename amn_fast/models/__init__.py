@@ -10,5 +10,6 @@ from amn_fast.models.amn import AmnNet  # noqa: E402  (after the check, so that 
 from amn_fast.models.backbone import Backbone, make_backbone  # noqa: E402
 from amn_fast.models.cam import CamNet  # noqa: E402
 from amn_fast.models.irn import IrnNet  # noqa: E402
+from amn_fast.models.published import load_published, published_state_dict  # noqa: E402
 
-__all__ = ["AmnNet", "Backbone", "CamNet", "IrnNet", "make_backbone"]
+__all__ = ["AmnNet", "Backbone", "CamNet", "IrnNet", "load_published", "make_backbone", "published_state_dict"]

@@ -9,6 +9,7 @@ import pytest
 
 from amn_fast.data.store import Activations, read_activations, write_activations
 from amn_fast.errors import InputError
+from amn_fast.ops.mask import upsample
 
 
 def activations(keys=(2, 5), size=(9, 14), seed=0):
@@ -128,3 +129,22 @@ def test_other_files_are_refused_and_nothing_in_them_is_executed(tmp_path, kind)
     with pytest.raises(InputError, match=r"activation file .*a\.npz cannot be read"):
         read_activations(tmp_path / "a.npz")
     assert not (tmp_path / "owned").exists()
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 300), (33, 65)])
+@pytest.mark.parametrize("keys", [(), (2, 5)])
+def test_compact_files_hold_the_size_and_enlarge_the_strided_map(tmp_path, keys, size):
+    before = activations(keys, size)
+    write_activations(tmp_path / "a.npz", before, compact=True)
+    with np.load(tmp_path / "a.npz") as file:
+        assert sorted(file) == ["keys", "size", "strided"]
+    after = read_activations(tmp_path / "a.npz")
+    np.testing.assert_allclose(after.strided, before.strided, rtol=0, atol=2.5e-4)
+    np.testing.assert_array_equal(after.full, upsample(after.strided, size))
+
+
+@pytest.mark.parametrize("size", [(9, 17), (0, 0), (-3, 14), (9,)])
+def test_a_compact_file_of_another_size_is_refused(tmp_path, size):
+    np.savez(tmp_path / "a.npz", keys=np.ones(1, np.uint8), strided=np.zeros((1, 3, 4), np.float16), size=size)
+    with pytest.raises(InputError, match=r"a\.npz cannot be read"):
+        read_activations(tmp_path / "a.npz")

@@ -1,5 +1,7 @@
-"""The networks with the published structure give the published networks' recorded answers."""
+"""Published checkpoints: their networks' recorded answers through our networks, and what is refused."""
 
+import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -7,9 +9,11 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from amn_fast.models import AmnNet, CamNet, IrnNet  # noqa: E402
+from amn_fast.models import AmnNet, CamNet, IrnNet, load_published  # noqa: E402
 from amn_fast.ops.pair_loss import PairLossTerms, pair_loss  # noqa: E402
 
+Net = CamNet | AmnNet | IrnNet
+Published = Callable[[str, Net], Net]
 GOLDEN = Path(__file__).parents[1] / "golden" / "amn"
 
 
@@ -31,30 +35,56 @@ def formula(name: str, shape: tuple[int, ...]) -> torch.Tensor:
     return torch.from_numpy(value.reshape(shape).astype(np.float32))
 
 
-def published_name(name: str) -> str:
-    name = name.replace("backbone.net.", "resnet50.")
-    for ours, theirs in (("edge_layers", "fc_edge"), ("dp_layers", "fc_dp")):
-        if name.startswith(ours):
-            _, number, rest = name.split(".", 2)
-            if theirs == "fc_edge" or number in "012345":
-                return f"{theirs}{int(number) + 1}.{rest}"
-            return (
-                f"fc_dp7.{rest}"
-                if number == "6"
-                else f"fc_dp7.{3 if rest.startswith('0') else 4}.{rest.split('.', 1)[1]}"
-            )
-    return name
+def checkpoint(recorded: str) -> dict[str, torch.Tensor]:
+    """The published state dict under all its names, with the formula weights.
 
-
-def with_formula_weights(net: torch.nn.Module) -> torch.nn.Module:
-    state = {}
-    for name, value in net.state_dict().items():
+    Which names are one tensor follows from the order in the file alone: the published modules list the same tensors
+    again, in the same order. A tensor's value is that of its first name.
+    """
+    shapes = {
+        name: tuple(shape)
+        for name, shape in json.loads((GOLDEN / "state_dict_keys.json").read_text())[recorded].items()
+    }
+    first: dict[str, str] = {}
+    for owner, again in AGAIN:
+        owners = [name for name in shapes if name.startswith(owner)]
+        copies = [name for name in shapes if name.startswith(again)]
+        assert len(copies) in (0, len(owners))
+        first.update(zip(copies, owners, strict=bool(copies)))
+    state: dict[str, torch.Tensor] = {}
+    for name, shape in shapes.items():
         if name.endswith("num_batches_tracked"):
-            continue
-        published = published_name(name)
-        state[name] = formula(published, tuple(value.shape))
-    net.load_state_dict(state, strict=False)
-    return net.eval()
+            state[name] = torch.tensor(7)
+        elif name.endswith("running_mean") and shape == (2,):  # what the recorded displacements have subtracted
+            state[name] = formula("fc_dp7.4.running_mean", shape)
+        else:
+            state[name] = state[first[name]] if name in first else formula(name, shape)
+    return state
+
+
+AGAIN = (
+    ("resnet50.", "stage"),
+    ("resnet50.", "backbone."),
+    ("classifier.", "newly_added.0."),
+    ("label_enc.", "newly_added.1."),
+    ("fc_edge", "edge_layers."),
+    ("fc_dp", "dp_layers."),
+)
+
+
+@pytest.fixture(scope="session")
+def published(tmp_path_factory: pytest.TempPathFactory) -> Published:
+    """Puts the recorded state dict of that name into a network, by way of a file."""
+    folder = tmp_path_factory.mktemp("published")
+
+    def load(recorded: str, net: Net) -> Net:
+        path = folder / f"{recorded}.pth"
+        if not path.exists():
+            torch.save(checkpoint(recorded), path)
+        load_published(path, net)
+        return net.eval()
+
+    return load
 
 
 def close(ours: torch.Tensor, recorded: np.ndarray) -> None:
@@ -68,8 +98,8 @@ def load(name: str) -> dict[str, torch.Tensor]:
 
 
 @torch.no_grad()
-def test_cam() -> None:
-    net = with_formula_weights(CamNet(20))
+def test_cam(published: Published) -> None:
+    net = published("cam_logits", CamNet(20))
     recorded = load("net_cam_logits")
     close(net(recorded["x"]), recorded["out"].numpy())
     recorded = load("net_cam_map")
@@ -77,8 +107,8 @@ def test_cam() -> None:
 
 
 @torch.no_grad()
-def test_amn() -> None:
-    net = with_formula_weights(AmnNet(20))
+def test_amn(published: Published) -> None:
+    net = published("amn_logits", AmnNet(20))
     recorded = load("net_amn_logits")
     close(net(recorded["x"], recorded["label"]), recorded["out"].numpy())
     recorded = load("net_amn_map")
@@ -86,8 +116,8 @@ def test_amn() -> None:
 
 
 @torch.no_grad()
-def test_irn() -> None:
-    net = with_formula_weights(IrnNet())
+def test_irn(published: Published) -> None:
+    net = published("irn", IrnNet())
     recorded = load("net_irn")
     edge, displacement = net.edges(recorded["x"], pad=160)
     close(edge, recorded["edge"].numpy())
@@ -96,9 +126,15 @@ def test_irn() -> None:
 
 @torch.no_grad()
 @pytest.mark.parametrize("backend", ["cpu", "reference"])
-def test_the_five_terms_of_the_irn_loss(backend: str) -> None:
+def test_the_five_terms_of_the_irn_loss(published: Published, backend: str) -> None:
     recorded = load("irn_losses")
-    edges, displacements = with_formula_weights(IrnNet()).train()(recorded["x"])
+    edges, displacements = published("irn", IrnNet()).train()(recorded["x"])
     terms = pair_loss(edges, displacements, recorded["labels"][None], radius=10, backend=backend)
     for name in PairLossTerms._fields:
         assert getattr(terms, name).item() == pytest.approx(recorded[name].item(), rel=1e-6), name
+
+
+def test_the_recorded_maps_have_the_weights_of_the_recorded_logits() -> None:
+    recorded = json.loads((GOLDEN / "state_dict_keys.json").read_text())
+    assert recorded["cam_map"] == recorded["cam_logits"]
+    assert recorded["amn_map"] == recorded["amn_logits"]
