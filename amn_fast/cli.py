@@ -214,6 +214,35 @@ def crf(
 
 
 @app.command()
+def check_data(
+    config: ConfigArgument,
+    set: SetOption = None,
+    root: RootOption = None,
+    masks: Annotated[bool, typer.Option("--masks", help="Read every ground-truth mask too.")] = False,
+) -> None:
+    """Count a data set's pictures and classes and list what is missing; exit code 1 if anything is."""
+    from amn_fast.data import open_dataset
+    from amn_fast.data.inventory import expected_pictures, take_inventory
+
+    data = _config(config, set, None, root).data
+    dataset = open_dataset(data.kind, data.root, **data.options)
+    expected = expected_pictures(data.kind, data.options, dataset.classes)
+    with Progress(*Progress.get_default_columns(), MofNCompleteColumn(), console=Console(stderr=True)) as progress:
+        task = progress.add_task("masks", total=len(dataset.ids), visible=masks)
+        found = take_inventory(dataset, expected, masks=masks, advance=lambda: progress.advance(task))
+    official = "" if expected is None else f", expected {expected}"
+    console.print(f"{dataset.name}: {found.pictures} pictures{official}")
+    table = Table("class", "pictures")
+    for name, count in found.positives.items():
+        table.add_row(name, str(count))
+    console.print(table)
+    for kind, ids in found.missing.items():
+        console.print(f"without {kind}: {list_ids(ids) if ids else 'none'}", soft_wrap=True)
+    if not found.complete:
+        raise typer.Exit(1)
+
+
+@app.command()
 def convert_activations(
     source: Annotated[Path, typer.Argument(help="Folder of activations: the published ID.npy, or our ID.npz.")],
     target: Annotated[Path, typer.Argument(help="Folder to write.")],
