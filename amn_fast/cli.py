@@ -87,10 +87,25 @@ def _print_summary(run: Path) -> None:
 
 
 def _add_stage(name: str, module: str, text: str) -> None:
-    def command(config: ConfigArgument, set: SetOption = None, run: RunOption = None, root: RootOption = None) -> None:
+    def command(
+        config: ConfigArgument,
+        set: SetOption = None,
+        run: RunOption = None,
+        root: RootOption = None,
+        from_published: Annotated[
+            Optional[Path],  # noqa: UP045
+            typer.Option(help="Folder of the published code (result/, sess/) to take earlier stages' outputs from."),
+        ] = None,
+    ) -> None:
         import importlib
 
-        importlib.import_module(f"amn_fast.stages.{module}").run(_config(config, set, run, root))
+        stage = importlib.import_module(f"amn_fast.stages.{module}").stage
+        settings = _config(config, set, run, root)
+        if from_published is not None:
+            from amn_fast.stages.from_published import adopt
+
+            adopt(settings, from_published, stage)
+        stage.run(settings)
 
     app.command(name, help=text)(command)
 

@@ -179,6 +179,16 @@ class Stage:
         found = self._outputs(config)
         return all(found[name] >= count for name, count in record.get("outputs", {}).items())
 
+    def adopt(self, config: Config, origin: str, take: Callable[[], None]) -> None:
+        """Let `take` write the stage's outputs from elsewhere, and record them as done, with their origin."""
+        with _only_one_run(config.run):
+            write_json(self._record_path(config), {"fingerprint": "", "done": False, "from": origin})
+            for name in self.makes:
+                _remove(config.run / name)
+            take()
+            record = {"fingerprint": self.fingerprint(config), "done": True, "from": origin}
+            write_json(self._record_path(config), {**record, "outputs": self._outputs(config)})
+
     def _outputs(self, config: Config) -> dict[str, int]:
         """The number of files of each thing that the stage makes."""
         paths = {name: config.run / name for name in self.makes}

@@ -1,0 +1,104 @@
+"""A folder of the published code takes the place of earlier stages."""
+
+import shutil
+
+import numpy as np
+import pytest
+import torch
+
+from amn_fast.data import open_dataset
+from amn_fast.data.image import read_mask
+from amn_fast.data.published import read_published, to_published
+from amn_fast.errors import InputError
+from amn_fast.models import IrnNet, published_state_dict
+from amn_fast.ops.mask import make_mask
+from amn_fast.stages import make_amn_cam
+from amn_fast.stages import make_mask as stage
+from amn_fast.stages.from_published import adopt
+
+from .conftest import command, configure
+
+
+@pytest.fixture(scope="module")
+def published(finished, tmp_path_factory):
+    """AMN's activations of the finished run, and edges of a random IRN, as the published code leaves them."""
+    folder = tmp_path_factory.mktemp("published")
+    to_published(finished.run / "amn", folder / "result" / "amn_cam", background=True)
+    (folder / "sess").mkdir()
+    torch.manual_seed(0)
+    torch.save(published_state_dict(IrnNet()), folder / "sess" / "res50_irn.pth")
+    return folder
+
+
+RESNET = ("backbone=resnet50", "weights=null")
+
+
+def test_make_mask_goes_on_from_published_files(published, pictures, tmp_path):
+    config = configure(tmp_path / "tiny.yaml", pictures, tmp_path / "run", *RESNET)
+    options = [part for setting in RESNET for part in ("--set", setting)]
+    status, _, errors = command("make-mask", tmp_path / "tiny.yaml", *options, "--from-published", published)
+    assert (status, "Traceback" in errors) == (0, False)
+    dataset = open_dataset(config.data.kind, config.data.root, **config.data.options)
+    net = IrnNet()
+    net.load_state_dict({**net.state_dict(), **_ours(published)})
+    net.eval()
+    for id in dataset.ids:
+        image = dataset.image(id)
+        mask = read_mask(config.run / "masks" / f"{id}.png")
+        found = read_published(published / "result" / "amn_cam" / f"{id}.npy", {id: image.shape[:2]}.__getitem__)
+        edge = stage.find_edge(net, image, config.train_irn.pad, torch.device("cpu"))
+        expected = make_mask(found.strided, edge, [0, *found.keys], image.shape[:2])
+        assert (mask != expected).mean() < 1e-3, id
+    before = {path: path.stat().st_mtime_ns for path in (config.run / "amn").iterdir()}
+    adopt(config, published, stage.stage)  # a second time nothing is taken
+    assert before == {path: path.stat().st_mtime_ns for path in (config.run / "amn").iterdir()}
+
+
+def _ours(published):
+    state = torch.load(published / "sess" / "res50_irn.pth", weights_only=True)
+    from amn_fast.models.published import published_names
+
+    return {name: state[aliases[0]] for name, aliases in published_names(IrnNet()).items()}
+
+
+def test_a_picture_without_a_file_is_named_before_anything_is_read(published, pictures, tmp_path):
+    config = configure(tmp_path / "tiny.yaml", pictures, tmp_path / "run", *RESNET)
+    (tmp_path / "there" / "result" / "amn_cam").mkdir(parents=True)
+    with pytest.raises(InputError, match=r"amn_cam: 11 ids \('demo_000', .*without a file ID\.npy"):
+        adopt(config, tmp_path / "there", stage.stage)
+    assert not list((config.run).glob("amn/*"))
+
+
+def test_activations_of_another_picture_or_with_unknown_classes_are_named(finished, published, pictures, tmp_path):
+    config = configure(tmp_path / "tiny.yaml", pictures, tmp_path / "run", *RESNET)
+    there = tmp_path / "there" / "result" / "amn_cam"
+    shutil.copytree(published / "result" / "amn_cam", there)
+    entries = {"keys": torch.tensor([79]), "cam": torch.zeros(1, 2, 2), "high_res": np.zeros((1, 8, 8), np.float32)}
+    np.save(there / "demo_003.npy", entries)
+    with pytest.raises(
+        InputError, match=r"demo_003\.npy has labels \[80\] and maps of \(8, 8\), expected labels up to 3"
+    ):
+        adopt(config, tmp_path / "there", stage.stage)
+    assert not make_amn_cam.stage.is_done(config)
+
+
+def test_what_the_stage_goes_on_from_must_be_there(pictures, tmp_path):
+    config = configure(tmp_path / "tiny.yaml", pictures, tmp_path / "run", *RESNET)
+    with pytest.raises(InputError, match=r"holds no sess/\*irn\.pth, which make-mask goes on from"):
+        adopt(config, tmp_path, stage.stage)
+
+
+def test_a_run_folder_with_outputs_of_its_own_is_left_alone(published, copy_of_run):
+    config, _ = copy_of_run("own")
+    with pytest.raises(InputError, match="holds other outputs of make-amn-cam, expected an empty one"):
+        adopt(config, published, stage.stage)
+    assert stage.stage.is_done(config)
+
+
+def test_two_weight_files_for_one_network(published, pictures, tmp_path):
+    config = configure(tmp_path / "tiny.yaml", pictures, tmp_path / "run", *RESNET)
+    (tmp_path / "sess").mkdir()
+    for name in ("a_irn.pth", "b_irn.pth.pth"):
+        (tmp_path / "sess" / name).touch()
+    with pytest.raises(InputError, match=r"a_irn\.pth and b_irn\.pth\.pth for sess/\*irn\.pth, expected one file"):
+        adopt(config, tmp_path, stage.stage)
