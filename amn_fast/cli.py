@@ -104,6 +104,7 @@ for _name, _text in (
     ("refine-amn-seed", "Dense CRF on AMN's activations: the seeds that IRN learns from."),
     ("train-irn", "Train IRN's edges."),
     ("make-mask", "Random walk over the edges, threshold, pseudo-masks."),
+    ("train-seg", "Train the segmentation network on the masks."),
     ("evaluate", "Scores against ground truth, threshold curves, report."),
 ):
     _add_stage(_name, _name.replace("-", "_"), _text)
