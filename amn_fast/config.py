@@ -128,7 +128,7 @@ class IrnTraining(SeedTraining):
 
 RECIPES: dict[str, dict[str, Any]] = {
     "deeplabv2-voc": {},
-    # The published figure for COCO comes without a schedule; this is the reference implementation's for COCO-Stuff.
+    # We know of no schedule published with the figure for COCO; this is that of DeepLabV2's PyTorch code for COCO-Stuff.
     "deeplabv2-coco": {"iterations": 100_000},
     "small": {
         "backbone": "efficientnet_lite0",
