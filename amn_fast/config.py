@@ -128,7 +128,7 @@ class IrnTraining(SeedTraining):
 
 RECIPES: dict[str, dict[str, Any]] = {
     "deeplabv2-voc": {},
-    # We know of no schedule published with the figure for COCO; this is that of DeepLabV2's PyTorch code for COCO-Stuff.
+    # No schedule is known to be published with the figure for COCO; this is the PyTorch code's for COCO-Stuff.
     "deeplabv2-coco": {"iterations": 100_000},
     "small": {
         "backbone": "efficientnet_lite0",
