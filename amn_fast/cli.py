@@ -125,6 +125,40 @@ for _name, _text in (
 
 
 @app.command()
+def train_seg(config: ConfigArgument, set: SetOption = None, run: RunOption = None, root: RootOption = None) -> None:
+    """Train the segmentation network on the masks."""
+    from amn_fast.stages import train_seg as training
+
+    training.run(_config(config, set, run, root))
+
+
+@app.command()
+def eval_seg(
+    config: ConfigArgument,
+    save_masks: Annotated[bool, typer.Option("--save-masks", help="Write masks as VOC's server takes them.")] = False,
+    set: SetOption = None,
+    run: RunOption = None,
+    root: RootOption = None,
+) -> None:
+    """Scores of the segmentation network with and without CRF, and perhaps masks for VOC's server."""
+    from amn_fast.stages import eval_seg as evaluating
+
+    overrides = [*(set or []), *(["eval_seg.save_masks=true"] if save_masks else [])]
+    settings = _config(config, overrides, run, root)
+    evaluating.run(settings)
+    found = json.loads((settings.run / evaluating.SEGMENTATION).read_text())
+    table = Table(
+        "", "mIoU", title=f"{found['dataset']['name']}, {found['scored_pictures']} pictures with ground truth"
+    )
+    for key, name in (("without_crf", "network"), ("with_crf", "network and CRF")):
+        if key in found:
+            table.add_row(name, f"{found[key]['miou']:.3f}")
+    console.print(table)
+    if settings.eval_seg.save_masks:
+        console.print(f"masks:  {settings.run / evaluating.SERVER_LAYOUT}")
+
+
+@app.command()
 def report(config: ConfigArgument, set: SetOption = None, run: RunOption = None, root: RootOption = None) -> None:
     """Write the report page of a finished run again."""
     from amn_fast.stages import evaluate

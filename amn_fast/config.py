@@ -126,6 +126,97 @@ class IrnTraining(SeedTraining):
         return self
 
 
+RECIPES: dict[str, dict[str, Any]] = {
+    "deeplabv2-voc": {},
+    # No schedule is known to be published with the figure for COCO; this is the PyTorch code's for COCO-Stuff.
+    "deeplabv2-coco": {"iterations": 100_000},
+    "small": {
+        "backbone": "efficientnet_lite0",
+        "iterations": 200,
+        "checkpoint_every": 50,
+        "batch": 8,
+        "accumulate": 1,
+        "crop": 160,
+        "lr": 1e-4,
+        "lr_step": 1,
+        "rescale": (0.75, 1.0, 1.25, 1.5),
+    },
+}
+"""What the recipes of train-seg set otherwise than the defaults, which are the published values for VOC."""
+
+
+class SegTraining(Section):
+    """train-seg: SGD on the cross entropies at all scales.
+
+    The features learn at `lr`, the weights of the ASPP at ten times that, its biases at twenty times. All follow
+    lr * (1 - k / iterations) ** power, where k is the iteration rounded down to a multiple of `lr_step`.
+    """
+
+    recipe: Literal["deeplabv2-voc", "deeplabv2-coco", "small"] = "deeplabv2-voc"
+    """Where the values come from that are not given."""
+    masks: Path | None = None
+    """The folder of masks ID.png to learn from; without it the run's own, from make-mask."""
+    backbone: str = "resnet101"
+    """"resnet101" is the published network; any other name is that of a backbone."""
+    weights: str | None = "imagenet"
+    iterations: Count = 20_000
+    checkpoint_every: Count = 1_000
+    """Iterations from one checkpoint to the next."""
+    batch: Count = 5
+    accumulate: Count = 2
+    """Batches whose gradients make one iteration."""
+    crop: Side = 321
+    rescale: Annotated[tuple[Positive, ...], Field(min_length=1)] = (0.5, 0.75, 1.0, 1.25, 1.5)
+    """Factors, one of which is drawn for each picture."""
+    scales: tuple[Positive, ...] = (0.5, 0.75)
+    """Scales of the network's input beside 1."""
+    lr: Positive = 2.5e-4
+    momentum: BelowOne = 0.9
+    weight_decay: NotNegative = 5e-4
+    power: NotNegative = 0.9
+    lr_step: Count = 10
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_recipe(cls, values: Any) -> Any:
+        if not isinstance(values, dict):
+            return values
+        recipe = values.get("recipe")
+        return RECIPES.get(recipe, {}) | values if isinstance(recipe, str) else values
+
+    @model_validator(mode="after")
+    def _whole_rounds(self) -> "SegTraining":
+        if self.iterations % self.checkpoint_every:
+            raise ValueError(
+                f"iterations is {self.iterations}, expected a multiple of checkpoint_every, {self.checkpoint_every}"
+            )
+        return self
+
+    @property
+    def epochs(self) -> int:
+        """Rounds between checkpoints."""
+        return self.iterations // self.checkpoint_every
+
+
+class SegEvaluation(Section):
+    """eval-seg: the network's softmax at full size, with and without CRF. The defaults are the published test."""
+
+    data: Data | None = None
+    """The set to evaluate on; without it the run's own, which the network was trained on."""
+    scales: tuple[Positive, ...] = (0.5, 0.75)
+    """Scales of the network's input beside 1."""
+    mirror: bool = False
+    """Also look at the mirror image; the published test does not."""
+    crf: bool = True
+    gaussian: tuple[Positive, Positive] = (1.0, 3.0)
+    """sxy in pixels, compatibility."""
+    bilateral: tuple[Positive, Positive, Positive] = (67.0, 3.0, 4.0)
+    """sxy in pixels, srgb in grey levels, compatibility."""
+    iterations: Count = 10
+    save_masks: bool = False
+    """Write masks as VOC's server takes them."""
+
+
 class Inference(Section):
     """Scales of the picture, each with its mirror image."""
 
@@ -181,6 +272,8 @@ class Config(Section):
     amn_seed: Seed = Seed(fg=0.45, bg=0.15)
     train_irn: IrnTraining = IrnTraining()
     mask: Mask = Mask()
+    train_seg: SegTraining = SegTraining()
+    eval_seg: SegEvaluation = SegEvaluation()
 
 
 def read_config(path: str | Path, overrides: Iterable[str] = ()) -> Config:

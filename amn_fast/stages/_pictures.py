@@ -1,5 +1,6 @@
 """Training pictures: one random piece of each picture per epoch, with its image label and perhaps its seed."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -75,20 +76,38 @@ class SeedPictures(Pictures):
         return square, label_square, label_tensor(self.dataset, id)
 
 
-def read_seed(path: Path, size: tuple[int, ...], n_classes: int) -> NDArray[np.uint8]:
-    """A seed's label map, checked against its picture.
+class MaskPictures(Pictures):
+    """(normalised crop (3, S, S), mask (S, S) uint8), for the segmentation network: the factor is drawn from a list."""
+
+    def __init__(
+        self, dataset: Dataset, masks: Path, normalize: Normalize, crop: int, factors: Sequence[float], seed: int
+    ) -> None:
+        self.dataset, self.masks, self.normalize, self.crop, self.factors, self.seed = (
+            dataset, masks, normalize, crop, tuple(factors), seed,
+        )  # fmt: skip
+
+    def item(self, id: str, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
+        image = self.dataset.image(id)
+        labels = read_seed(self.masks / f"{id}.png", image.shape[:2], len(self.dataset.classes), "mask")
+        image, scaled = rescale(image, labels, self.factors[rng.integers(len(self.factors))])
+        square, label_square = flip_and_crop(self.normalize(image), scaled, self.crop, rng)
+        assert label_square is not None
+        return square, label_square
+
+
+def read_seed(path: Path, size: tuple[int, ...], n_classes: int, kind: str = "seed") -> NDArray[np.uint8]:
+    """A seed's or another `kind` of label map, checked against its picture.
 
     Raises:
         InputError: it has another size or a label outside 0..C and 255.
     """
     labels = read_mask(path)
     if labels.shape != size:
-        raise InputError(
-            f"seed {path} is {labels.shape[0]} x {labels.shape[1]}, its picture {size[0]} x {size[1]} (height x width)"
-        )
+        found = f"{labels.shape[0]} x {labels.shape[1]}"
+        raise InputError(f"{kind} {path} is {found}, its picture {size[0]} x {size[1]} (height x width)")
     known = labels[labels != 255]
     if known.size and known.max() > n_classes:
-        raise InputError(f"seed {path} holds label {known.max()}, expected 0..{n_classes} or 255")
+        raise InputError(f"{kind} {path} holds label {known.max()}, expected 0..{n_classes} or 255")
     return labels
 
 

@@ -1,5 +1,6 @@
-"""The training loop of all three networks: seeded, resumable after each epoch."""
+"""The training loop of all networks: seeded, resumable after each epoch."""
 
+import functools
 import io
 import time
 from collections.abc import Callable, Iterator
@@ -12,7 +13,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
-from amn_fast.config import Training
+from amn_fast.config import SegTraining, Training
 from amn_fast.errors import InputError
 from amn_fast.files import write_atomically
 from amn_fast.stages._stage import Workspace, progress
@@ -36,6 +37,34 @@ class Epoch(Sampler[list[tuple[int, int]]]):
             yield [(self.epoch, index) for index in order[i * self.batch : (i + 1) * self.batch]]
 
 
+class Rounds(Epoch):
+    """Epochs of `batches` batches, whatever the number of pictures; passes follow each other without a gap.
+
+    A batch may hold the end of one pass and the start of the next; a picture comes with the number of its pass.
+    """
+
+    def __init__(self, pictures: int, batch: int, seed: int, batches: int) -> None:
+        super().__init__(pictures, batch, seed)
+        self.batches = batches
+
+    def __len__(self) -> int:
+        return self.batches
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        @functools.lru_cache(2)
+        def order(turn: int) -> list[int]:
+            return np.random.default_rng([self.seed, turn]).permutation(self.pictures).tolist()
+
+        for i in range(self.epoch * len(self), (self.epoch + 1) * len(self)):
+            places = (divmod(i * self.batch + k, self.pictures) for k in range(self.batch))
+            yield [(turn, order(turn)[place]) for turn, place in places]
+
+
+def poly(step: int, steps: int, power: float, every: int = 1) -> float:
+    """Factor of the learning rates at `step` of 0..steps-1: (1 - step / steps) ** power, changed each `every` steps."""
+    return (1 - step // every * every / steps) ** power
+
+
 def train(
     work: Workspace,
     name: str,
@@ -43,13 +72,14 @@ def train(
     optimizer: torch.optim.Optimizer,
     pictures: Dataset[Batch],
     count: int,
-    settings: Training,
+    settings: Training | SegTraining,
     loss_of: Callable[[Batch], Tensor],
 ) -> None:
     """Train `net`, write its weights to weights/NAME.safetensors.
 
-    Learning rates of all groups are their start value times (1 - step / steps) ** power. After each epoch the state
-    goes to weights/NAME.checkpoint.pt; a run that was killed goes on from there and ends with the same weights.
+    Learning rates of all groups are their start value times `poly`. After each epoch — for the segmentation network,
+    after each round of `checkpoint_every` iterations — the state goes to weights/NAME.checkpoint.pt; a run that was
+    killed goes on from there and ends with the same weights.
 
     Args:
         pictures: takes (epoch, index), gives one picture's part of a batch.
@@ -60,14 +90,20 @@ def train(
     if work.weights(name).exists():  # killed after the training, before the stage was done
         checkpoint.unlink(missing_ok=True)
         return
-    batches = Epoch(count, min(settings.batch, count), work.config.seed)
+    batches: Epoch
+    if isinstance(settings, SegTraining):
+        accumulate, lr_step = settings.accumulate, settings.lr_step
+        batches = Rounds(count, settings.batch, work.config.seed, settings.checkpoint_every * accumulate)
+    else:
+        accumulate, lr_step = 1, 1
+        batches = Epoch(count, min(settings.batch, count), work.config.seed)
     loader = DataLoader(pictures, batch_sampler=batches, num_workers=work.config.workers, collate_fn=_collate)
-    steps = len(batches) * settings.epochs
+    steps = len(batches) // accumulate * settings.epochs
     start_lrs = [group["lr"] for group in optimizer.param_groups]
     first = _restore(checkpoint, net, optimizer)
     net.train()
     with progress() as bar:
-        task = bar.add_task(name, total=steps, completed=first * len(batches), note="")
+        task = bar.add_task(name, total=len(batches) * settings.epochs, completed=first * len(batches), note="")
         for epoch in range(first, settings.epochs):
             torch.manual_seed(work.config.seed * 1000 + epoch)  # dropout: the same after a restart
             batches.epoch = epoch
@@ -75,14 +111,16 @@ def train(
             for i, batch in enumerate(loader):
                 if isinstance(batch, InputError):
                     raise batch
-                step = epoch * len(batches) + i
-                for group, lr in zip(optimizer.param_groups, start_lrs, strict=True):
-                    group["lr"] = lr * (1 - step / steps) ** settings.power
+                if i % accumulate == 0:
+                    factor = poly((epoch * len(batches) + i) // accumulate, steps, settings.power, lr_step)
+                    for group, lr in zip(optimizer.param_groups, start_lrs, strict=True):
+                        group["lr"] = lr * factor
+                    optimizer.zero_grad()
                 with torch.autocast(work.device.type, torch.bfloat16, enabled=work.device.type == "cuda"):
                     loss = loss_of(batch)
-                optimizer.zero_grad()
-                loss.backward()
-                optimizer.step()
+                (loss / accumulate).backward()
+                if i % accumulate == accumulate - 1:
+                    optimizer.step()
                 total += loss.detach()
                 bar.advance(task)
             mean = total.item() / len(batches)  # the epoch's only wait for the device

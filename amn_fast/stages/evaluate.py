@@ -32,6 +32,9 @@ ACTIVATIONS = ("cam", "amn")
 SEEDS = {"refined_seed": "cam_seed", "amn_refined": "amn_seed"}
 """Name in metrics.json -> folder."""
 
+SEGMENTATION = "segmentation.json"
+"""What eval-seg writes; metrics.json holds the same under "segmentation"."""
+
 
 @dataclass
 class Tally:
@@ -117,9 +120,26 @@ def _evaluate(work: Workspace) -> None:
         "seed": work.config.seed,
         "stages": dict(_records(work)),
         **(summary(tally) if tally.pictures else {}),
+        **_segmentation(work),
     }
     write_json(work.root / "metrics.json", metrics)
     write_report(work.root, metrics, RunPictures(work), to_yaml(work.config))
+
+
+def _segmentation(work: Workspace) -> dict[str, Any]:
+    """What eval-seg found earlier under this configuration."""
+    from amn_fast.stages import eval_seg  # which imports this module
+
+    if not eval_seg.stage_for(work.config).is_done(work.config):
+        return {}
+    return {"segmentation": json.loads((work.root / SEGMENTATION).read_text())}
+
+
+def add_segmentation(work: Workspace, record: dict[str, Any]) -> None:
+    """Put eval-seg's record into metrics.json, which need not be there yet."""
+    path = work.root / "metrics.json"
+    metrics = json.loads(path.read_text()) if path.exists() else {"dataset": record["dataset"], "seed": record["seed"]}
+    write_json(path, metrics | {"segmentation": record})
 
 
 def report(config: Config) -> Path:

@@ -1,0 +1,82 @@
+"""train-seg: the segmentation network learns from the pseudo-masks, or from any folder of masks."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from amn_fast.config import Config
+from amn_fast.data.base import list_ids
+from amn_fast.errors import InputError
+from amn_fast.models import DeepLabV2, MultiScale
+from amn_fast.models.deeplab import learning_rate_groups
+from amn_fast.ops.pixel_loss import pixel_sums
+from amn_fast.stages import make_mask
+from amn_fast.stages._pictures import MaskPictures
+from amn_fast.stages._stage import Stage, Workspace
+from amn_fast.stages._training import train
+
+
+def multi_scale_loss(logits: Sequence[Tensor], labels: Tensor) -> Tensor:
+    """The sum of the mean cross entropies at all scales.
+
+    Args:
+        logits: (B, C + 1, h, w) each, of any sizes.
+        labels: (B, H, W) uint8, sampled to each size by Pillow's nearest rule; 255 does not count, and logits without
+            a pixel that counts add 0.
+    """
+    losses = []
+    for one in logits:
+        sums, counts = pixel_sums(one, labels, eps=0)
+        losses.append(sums.sum() / counts.sum().clamp(min=1))
+    return torch.stack(losses).sum()
+
+
+def masks_folder(work: Workspace) -> Path:
+    """The masks to learn from; every picture has one.
+
+    Raises:
+        InputError: masks are missing.
+    """
+    folder = work.config.train_seg.masks or work.root / "masks"
+    missing = [id for id in work.dataset.ids if not (folder / f"{id}.png").is_file()]
+    if missing:
+        raise InputError(f"{folder}: {list_ids(missing)} of {len(work.dataset.ids)} have no mask")
+    return folder
+
+
+def _train(work: Workspace) -> None:
+    settings, dataset, folder = work.config.train_seg, work.dataset, masks_folder(work)
+    torch.manual_seed(work.config.seed)
+    base = DeepLabV2(len(dataset.classes), settings.backbone, settings.weights)
+    net = MultiScale(base, settings.scales).to(work.device)
+    optimizer = torch.optim.SGD(
+        learning_rate_groups(base, settings.lr, settings.weight_decay), lr=settings.lr, momentum=settings.momentum
+    )
+    pictures = MaskPictures(dataset, folder, base.normalize, settings.crop, settings.rescale, work.config.seed)
+
+    def loss_of(batch: list[Tensor]) -> Tensor:
+        images, masks = (part.to(work.device, non_blocking=True) for part in batch)
+        return multi_scale_loss(net(images), masks)
+
+    train(work, "seg", net, optimizer, pictures, len(dataset.ids), settings, loss_of)
+
+
+def stage_for(config: Config) -> Stage:
+    """The stage: it needs make-mask's masks, unless `train_seg.masks` names a folder.
+
+    A named folder counts by its name: when its masks change, remove weights/seg.safetensors to train again.
+    """
+    return Stage(
+        name="train-seg",
+        uses=("train_seg",),
+        needs=() if config.train_seg.masks else (make_mask.stage,),
+        makes=("weights/seg.safetensors", "weights/seg.checkpoint.pt"),
+        work=_train,
+    )
+
+
+def run(config: Config) -> bool:
+    """Run the stage; see `Stage.run`."""
+    return stage_for(config).run(config)

@@ -1,0 +1,221 @@
+"""train-seg: the loss, the order of pictures and the steps against ones written out; killed and resumed, same bytes."""
+
+import time
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+from torch.nn import functional as F
+
+from amn_fast.config import read_config
+from amn_fast.data import open_dataset
+from amn_fast.data.augment import item_generator
+from amn_fast.errors import InputError
+from amn_fast.models import DeepLabV2, MultiScale
+from amn_fast.stages import train_seg
+from amn_fast.stages._pictures import MaskPictures
+from amn_fast.stages._training import Rounds, poly
+
+from .conftest import command, configure, start
+
+SMALL = (
+    "train_seg.recipe=small", "train_seg.backbone=resnet18", "train_seg.weights=null", "train_seg.crop=64",
+    "train_seg.batch=2", "train_seg.accumulate=2", "train_seg.iterations=4", "train_seg.checkpoint_every=2",
+    "train_seg.lr_step=2", "train_seg.lr=0.001",
+)  # fmt: skip
+
+
+@pytest.fixture
+def settings(pictures, tmp_path):
+    """Gives the configuration of a run in folder `name` on the true masks, and its file."""
+
+    def make(name, *overrides):
+        file = tmp_path / f"{name}.yaml"
+        everything = (*SMALL, f"train_seg.masks={pictures / 'masks'}", *overrides)
+        words = [word for override in everything for word in ("--set", override)]
+        return configure(file, pictures, tmp_path / name, *everything), [str(file), *words]
+
+    return make
+
+
+def weights(config):
+    return (config.run / "weights" / "seg.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("iteration", "factor"),
+    [(0, 1.0), (9, 1.0), (10, 0.99954999), (19_989, 0.0019951), (19_999, 0.00106920)],
+)
+def test_the_published_schedule(iteration, factor):
+    """(1 - k / 20000) ** .9, stepped every 10 iterations: at 19,999 it is that of 19,990, .0005 ** .9."""
+    assert poly(iteration, 20_000, 0.9, 10) == pytest.approx(factor, rel=1e-4)
+
+
+def test_without_steps_the_schedule_changes_each_iteration():
+    assert [poly(k, 4, 1.0) for k in range(4)] == [1, 0.75, 0.5, 0.25]
+
+
+def labels_at(labels, size):
+    """Each mask by Pillow's nearest."""
+    height, width = size
+    return torch.stack(
+        [torch.from_numpy(np.array(Image.fromarray(m.numpy()).resize((width, height), Image.NEAREST))) for m in labels]
+    ).long()
+
+
+def written_out_loss(logits, labels):
+    return sum(F.cross_entropy(one, labels_at(labels, one.shape[2:]), ignore_index=255) for one in logits)
+
+
+def test_the_loss_is_the_sum_of_the_cross_entropies():
+    rng = np.random.default_rng(0)
+    labels = torch.from_numpy(rng.choice(np.array([0, 1, 2, 3, 255], np.uint8), (2, 65, 90)))
+    logits = [torch.randn(2, 4, *size, requires_grad=True) for size in ((9, 12), (5, 6), (7, 9), (65, 90))]
+    loss, expected = train_seg.multi_scale_loss(logits, labels), written_out_loss(logits, labels)
+    torch.testing.assert_close(loss, expected)
+    for mine, theirs in zip(torch.autograd.grad(loss, logits), torch.autograd.grad(expected, logits), strict=True):
+        torch.testing.assert_close(mine, theirs)
+
+
+def test_masks_without_a_known_pixel_add_nothing():
+    logits = [torch.randn(1, 4, 5, 5, requires_grad=True)]
+    loss = train_seg.multi_scale_loss(logits, torch.full((1, 40, 40), 255, dtype=torch.uint8))
+    assert loss.item() == 0
+    assert not torch.autograd.grad(loss, logits)[0].any()
+
+
+@pytest.mark.parametrize(("pictures", "batch"), [(7, 3), (2, 5), (6, 6), (1, 1)])
+def test_passes_follow_each_other_whatever_the_rounds(pictures, batch):
+    def keys(per_round, rounds):
+        sampler, found = Rounds(pictures, batch, 5, per_round), []
+        for sampler.epoch in range(rounds):
+            batches = list(sampler)
+            assert len(batches) == len(sampler) == per_round
+            found += [key for keys in batches for key in keys]
+        return found
+
+    stream = keys(1, 12)
+    assert keys(4, 3) == keys(12, 1) == stream
+    for turn in range(12 * batch // pictures):
+        assert sorted(stream[turn * pictures : (turn + 1) * pictures]) == [(turn, index) for index in range(pictures)]
+
+
+def test_the_trained_weights_are_those_of_the_steps_written_out(settings):
+    """Four iterations of two batches of two: SGD with momentum, decay, three learning rates and their schedule."""
+    config, _ = settings("run")
+    assert train_seg.run(config)
+    dataset = open_dataset(config.data.kind, config.data.root, **config.data.options)
+    torch.manual_seed(config.seed)
+    base = DeepLabV2(3, "resnet18")
+    net = MultiScale(base, (0.5, 0.75)).train()
+    pictures = MaskPictures(dataset, config.train_seg.masks, base.normalize, 64, (0.75, 1.0, 1.25, 1.5), config.seed)
+    stream = [key for k in range(2) for key in _round(k, len(dataset.ids), config.seed)]
+    named = {n: p for n, p in net.named_parameters() if p.requires_grad}
+    velocity = {name: torch.zeros_like(p) for name, p in named.items()}
+    for iteration in range(4):
+        lr = 0.001 * (1.0 if iteration < 2 else 0.5**0.9)
+        net.zero_grad()
+        for half in range(2):
+            start = (iteration * 2 + half) * 2
+            images, masks = (
+                torch.stack(part) for part in zip(*map(pictures.__getitem__, stream[start : start + 2]), strict=True)
+            )
+            (written_out_loss(net(images), masks) / 2).backward()
+        with torch.no_grad():
+            for name, p in named.items():
+                times = 1 if "aspp" not in name else 10 if name.endswith("weight") else 20
+                decay = 0 if times == 20 else 5e-4
+                velocity[name] = 0.9 * velocity[name] + p.grad + decay * p
+                p -= times * lr * velocity[name]
+    trained = load_file(config.run / "weights" / "seg.safetensors")
+    assert set(trained) == set(net.state_dict())
+    for name, value in net.state_dict().items():
+        torch.testing.assert_close(trained[name], value, rtol=1e-4, atol=1e-5)
+    assert not (config.run / "weights" / "seg.checkpoint.pt").exists()
+
+
+def _round(number, pictures, seed):
+    sampler = Rounds(pictures, 2, seed, 4)
+    sampler.epoch = number
+    return [key for batch in sampler for key in batch]
+
+
+def test_factors_come_from_the_list(pictures):
+    dataset = open_dataset("folder", pictures, masks="masks", classes="classes.txt", ids="ids.txt")
+    items = MaskPictures(
+        dataset, pictures / "masks", lambda image: torch.zeros(3, *image.shape[:2]), 512, (0.5, 2.0), 0
+    )
+    id = dataset.ids[0]
+    pixels = dataset.truth(id).size
+    shares = [int((items.item(id, item_generator(0, k, 0))[1] != 255).sum()) / pixels for k in range(12)]
+    assert all(share == pytest.approx(0.25, rel=0.02) or share == pytest.approx(4, rel=0.02) for share in shares)
+    assert min(shares) < 1 < max(shares)
+
+
+def test_a_second_run_is_skipped_and_other_settings_train_again(settings):
+    config, _ = settings("run")
+    assert train_seg.run(config)
+    before = weights(config)
+    assert not train_seg.run(config)
+    again, _ = settings("run", "train_seg.momentum=0.5")
+    assert train_seg.run(again)
+    assert weights(again) != before
+
+
+def test_killed_and_started_again_gives_the_same_bytes(settings):
+    longer = ("train_seg.iterations=12",)
+    undisturbed, _ = settings("undisturbed", *longer)
+    train_seg.run(undisturbed)
+    for attempt in range(10):
+        config, arguments = settings(f"killed{attempt}", *longer, "workers=1")
+        checkpoint = config.run / "weights" / "seg.checkpoint.pt"
+        process = start("train-seg", *arguments)
+        while not checkpoint.exists() and process.poll() is None:
+            time.sleep(0.001)
+        process.kill()
+        process.communicate()
+        if process.returncode == -9 and checkpoint.exists():
+            break
+    else:
+        raise AssertionError("the kill came too late each time")
+    status, _, errors = command("train-seg", *arguments)
+    assert status == 0, errors
+    assert "train-seg (going on where it was stopped)" in errors
+    assert weights(config) == weights(undisturbed)
+    log = (config.run / "log.jsonl").read_text()
+    assert 6 <= log.count('"network": "seg"') <= 7
+
+
+def test_without_a_folder_the_masks_of_the_run_are_needed(settings):
+    config, _ = settings("run", "train_seg.masks=null")
+    with pytest.raises(InputError, match="train-seg needs the outputs of make-mask"):
+        train_seg.run(config)
+
+
+def test_missing_and_wrong_masks_are_named(settings, tmp_path, pictures):
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    config, _ = settings("run", f"train_seg.masks={folder}")
+    with pytest.raises(InputError, match=r"mine: 11 ids \('demo_000', .*\) of 11 have no mask"):
+        train_seg.run(config)
+    for path in (pictures / "masks").iterdir():
+        Image.fromarray(np.zeros((5, 6), np.uint8)).save(folder / path.name)
+    with pytest.raises(InputError, match=r"mask .*\.png is 5 x 6, its picture \d+ x \d+ \(height x width\)"):
+        train_seg.run(config)
+
+
+def test_recipes(settings):
+    voc = read_config("voc12").train_seg
+    assert (voc.iterations, voc.batch, voc.accumulate, voc.crop, voc.lr) == (20_000, 5, 2, 321, 2.5e-4)
+    assert (voc.momentum, voc.weight_decay, voc.power, voc.lr_step) == (0.9, 5e-4, 0.9, 10)
+    assert (voc.backbone, voc.scales, voc.rescale) == ("resnet101", (0.5, 0.75), (0.5, 0.75, 1.0, 1.25, 1.5))
+    coco = read_config("voc12", ["train_seg.recipe=deeplabv2-coco"]).train_seg
+    assert coco == voc.model_copy(update={"recipe": "deeplabv2-coco", "iterations": 100_000})
+    small = read_config("voc12", ["train_seg={recipe: small, crop: 96}"]).train_seg
+    assert (small.backbone, small.crop, small.accumulate) == ("efficientnet_lite0", 96, 1)
+    with pytest.raises(InputError, match=r"train_seg\.recipe is 'big': Input should be 'deeplabv2-voc'"):
+        read_config("voc12", ["train_seg.recipe=big"])
+    with pytest.raises(InputError, match="iterations is 1500, expected a multiple of checkpoint_every, 1000"):
+        read_config("voc12", ["train_seg.iterations=1500"])
