@@ -178,7 +178,7 @@ def _same_size(path: Path, size: tuple[int, ...], id: str, truth: NDArray[np.uin
 
 
 def _records(work: Workspace) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Time and memory of all stages, first to last."""
+    """Time and memory of all stages, first to last; of an adopted one its origin, of one that was left out nothing."""
     chain: list[Stage] = []
     stage: Stage | None = make_mask.stage
     while stage is not None:
@@ -186,7 +186,10 @@ def _records(work: Workspace) -> Iterator[tuple[str, dict[str, Any]]]:
         stage = stage.needs[0] if stage.needs else None
     for stage in reversed(chain):
         record = stage.record(work.config)
-        yield stage.name, {key: record[key] for key in ("seconds", "peak_memory_mb", "resumed")}
+        yield (
+            stage.name,
+            {key: record[key] for key in ("seconds", "peak_memory_mb", "resumed", "from") if key in record},
+        )
 
 
 def environment() -> dict[str, str]:

@@ -1,5 +1,6 @@
 """A folder of the published code takes the place of earlier stages."""
 
+import json
 import shutil
 
 import numpy as np
@@ -12,7 +13,7 @@ from amn_fast.data.published import read_published, to_published
 from amn_fast.errors import InputError
 from amn_fast.models import IrnNet, published_state_dict
 from amn_fast.ops.mask import make_mask
-from amn_fast.stages import make_amn_cam
+from amn_fast.stages import evaluate, make_amn_cam
 from amn_fast.stages import make_mask as stage
 from amn_fast.stages.from_published import adopt
 
@@ -21,8 +22,11 @@ from .conftest import command, configure
 
 @pytest.fixture(scope="module")
 def published(finished, tmp_path_factory):
-    """AMN's activations of the finished run, and edges of a random IRN, as the published code leaves them."""
+    """Activations and seeds of the finished run, and a random IRN, as the published code leaves them."""
     folder = tmp_path_factory.mktemp("published")
+    to_published(finished.run / "cam", folder / "result" / "cam", background=False)
+    shutil.copytree(finished.run / "cam_seed", folder / "result" / "ir_label")
+    shutil.copytree(finished.run / "amn_seed", folder / "result" / "amn_ir_label")
     to_published(finished.run / "amn", folder / "result" / "amn_cam", background=True)
     (folder / "sess").mkdir()
     torch.manual_seed(0)
@@ -33,7 +37,7 @@ def published(finished, tmp_path_factory):
 RESNET = ("backbone=resnet50", "weights=null")
 
 
-def test_make_mask_goes_on_from_published_files(published, pictures, tmp_path):
+def test_make_mask_and_evaluate_go_on_from_published_files(finished, published, pictures, tmp_path):
     config = configure(tmp_path / "tiny.yaml", pictures, tmp_path / "run", *RESNET)
     options = [part for setting in RESNET for part in ("--set", setting)]
     status, _, errors = command("make-mask", tmp_path / "tiny.yaml", *options, "--from-published", published)
@@ -52,6 +56,17 @@ def test_make_mask_goes_on_from_published_files(published, pictures, tmp_path):
     before = {path: path.stat().st_mtime_ns for path in (config.run / "amn").iterdir()}
     adopt(config, published, stage.stage)  # a second time nothing is taken
     assert before == {path: path.stat().st_mtime_ns for path in (config.run / "amn").iterdir()}
+
+    assert evaluate.stage.run(config)
+    stages = json.loads((config.run / "metrics.json").read_text())["stages"]
+    assert stages["make-amn-cam"] == {"from": str(published)}
+    assert stages["train-cam"] == {}
+    assert stages["make-mask"]["seconds"] > 0
+    assert (config.run / "report.html").is_file()
+    for id in dataset.ids:
+        assert (
+            read_mask(config.run / "cam_seed" / f"{id}.png") == read_mask(finished.run / "cam_seed" / f"{id}.png")
+        ).all()
 
 
 def _ours(published):
@@ -90,7 +105,7 @@ def test_what_the_stage_goes_on_from_must_be_there(pictures, tmp_path):
 
 def test_a_run_folder_with_outputs_of_its_own_is_left_alone(published, copy_of_run):
     config, _ = copy_of_run("own")
-    with pytest.raises(InputError, match="holds other outputs of make-amn-cam, expected an empty one"):
+    with pytest.raises(InputError, match="holds other outputs of make-cam, expected an empty one"):
         adopt(config, published, stage.stage)
     assert stage.stage.is_done(config)
 
