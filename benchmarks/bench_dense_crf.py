@@ -152,7 +152,7 @@ def pruned(size: tuple[int, int], count: int, rounds: int, prune: float = 1e-3, 
     image, shown = picture("photo", *size), label_map(visible, *size)
     noise = np.random.default_rng(0).normal(size=(count, 24, 32)).astype(np.float32)
     scores = np.stack([cv2.resize(plane, size[::-1]) for plane in noise])
-    scores[:visible] += 7 * (shown == np.arange(visible)[:, None, None])
+    scores[:visible] += 12 * (shown == np.arange(visible)[:, None, None])
     softmax = np.exp(scores - scores.max(0))
     unary = unary_from_softmax(softmax / softmax.sum(0))
     crf = DenseCRF(image, threads=1)
