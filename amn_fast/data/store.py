@@ -3,8 +3,8 @@
 Each file is an `.npz` with `keys` (K,) uint8 labels, `strided` (K, h, w) and `full` (K, H, W) float16. Half precision
 keeps eleven bits of each value: activations lie in [0, 1], so the error is below 2.5e-4. Nothing in it is a pickle.
 
-A compact file holds `size` (H, W) in place of `full`, which is most of the bytes. make-mask needs no more; seeds get
-`strided` enlarged in its place. `benchmarks/bench_activation_store.py` measures both forms and what they change.
+A compact file holds `size` (H, W) in place of `full`, which is most of the bytes. make-mask needs no more; seeds
+are not made from it. `benchmarks/bench_activation_store.py` measures both forms and what they change.
 """
 
 from dataclasses import dataclass
@@ -53,14 +53,21 @@ def write_activations(path: Path | str, activations: Activations, *, compact: bo
     write_atomically(path, lambda file: np.savez_compressed(file, **arrays))  # type: ignore[arg-type]
 
 
-def read_activations(path: Path | str) -> Activations:
+def read_activations(path: Path | str, *, enlarge: bool = True) -> Activations:
     """Read what `write_activations` wrote.
 
+    Args:
+        enlarge: take the enlarged `strided` of a compact file for `full`; if False, a compact file is an error.
+
     Raises:
-        InputError: the file is missing, damaged or of another form.
+        InputError: the file is missing, damaged or of another form, or compact.
     """
     try:
         with np.load(path, allow_pickle=False) as file:
+            if not (enlarge or "full" in file):
+                raise ValueError(
+                    "it is compact, without the maps at full size, which are needed here; convert with --full"
+                )
             strided = file["strided"].astype(np.float32)
             full = file["full"].astype(np.float32) if "full" in file else _enlarged(strided, file["size"])
             found = Activations(file["keys"], strided, full)

@@ -21,7 +21,7 @@ def refine(work: Workspace, kind: str, settings: Seed) -> None:
         path = work.item(f"{kind}_seed", id)
         if path.exists():
             return
-        found = read_activations(work.item(kind, id))
+        found = read_activations(work.item(kind, id), enlarge=False)
         image = work.dataset.image(id)
         seed = refine_seed(
             image, found.full, found.keys, fg=settings.fg, bg=settings.bg, bilateral=settings.bilateral, threads=1

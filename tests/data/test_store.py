@@ -141,6 +141,12 @@ def test_compact_files_hold_the_size_and_enlarge_the_strided_map(tmp_path, keys,
     after = read_activations(tmp_path / "a.npz")
     np.testing.assert_allclose(after.strided, before.strided, rtol=0, atol=2.5e-4)
     np.testing.assert_array_equal(after.full, upsample(after.strided, size))
+    with pytest.raises(InputError, match=r"a\.npz cannot be read: it is compact"):
+        read_activations(tmp_path / "a.npz", enlarge=False)
+    write_activations(tmp_path / "a.npz", before)
+    np.testing.assert_allclose(
+        read_activations(tmp_path / "a.npz", enlarge=False).full, before.full, rtol=0, atol=2.5e-4
+    )
 
 
 @pytest.mark.parametrize("size", [(9, 17), (0, 0), (-3, 14), (9,)])
