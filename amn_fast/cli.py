@@ -43,6 +43,11 @@ def _config(config: str, settings: list[str] | None, run: Path | None, root: Pat
     return read_config(config, overrides)
 
 
+def _progress() -> Progress:
+    """A bar on standard error, with how many are done of how many."""
+    return Progress(*Progress.get_default_columns(), MofNCompleteColumn(), console=Console(stderr=True))
+
+
 SWEEP_BETAS, SWEEP_STEPS, SWEEP_POWERS = [5.0, 10.0, 20.0], [4, 6, 8], [1.0, 1.3, 2.0]
 
 
@@ -254,7 +259,7 @@ def crf(
     pairs, without = crf_folder.find_pairs(images, probabilities, out)
     if without:
         console.print(f"{list_ids(without)} without probabilities in {probabilities}, left out")
-    with Progress(*Progress.get_default_columns(), MofNCompleteColumn(), console=Console(stderr=True)) as progress:
+    with _progress() as progress:
         task = progress.add_task("dense CRF", total=len(pairs))
         computed = crf_folder.refine_folder(
             pairs, out, settings, threads=threads, advance=lambda: progress.advance(task)
@@ -276,7 +281,7 @@ def check_data(
     data = _config(config, set, None, root).data
     dataset = open_dataset(data.kind, data.root, **data.options)
     expected = expected_pictures(data.kind, data.options, dataset.classes)
-    with Progress(*Progress.get_default_columns(), MofNCompleteColumn(), console=Console(stderr=True)) as progress:
+    with _progress() as progress:
         task = progress.add_task("masks", total=len(dataset.ids), visible=masks)
         found = take_inventory(dataset, expected, masks=masks, advance=lambda: progress.advance(task))
     official = "" if expected is None else f", expected {expected}"
@@ -309,7 +314,7 @@ def convert_activations(
     from amn_fast.data import published
 
     count = len(published.find_activations(source, ".npy" if to == "store" else ".npz"))
-    with Progress(*Progress.get_default_columns(), MofNCompleteColumn(), console=Console(stderr=True)) as progress:
+    with _progress() as progress:
         task = progress.add_task("activations", total=count)
 
         def advance() -> None:

@@ -120,11 +120,11 @@ def to_store(
     Raises:
         InputError: there is no file, or one cannot be used; the message names it.
     """
-    files = find_activations(source, ".npy")
-    for path in files:
+
+    def one(path: Path) -> None:
         write_activations(target / f"{path.stem}.npz", read_published(path, size_of), compact=compact)
-        advance()
-    return len(files)
+
+    return _for_each(find_activations(source, ".npy"), one, advance)
 
 
 def to_published(source: Path, target: Path, *, background: bool, advance: Callable[[], object] = lambda: None) -> int:
@@ -136,9 +136,16 @@ def to_published(source: Path, target: Path, *, background: bool, advance: Calla
     Raises:
         InputError: there is no file, or one cannot be read; the message names it.
     """
-    files = find_activations(source, ".npz")
-    for path in files:
+
+    def one(path: Path) -> None:
         write_published(target / f"{path.stem}.npy", read_activations(path), background=background)
+
+    return _for_each(find_activations(source, ".npz"), one, advance)
+
+
+def _for_each(files: list[Path], one: Callable[[Path], None], advance: Callable[[], object]) -> int:
+    for path in files:
+        one(path)
         advance()
     return len(files)
 
