@@ -1,0 +1,76 @@
+// A stand-in for a GPU: kernels become loops over blocks and threads. Several host threads take blocks in turn, so that
+// insertion into a table really is concurrent, and in another order each time.
+#pragma once
+
+#include <algorithm>
+#include <atomic>
+#include <cmath>
+#include <thread>
+#include <vector>
+
+#define AMN_DEVICE static inline
+#define AMN_UNROLL
+
+namespace amn::gpu {
+
+AMN_DEVICE u32 load_shared_word(const u32* at) {
+    return std::atomic_ref<u32>(*const_cast<u32*>(at)).load(std::memory_order_relaxed);
+}
+AMN_DEVICE u32 compare_and_swap(u32* at, u32 expected, u32 wanted) {
+    std::atomic_ref<u32>(*at).compare_exchange_strong(expected, wanted);
+    return expected;
+}
+AMN_DEVICE void keep_lowest(u32* at, u32 value) {
+    std::atomic_ref<u32> word(*at);
+    for (u32 found = word; value < found && !word.compare_exchange_weak(found, value);) {
+    }
+}
+AMN_DEVICE void set_bits(u32* at, u32 bits) { std::atomic_ref<u32>(*at).fetch_or(bits); }
+AMN_DEVICE float exponential(float v) { return std::exp(v); }
+
+}  // namespace amn::gpu
+
+namespace simt {
+
+inline thread_local long long blocks = 0, shared_bytes = 0;  // of the next launch
+inline thread_local int workers = 1;
+
+template <class Block>
+void over_blocks(const Block& block) {
+    std::atomic<long long> next{0};
+    const long long count = blocks, bytes = shared_bytes;
+    const auto work = [&] {
+        std::vector<float> shared((bytes + 15) / 4 + 4);
+        float* aligned = shared.data();
+        while (reinterpret_cast<unsigned long long>(aligned) % 16) ++aligned;
+        for (long long b; (b = next.fetch_add(1)) < count;) block(static_cast<amn::gpu::u32>(b), aligned);
+    };
+    std::vector<std::thread> team;
+    for (int i = 1; i < workers; ++i) team.emplace_back(work);
+    work();
+    for (std::thread& one : team) one.join();
+}
+
+template <class Step>
+void over_threads(amn::gpu::u32 block, const Step& step) {
+    for (amn::gpu::u32 thread = 0; thread < amn::gpu::block_threads; ++thread)
+        step(amn::gpu::Place{block, thread});
+}
+
+}  // namespace simt
+
+#define AMN_KERNEL(name, parameters, call)                                                          \
+    extern "C" void name parameters {                                                               \
+        simt::over_blocks([&](amn::gpu::u32 block, float*) {                                        \
+            simt::over_threads(block, [&](amn::gpu::Place at) { AMN_EXPAND call; });                \
+        });                                                                                         \
+    }
+
+#define AMN_KERNEL_IN_STEPS(name, parameters, first, second, third)                                 \
+    extern "C" void name parameters {                                                               \
+        simt::over_blocks([&](amn::gpu::u32 block, float* shared) {                                 \
+            simt::over_threads(block, [&](amn::gpu::Place at) { AMN_EXPAND first; });               \
+            simt::over_threads(block, [&](amn::gpu::Place at) { AMN_EXPAND second; });              \
+            simt::over_threads(block, [&](amn::gpu::Place at) { AMN_EXPAND third; });               \
+        });                                                                                         \
+    }
