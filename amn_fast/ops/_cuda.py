@@ -12,11 +12,13 @@ import threading
 from pathlib import Path
 from typing import IO, Any
 
+from amn_fast import kernels
+
 log = logging.getLogger("amn_fast")
 
 BLOCK = 256  # threads, as in kernels/dense_crf/device.hpp
 OLDEST = (8, 0)  # compute capability: the oldest that the kernels are compiled for in the tests
-KERNELS = Path(__file__).parents[1] / "kernels"
+KERNELS = Path(kernels.__file__).parent
 
 
 def obstacle(device: Any = None) -> str:

@@ -30,7 +30,7 @@ FORBIDS, INVALID = 1, 2  # flags of examine_energies
 
 
 class Launcher(Protocol):
-    """Runs kernels on tensors of `device`, in order. Tensors and None are passed as pointers, ints as 64-bit numbers."""
+    """Runs kernels on tensors of `device`, in order: tensors and None become pointers, ints 64-bit numbers."""
 
     device: torch.device
 
