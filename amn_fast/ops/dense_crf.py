@@ -337,7 +337,7 @@ def _seeds_on_gpu(
     checked = [_check_seed(*picture) for picture in pictures]
     problems = []
     for pixels, scores, _ in checked:
-        flat = gpu().on_device(scores, device, None).reshape(len(scores), -1)
+        flat = gpu().on_device(scores, device, None).flatten(1)
         if len(scores):
             problems.append(gpu().problem(pixels, gpu().label_unaries(flat, thresholds, gt_prob), device))
     maps = iter(gpu().infer(problems, gpu().Call(kernels, check_compat, max(0, int(iterations)), best=True)))

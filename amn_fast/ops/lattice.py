@@ -335,7 +335,7 @@ def kl_divergence(marginals: ArrayLike, unary: ArrayLike, pairwise: Sequence[Pai
 
 
 def on_host(value: Any) -> Any:
-    return value.detach().cpu() if on_gpu(value) else value
+    return value.detach().cpu().numpy() if on_gpu(value) else value
 
 
 def check_unary(unary: Any, backend: str = "cpu") -> Any:

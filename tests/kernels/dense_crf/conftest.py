@@ -51,3 +51,30 @@ def harness(tmp_path_factory):
 def launcher(harness):
     torch = pytest.importorskip("torch")
     return HarnessLauncher(harness, torch)
+
+
+@pytest.fixture
+def door(launcher, monkeypatch):
+    """`backend="cuda"` runs on the stand-in; gives its launcher."""
+    import torch
+
+    from amn_fast.ops import _cuda, _dense_crf_cuda, lattice
+
+    monkeypatch.setattr(_cuda, "obstacle", lambda device=None: "")
+    monkeypatch.setattr(_dense_crf_cuda, "launcher_for", lambda device: launcher)
+    monkeypatch.setattr(_dense_crf_cuda, "device_of", lambda *values: torch.device("cpu"))
+    monkeypatch.setattr(_dense_crf_cuda, "free_bytes", lambda device: 2**33)
+    monkeypatch.setattr(lattice, "_grids", lattice.OrderedDict())
+    return launcher
+
+
+@pytest.fixture
+def tensors_are_on_gpu(door, monkeypatch):
+    """CPU tensors are taken for tensors on a GPU."""
+    import torch
+
+    from amn_fast.ops import dense_crf, lattice
+
+    for module in (lattice, dense_crf):
+        monkeypatch.setattr(module, "on_gpu", lambda value: isinstance(value, torch.Tensor))
+    return door
