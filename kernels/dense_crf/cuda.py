@@ -22,7 +22,7 @@ CHUNK = 32  # entries that one thread sums: a whole row of most vertices, and fe
 PADDING = 4  # the published code embeds points in fours and fills the last group with zero features
 MAX_DIMENSION = 6
 MAX_ENTRIES = 2**31 - 1
-MOST_WORDS = 3
+MOST_WORDS = 2
 MAX_COORDINATE = 2097152.0  # 2^21, as in lattice.hpp
 QUICK_STEPS = 128  # of probing: a table of the usual size that needs more is replaced by one of the largest size
 SHARED_BYTES = 48 * 1024
@@ -149,7 +149,7 @@ def pack(features: Features) -> Packing:
             at, used = at + 1, 0
         word[j], shift[j], bias[j] = at, used, -lowest
         used += bits
-    assert at < MOST_WORDS  # six quotients of at most 22 bits
+    assert at < MOST_WORDS  # coordinates below 2^21 leave quotients of at most 21 bits
     return Packing(at + 1, word, shift, bias)
 
 

@@ -185,9 +185,13 @@ AMN_DEVICE void update_wide(Place at, float* shared, const i64* terms, i64 term_
         return;
     }
     const float rest = implicit ? exponential(-top) : 0.0f;
-    float sum = 0.0f;
-    for (i32 m = 0; m < members; ++m) sum = sum + sums[m];
-    sum = sum + rest;
+    float quarter[4] = {rest, 0.0f, 0.0f, 0.0f};  // four short sums round less than a long one
+    for (i32 m = 0; m < members; m += 4) {
+        AMN_UNROLL
+        for (int k = 0; k < 4; ++k)
+            if (m + k < members) quarter[k] = quarter[k] + sums[m + k];
+    }
+    const float sum = (quarter[0] + quarter[1]) + (quarter[2] + quarter[3]);
     const float q_last = rest / sum, less = last ? 0.0f : q_last;
     for (i32 g = me; g < static_cast<i32>(groups); g += members) {
         Lanes<4> own = fetch<4>(logits + 4 * g);

@@ -22,7 +22,7 @@ struct Packing {
 
 AMN_DEVICE Packing packing_of(const i64* plan, i64 d) { return {plan, plan + d, plan + 2 * d}; }
 
-constexpr int most_words = 3;
+constexpr int most_words = 2;  // up to 6 dimensions: six quotients of at most 21 bits
 
 AMN_DEVICE u64 mixed(const u64* key, i64 words) {
     u64 hash = key[0];
@@ -66,7 +66,7 @@ AMN_DEVICE void embed(Place at, const i32* tiles, const i64* pictures, i64 total
     lattice::embed<D>(D, scale, feature, base, rank, weight);
 
     const Packing packing = packing_of(plan, D);
-    u64 key[most_words] = {0, 0, 0}, unit[most_words][D];  // unit: what one in a quotient adds to the key's words
+    u64 key[most_words] = {0, 0}, unit[most_words][D];  // unit: what one in a quotient adds to the key's words
     AMN_UNROLL
     for (int j = 0; j < D; ++j) {
         const u64 quotient = static_cast<u64>(static_cast<i64>(base[j] / static_cast<float>(D + 1)) + packing.bias[j]);
