@@ -68,6 +68,7 @@ def compile_cubin(source: str, architecture: int, logs: IO[str] | None = None, c
         std="c++17",
         arch=f"sm_{architecture}",
         fma=False,
+        diag_suppress=177,  # a shared header has what the GPU's kernels do not need
         ptxas_options=["-v"] if logs is not None else None,
     )
     cache = _cache() if cached else None

@@ -82,9 +82,9 @@ AMN_DEVICE void split(i64 i, i64 of, i64& item, i64& part) {
     }
 }
 
-// V floats that travel in one load or store.
+// V floats, which travel in one load or store.
 template <int V>
-struct alignas(4 * V) Lanes {
+struct Lanes {
     float lane[V];
 };
 
@@ -98,12 +98,26 @@ AMN_DEVICE Lanes<V> zero() {
 
 template <int V>
 AMN_DEVICE Lanes<V> fetch(const float* from) {
-    return *reinterpret_cast<const Lanes<V>*>(from);
+    if constexpr (V == 4) {
+        const float4 all = *reinterpret_cast<const float4*>(from);
+        return {{all.x, all.y, all.z, all.w}};
+    } else if constexpr (V == 2) {
+        const float2 both = *reinterpret_cast<const float2*>(from);
+        return {{both.x, both.y}};
+    } else {
+        return {{*from}};
+    }
 }
 
 template <int V>
 AMN_DEVICE void put(float* to, const Lanes<V>& value) {
-    *reinterpret_cast<Lanes<V>*>(to) = value;
+    const float* lane = value.lane;
+    if constexpr (V == 4)
+        *reinterpret_cast<float4*>(to) = {lane[0], lane[1], lane[2], lane[3]};
+    else if constexpr (V == 2)
+        *reinterpret_cast<float2*>(to) = {lane[0], lane[1]};
+    else
+        *to = lane[0];
 }
 
 // to += weight * from

@@ -46,13 +46,10 @@ AMN_DEVICE void blur(Place at, i64 count, i64 groups, const i32* neighbours, con
     split(at.index(), groups, vertex, group);
     if (vertex >= count) return;
     const i64 width = groups * V, lanes = group * V;
-    struct alignas(8) Pair {
-        i32 previous, following;
-    };
-    const Pair near = *reinterpret_cast<const Pair*>(neighbours + 2 * vertex);
+    const i32 previous = neighbours[2 * vertex], following = neighbours[2 * vertex + 1];
     Lanes<V> sides = zero<V>();
-    if (near.previous >= 0) add(sides, 1.0f, fetch<V>(from + near.previous * width + lanes));
-    if (near.following >= 0) add(sides, 1.0f, fetch<V>(from + near.following * width + lanes));
+    if (previous >= 0) add(sides, 1.0f, fetch<V>(from + previous * width + lanes));
+    if (following >= 0) add(sides, 1.0f, fetch<V>(from + following * width + lanes));
     Lanes<V> sum = fetch<V>(from + vertex * width + lanes);
     add(sum, 0.5f, sides);
     put(to + vertex * width + lanes, sum);

@@ -11,6 +11,13 @@
 #define AMN_DEVICE static inline
 #define AMN_UNROLL
 
+struct alignas(8) float2 {
+    float x, y;
+};
+struct alignas(16) float4 {
+    float x, y, z, w;
+};
+
 namespace amn::gpu {
 
 AMN_DEVICE u32 load_shared_word(const u32* at) {
