@@ -60,6 +60,14 @@ AMN_DEVICE void keep_lowest(u32* at, u32 value) { atomicMin(at, value); }
 AMN_DEVICE void set_bits(u32* at, u32 bits) { atomicOr(at, bits); }
 AMN_DEVICE float exponential(float v) { return expf(v); }
 
+// Two and four floats in one store: left to itself the compiler stores what it has just computed one by one.
+AMN_DEVICE void store(float* to, float a, float b) {
+    asm volatile("st.v2.f32 [%0], {%1, %2};" ::"l"(to), "f"(a), "f"(b) : "memory");
+}
+AMN_DEVICE void store(float* to, float a, float b, float c, float d) {
+    asm volatile("st.v4.f32 [%0], {%1, %2, %3, %4};" ::"l"(to), "f"(a), "f"(b), "f"(c), "f"(d) : "memory");
+}
+
 }  // namespace amn::gpu
 
 #else
@@ -113,9 +121,9 @@ template <int V>
 AMN_DEVICE void put(float* to, const Lanes<V>& value) {
     const float* lane = value.lane;
     if constexpr (V == 4)
-        *reinterpret_cast<float4*>(to) = {lane[0], lane[1], lane[2], lane[3]};
+        store(to, lane[0], lane[1], lane[2], lane[3]);
     else if constexpr (V == 2)
-        *reinterpret_cast<float2*>(to) = {lane[0], lane[1]};
+        store(to, lane[0], lane[1]);
     else
         *to = lane[0];
 }

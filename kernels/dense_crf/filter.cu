@@ -46,10 +46,10 @@ AMN_DEVICE void blur(Place at, i64 count, i64 groups, const i32* neighbours, con
     split(at.index(), groups, vertex, group);
     if (vertex >= count) return;
     const i64 width = groups * V, lanes = group * V;
-    const i32 previous = neighbours[2 * vertex], following = neighbours[2 * vertex + 1];
+    const int2 near = reinterpret_cast<const int2*>(neighbours)[vertex];
     Lanes<V> sides = zero<V>();
-    if (previous >= 0) add(sides, 1.0f, fetch<V>(from + previous * width + lanes));
-    if (following >= 0) add(sides, 1.0f, fetch<V>(from + following * width + lanes));
+    if (near.x >= 0) add(sides, 1.0f, fetch<V>(from + near.x * width + lanes));
+    if (near.y >= 0) add(sides, 1.0f, fetch<V>(from + near.y * width + lanes));
     Lanes<V> sum = fetch<V>(from + vertex * width + lanes);
     add(sum, 0.5f, sides);
     put(to + vertex * width + lanes, sum);

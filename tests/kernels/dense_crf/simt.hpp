@@ -17,6 +17,9 @@ struct alignas(8) float2 {
 struct alignas(16) float4 {
     float x, y, z, w;
 };
+struct alignas(8) int2 {
+    int x, y;
+};
 
 namespace amn::gpu {
 
@@ -34,6 +37,8 @@ AMN_DEVICE void keep_lowest(u32* at, u32 value) {
 }
 AMN_DEVICE void set_bits(u32* at, u32 bits) { std::atomic_ref<u32>(*at).fetch_or(bits); }
 AMN_DEVICE float exponential(float v) { return std::exp(v); }
+AMN_DEVICE void store(float* to, float a, float b) { *reinterpret_cast<float2*>(to) = {a, b}; }
+AMN_DEVICE void store(float* to, float a, float b, float c, float d) { *reinterpret_cast<float4*>(to) = {a, b, c, d}; }
 
 }  // namespace amn::gpu
 
