@@ -12,13 +12,13 @@ import threading
 from pathlib import Path
 from typing import IO, Any
 
-from amn_fast import kernels
+import amn_fast.kernels
 
 log = logging.getLogger("amn_fast")
 
 BLOCK = 256  # threads, as in kernels/dense_crf/device.hpp
 OLDEST = (8, 0)  # compute capability: the oldest that the kernels are compiled for in the tests
-KERNELS = Path(kernels.__file__).parent
+KERNELS = Path(amn_fast.kernels.__file__).parent
 
 
 def obstacle(device: Any = None) -> str:
@@ -29,8 +29,15 @@ def obstacle(device: Any = None) -> str:
 
     if not torch.cuda.is_available():
         return "PyTorch sees no CUDA device"
+    return obstacle_beside_device(device)
+
+
+def obstacle_beside_device(device: Any = None) -> str:
+    """The same where there is a CUDA device."""
     if importlib.util.find_spec("cuda") is None or importlib.util.find_spec("cuda.core") is None:
         return "cuda-core is not installed (extra 'gpu')"
+    import torch
+
     found = torch.cuda.get_device_capability(device)
     if found < OLDEST:
         name = torch.cuda.get_device_name(device)

@@ -456,25 +456,27 @@ class MeanField:
         best: bool = False,
     ) -> list[list[Tensor]]:
         """Marginals (labels, points) float32, or with `best` labels (points,) int32, of each picture's unaries."""
-        channels, batch = self.channels, self.batch
-        items = batch.total * channels.problems
+        if starts is not None and iterations == 0:
+            return [[one.argmax(0).int() if best else one.clone() for one in problems] for problems in starts]
         base = self.loaded(planes, False)
-        q = torch.empty_like(base)
-        last = torch.empty(items, dtype=torch.float32, device=self.device)
+        last = torch.empty(self.batch.total * self.channels.problems, dtype=torch.float32, device=self.device)
+        if starts is None:
+            q = torch.empty_like(base)
+            self.update(False, base, q, None if iterations else last)
+        else:
+            q = self.loaded(starts, True)
+        self.iterate(base, q, last, iterations)
+        return self.answers(q, last, best)
+
+    def iterate(self, base: Tensor, q: Tensor, last: Tensor, iterations: int) -> None:
+        """The updates, in `q` and at last `last`. Nothing here waits for the device."""
         logits = torch.empty_like(base) if self.mixed else base
         filtered = torch.empty_like(base) if self.mixed else None
-        if starts is not None and iterations == 0:
-            return [[_copy(one, best) for one in problems] for problems in starts]
-        if starts is not None:
-            q = self.loaded(starts, True)
-        else:
-            self.update(False, base, q, last if iterations == 0 else None)
         for step in range(1, iterations + 1):
             for (_, work), splat in zip(self.terms, self.splats, strict=True):
                 work.filtered(q, splat)
             self.mix(base, filtered, logits)
             self.update(True, logits, q, last if step == iterations else None)
-        return self.answers(q, last, best)
 
     def update(self, sliced: bool, base: Tensor, q: Tensor, last: Tensor | None) -> None:
         channels, total = self.channels, self.batch.total
@@ -517,10 +519,6 @@ class MeanField:
         values = (int(channels.implicit), int(best), q, last, addresses(batch, planes))
         self.launch("give_answer", batch.tile_count, *place, *values)
         return planes
-
-
-def _copy(marginals: Tensor, best: bool) -> Tensor:
-    return marginals.argmax(0).int() if best else marginals.clone()
 
 
 def estimated_bytes(points: int, dimensions: Sequence[int], labels: int, problems: int = 1) -> int:

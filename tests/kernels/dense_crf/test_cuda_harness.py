@@ -244,6 +244,23 @@ def test_a_batch_takes_as_many_launches_as_a_picture(door, photo):
     assert launches(1) == launches(5)
 
 
+def test_iterations_do_not_wait_for_the_gpu(door, photo, monkeypatch):
+    iterate = cuda.MeanField.iterate
+
+    def refuse(*arguments, **options):
+        raise AssertionError("waits for the device")
+
+    def watched(*arguments):
+        with monkeypatch.context() as patch:
+            for name in ("item", "tolist", "cpu", "numpy", "__bool__", "__int__", "__float__", "nonzero"):
+                patch.setattr(torch.Tensor, name, refuse)
+            iterate(*arguments)
+
+    monkeypatch.setattr(cuda.MeanField, "iterate", watched)
+    for labels, compat in ((2, 10), (3, 10), (21, 10), (3, -10 * np.eye(3))):
+        dense_crf(photo[:20, :30], smooth_unary(labels, 20, 30), bilateral=(50, 5, compat), backend="cuda")
+
+
 @pytest.mark.parametrize("workers", [1, 5])
 def test_a_flat_picture_is_summed_in_pieces(workers, door):
     door.workers = workers
