@@ -1,56 +1,37 @@
 """The GPU kernels of the dense CRF as loops on the CPU."""
 
 import ctypes
-import shutil
-import subprocess
+import importlib.util
+import os
 from pathlib import Path
 
 import pytest
 
 HERE = Path(__file__).parent
-KERNELS = Path(__file__).parents[3] / "kernels"
-COMPILER = shutil.which("g++") or shutil.which("clang++")
-
-
-class HarnessLauncher:
-    """A `Launcher` on CPU tensors; `workers` host threads take the blocks in turn."""
-
-    def __init__(self, library, torch):
-        self.library = library
-        self.device = torch.device("cpu")
-        self.workers = 1
-        self.launched = []  # (kernel, blocks, shared)
-
-    def launch(self, kernel, blocks, *arguments, shared=0):
-        self.launched.append((kernel, blocks, shared))
-        self.library.prepare(ctypes.c_longlong(blocks), ctypes.c_longlong(shared), self.workers)
-        getattr(self.library, kernel)(*map(self.argument, arguments))
-
-    @staticmethod
-    def argument(value):
-        if value is None or isinstance(value, int):
-            return ctypes.c_longlong(value or 0)
-        assert value.is_contiguous()
-        assert value.device.type == "cpu"
-        return ctypes.c_void_p(value.data_ptr())
 
 
 @pytest.fixture(scope="session")
-def harness(tmp_path_factory):
-    if COMPILER is None:
+def harness_module():
+    pytest.importorskip("torch")
+    spec = importlib.util.spec_from_file_location("dense_crf_harness", HERE / "harness.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="session")
+def harness(harness_module, tmp_path_factory):
+    """The library; AMN_FAST_SIMT names one that was built beforehand, with a sanitizer say."""
+    if ready := os.environ.get("AMN_FAST_SIMT"):
+        return ctypes.CDLL(ready)
+    if harness_module.compiler() is None:
         pytest.skip("no C++ compiler")
-    target = tmp_path_factory.mktemp("simt") / "simt.so"
-    flags = ["-std=c++20", "-O2", "-ftree-vectorize", "-ffp-contract=off", "-shared", "-fPIC", "-pthread"]
-    places = [f"-I{KERNELS}", f"-I{HERE}", str(HERE / "simt.cpp"), "-o", str(target)]
-    done = subprocess.run([COMPILER, *flags, *places], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    return ctypes.CDLL(str(target))
+    return harness_module.build(tmp_path_factory.mktemp("simt") / "simt.so")
 
 
 @pytest.fixture
-def launcher(harness):
-    torch = pytest.importorskip("torch")
-    return HarnessLauncher(harness, torch)
+def launcher(harness, harness_module):
+    return harness_module.HarnessLauncher(harness)
 
 
 @pytest.fixture
