@@ -5,10 +5,11 @@ Usage: python benchmarks/bench_dense_crf_gpu.py [--labels 2,3,21,81] [--batches 
 
 Needs a CUDA device and the extra `gpu`. The call is the seeds': energies from a label map, (sxy 3, compat 3), (sxy 50,
 srgb 5, compat 10), 10 iterations, on 375 x 500 pictures, with 81 labels on 480 x 640; inputs and answers stay on the
-GPU. Times are medians of wall time up to a synchronisation. "bandwidth" is what `count_dense_crf_gpu.py` counts, every array
-of a launch moved once, over the whole call's time, as a share of a copy's bandwidth in the same run. "parity" is the
-largest difference of a marginal from the CPU kernels' and the pixels whose label differs, over the batch's first two
-pictures.
+GPU. Times are medians of wall time up to a synchronisation.
+
+"bandwidth" is what `count_dense_crf_gpu.py` counts, every array of a launch moved once, over the whole call's time, as
+a share of a copy's bandwidth in the same run. "parity" is the largest difference of a marginal from the CPU kernels'
+and the pixels whose label differs, over the batch's first two pictures.
 """
 
 import argparse
