@@ -5,6 +5,8 @@
 #include <algorithm>
 #include <atomic>
 #include <cmath>
+#include <map>
+#include <string>
 #include <thread>
 #include <vector>
 
@@ -69,6 +71,23 @@ void over_threads(amn::gpu::u32 block, const Step& step) {
         step(amn::gpu::Place{block, thread});
 }
 
+// The kernels by name, each with the number of its parameters, all of eight bytes.
+struct Kernel {
+    void* function;
+    int parameters;
+};
+inline std::map<std::string, Kernel>& kernels() {
+    static std::map<std::string, Kernel> all;
+    return all;
+}
+struct Registered {
+    template <class... Parameters>
+    Registered(const char* name, void (*function)(Parameters...)) {
+        static_assert(((sizeof(Parameters) == 8) && ...));
+        kernels()[name] = {reinterpret_cast<void*>(function), sizeof...(Parameters)};
+    }
+};
+
 }  // namespace simt
 
 #define AMN_KERNEL(name, parameters, call)                                                          \
@@ -76,7 +95,8 @@ void over_threads(amn::gpu::u32 block, const Step& step) {
         simt::over_blocks([&](amn::gpu::u32 block, float*) {                                        \
             simt::over_threads(block, [&](amn::gpu::Place at) { AMN_EXPAND call; });                \
         });                                                                                         \
-    }
+    }                                                                                               \
+    static const simt::Registered name##_registered(#name, name);
 
 #define AMN_KERNEL_IN_STEPS(name, parameters, first, second, third)                                 \
     extern "C" void name parameters {                                                               \
@@ -85,4 +105,5 @@ void over_threads(amn::gpu::u32 block, const Step& step) {
             simt::over_threads(block, [&](amn::gpu::Place at) { AMN_EXPAND second; });              \
             simt::over_threads(block, [&](amn::gpu::Place at) { AMN_EXPAND third; });               \
         });                                                                                         \
-    }
+    }                                                                                               \
+    static const simt::Registered name##_registered(#name, name);

@@ -1,8 +1,12 @@
 """The GPU kernels compiled ahead of time for GPUs that are not here. NVRTC needs none."""
 
 import io
+import os
 import re
+import subprocess
+import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -87,3 +91,20 @@ def test_a_folder_that_cannot_be_written_costs_no_more_than_the_cache(tmp_path, 
     source = 'extern "C" __global__ void nothing(int* a) { a[0] = 2; }'
     assert _cuda.compile_cubin(source, 90, cached=True).code
     assert "compiled anew" in caplog.text
+
+
+def test_the_launcher_launches_through_cuda_core(harness_module, tmp_path):
+    """All of the launcher but NVRTC, the driver and the card: loading, kernels, arguments, grids, stream."""
+    if not sys.platform.startswith("linux") or harness_module.compiler() is None:
+        pytest.skip("the stand-in for the driver needs Linux and a C++ compiler")
+    driver, cubin = tmp_path / "libcuda.so.1", tmp_path / "kernels.cubin"
+    harness_module.build(driver, source="driver.cpp", load=False)
+    cubin.write_bytes(bytes(_cuda.compile_cubin(cuda.SOURCE, 90).code))
+    environment = {**os.environ, "LD_LIBRARY_PATH": str(tmp_path), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, str(Path(__file__).parent / "launch_on_driver.py"), str(cubin), str(driver)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    difference, stream, launches = done.stdout.split()
+    assert float(difference) <= 1e-4
+    assert int(stream) == 0x7700
+    assert int(launches) > 100
