@@ -51,13 +51,12 @@ class Batch:
         self.padded = [-(-n // PADDING) * PADDING for n in points]
         self.firsts = [0, *np.cumsum(self.padded).tolist()][:-1]
         self.total = sum(self.padded)
-        tiles = [
-            (picture, first)
-            for picture, (start, n) in enumerate(zip(self.firsts, self.padded, strict=True))
-            for first in range(start, start + n, THREADS)
-        ]
-        self.tile_count = len(tiles)
-        self.tiles = torch.tensor(tiles, dtype=torch.int32, device=launcher.device)
+        counts = [over(n) for n in self.padded]
+        self.tile_count = sum(counts)
+        picture = np.repeat(np.arange(len(counts)), counts)
+        within = np.arange(self.tile_count) - np.repeat(np.cumsum(counts) - counts, counts)
+        tiles = np.stack([picture, np.asarray(self.firsts)[picture] + THREADS * within], axis=1).astype(np.int32)
+        self.tiles = torch.from_numpy(tiles).to(launcher.device)
         self.plain = self.pictures([0] * len(points), [(0, 0)] * len(points))
 
     def pictures(self, sources: Sequence[int], tables: Sequence[tuple[int, int]]) -> Tensor:

@@ -176,8 +176,9 @@ AMN_DEVICE void find_neighbours(Place at, i64 count, i64 sides, i64 total, const
     const i64* picture = pictures + picture_fields * owners[vertex];
     const u32* own = table + picture[table_first];
     const u64 mask = static_cast<u64>(picture[table_mask]);
-    for (u64 slot = (mixed(key, words) >> 32) & mask;; slot = (slot + 1) & mask) {
-        const u32 found = own[slot];
+    u64 slot = mixed(key, words) >> 32;
+    for (u64 step = 0; step <= mask; ++step, ++slot) {
+        const u32 found = own[slot & mask];
         if (found == no_entry) return;
         if (!same(key, keys + place_of(found, sides, total) * words, words)) continue;
         const i32 following = numbers[found] - 1;
