@@ -5,6 +5,7 @@ source, options, architecture and compiler version.
 """
 
 import ctypes
+import importlib.metadata
 import importlib.util
 import logging
 import re
@@ -13,10 +14,12 @@ from pathlib import Path
 from typing import IO, Any
 
 import amn_fast.kernels
+from amn_fast.errors import BackendError
 
 log = logging.getLogger("amn_fast")
 
 BLOCK = 256  # threads, as in kernels/dense_crf/device.hpp
+OLDEST_CUDA_CORE = (1, 2)
 OLDEST = (8, 0)  # compute capability: the oldest that the kernels are compiled for in the tests
 KERNELS = Path(amn_fast.kernels.__file__).parent
 
@@ -36,6 +39,11 @@ def obstacle_beside_device(device: Any = None) -> str:
     """The same where there is a CUDA device."""
     if importlib.util.find_spec("cuda") is None or importlib.util.find_spec("cuda.core") is None:
         return "cuda-core is not installed (extra 'gpu')"
+    version = importlib.metadata.version("cuda-core")
+    if tuple(map(int, version.split(".")[:2])) < OLDEST_CUDA_CORE:
+        return (
+            f"cuda-core {version} is installed, the kernels need {OLDEST_CUDA_CORE[0]}.{OLDEST_CUDA_CORE[1]} or newer"
+        )
     import torch
 
     found = torch.cuda.get_device_capability(device)
@@ -101,11 +109,15 @@ class CudaLauncher:
 
         self.device = device
         with torch.cuda.device(device):
-            torch.cuda.current_stream()  # makes the device's context
+            torch.cuda.current_stream()  # PyTorch makes the device's context
             self._device = Device(device.index)
             self._device.set_current()
             major, minor = torch.cuda.get_device_capability(device)
-            self._code = compile_cubin(source, 10 * major + minor, cached=True)
+            try:
+                self._code = compile_cubin(source, 10 * major + minor, cached=True)
+            except Exception as error:  # NVRTC is missing, or does not know the architecture
+                reason = " ".join(str(error).split())
+                raise BackendError(f"the GPU kernels cannot be compiled for sm_{major}{minor}: {reason}") from error
         self._kernels: dict[str, Any] = {}
         self._streams: dict[int, Any] = {}
 

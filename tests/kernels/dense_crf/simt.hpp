@@ -1,5 +1,5 @@
-// A stand-in for a GPU: kernels become loops over blocks and threads. Several host threads take blocks in turn, so that
-// insertion into a table really is concurrent, and in another order each time.
+// A stand-in for a GPU: kernels become loops over blocks and threads. With several workers, host threads take blocks as
+// they come, and blocks and threads run in another order at each launch: what depends on an order shows.
 #pragma once
 
 #include <algorithm>
@@ -49,15 +49,29 @@ namespace simt {
 inline thread_local long long blocks = 0, shared_bytes = 0;  // of the next launch
 inline thread_local int workers = 1;
 
+struct Turn {
+    amn::gpu::u32 block;
+    bool backwards;  // the block's threads
+};
+
+inline std::atomic<unsigned> launches{0};
+
 template <class Block>
 void over_blocks(const Block& block) {
+    constexpr long long primes[] = {15485863, 32452843, 49979687, 67867967};
     std::atomic<long long> next{0};
+    const unsigned launch = launches++;
     const long long count = blocks, bytes = shared_bytes;
+    const long long stride = workers > 1 ? primes[launch % 4] : 1, start = workers > 1 ? launch : 0;
+    const bool backwards = workers > 1 && launch % 2;
     const auto work = [&] {
         std::vector<float> shared((bytes + 15) / 4 + 4);
         float* aligned = shared.data();
         while (reinterpret_cast<unsigned long long>(aligned) % 16) ++aligned;
-        for (long long b; (b = next.fetch_add(1)) < count;) block(static_cast<amn::gpu::u32>(b), aligned);
+        for (long long b; (b = next.fetch_add(1)) < count;) {
+            const long long mixed = count % stride ? (b * stride + start) % count : b;
+            block(Turn{static_cast<amn::gpu::u32>(mixed), backwards}, aligned);
+        }
     };
     std::vector<std::thread> team;
     for (int i = 1; i < workers; ++i) team.emplace_back(work);
@@ -66,9 +80,9 @@ void over_blocks(const Block& block) {
 }
 
 template <class Step>
-void over_threads(amn::gpu::u32 block, const Step& step) {
-    for (amn::gpu::u32 thread = 0; thread < amn::gpu::block_threads; ++thread)
-        step(amn::gpu::Place{block, thread});
+void over_threads(Turn turn, const Step& step) {
+    constexpr amn::gpu::u32 count = amn::gpu::block_threads;
+    for (amn::gpu::u32 i = 0; i < count; ++i) step(amn::gpu::Place{turn.block, turn.backwards ? count - 1 - i : i});
 }
 
 // The kernels by name, each with the number of its parameters, all of eight bytes.
@@ -92,18 +106,18 @@ struct Registered {
 
 #define AMN_KERNEL(name, parameters, call)                                                          \
     extern "C" void name parameters {                                                               \
-        simt::over_blocks([&](amn::gpu::u32 block, float*) {                                        \
-            simt::over_threads(block, [&](amn::gpu::Place at) { AMN_EXPAND call; });                \
+        simt::over_blocks([&](simt::Turn turn, float*) {                                            \
+            simt::over_threads(turn, [&](amn::gpu::Place at) { AMN_EXPAND call; });                \
         });                                                                                         \
     }                                                                                               \
     static const simt::Registered name##_registered(#name, name);
 
 #define AMN_KERNEL_IN_STEPS(name, parameters, first, second, third)                                 \
     extern "C" void name parameters {                                                               \
-        simt::over_blocks([&](amn::gpu::u32 block, float* shared) {                                 \
-            simt::over_threads(block, [&](amn::gpu::Place at) { AMN_EXPAND first; });               \
-            simt::over_threads(block, [&](amn::gpu::Place at) { AMN_EXPAND second; });              \
-            simt::over_threads(block, [&](amn::gpu::Place at) { AMN_EXPAND third; });               \
+        simt::over_blocks([&](simt::Turn turn, float* shared) {                                     \
+            simt::over_threads(turn, [&](amn::gpu::Place at) { AMN_EXPAND first; });               \
+            simt::over_threads(turn, [&](amn::gpu::Place at) { AMN_EXPAND second; });              \
+            simt::over_threads(turn, [&](amn::gpu::Place at) { AMN_EXPAND third; });               \
         });                                                                                         \
     }                                                                                               \
     static const simt::Registered name##_registered(#name, name);

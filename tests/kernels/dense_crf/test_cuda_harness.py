@@ -1,5 +1,6 @@
 """The GPU kernels' own bodies and their driver, run as loops on the CPU: everything but the launch itself."""
 
+import itertools
 import json
 import logging
 from pathlib import Path
@@ -219,6 +220,21 @@ def test_twenty_runs_on_several_threads_give_the_same_bits(labels, door, photo):
     once = dense_crf(photo[:60, :80], unary, iterations=3, backend="cuda")
     for _ in range(20):
         assert np.array_equal(once, dense_crf(photo[:60, :80], unary, iterations=3, backend="cuda"))
+
+
+def test_vertices_are_numbered_as_points_touch_them(door, photo):
+    door.workers = 5
+    sizes = [(40, 50), (31, 27), (60, 80)]
+    images = [torch.from_numpy(photo[:h, :w].copy()) for h, w in sizes]
+    batch = cuda.Batch(door, [h * w for h, w in sizes], [w for _, w in sizes])
+    for _ in range(5):
+        mesh = cuda.build(batch, cuda.image_features(images, 50, 50, [5, 5, 5]))
+        numbers = mesh.vertices.T.reshape(-1).numpy()  # in the order of points, then of remainders
+        highest = np.maximum.accumulate(np.concatenate([[-1], numbers[:-1]]))
+        assert (numbers <= highest + 1).all()
+        assert numbers.max() + 1 == mesh.count
+        kinds = [mesh.vertices[:, first : first + n] for first, n in zip(batch.firsts, batch.padded, strict=True)]
+        assert all(int(a.max()) < int(b.min()) for a, b in itertools.pairwise(kinds))
 
 
 def test_an_answer_does_not_depend_on_its_batch(door, photo):

@@ -1,8 +1,11 @@
 """What is said where the GPU kernels cannot run: one sentence."""
 
+import contextlib
+import importlib.metadata
 import importlib.util
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -19,9 +22,13 @@ torch = pytest.importorskip("torch")
 def machine(monkeypatch):
     """A function that makes this machine look like another."""
 
-    def pretend(cuda=True, capability=(9, 0), cuda_core=True):
+    def pretend(cuda=True, capability=(9, 0), cuda_core="1.2.2"):
         monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: capability)
+        versions = importlib.metadata.version
+        monkeypatch.setattr(
+            importlib.metadata, "version", lambda name: cuda_core if name == "cuda-core" else versions(name)
+        )
         monkeypatch.setattr(torch.cuda, "get_device_name", lambda device=None: "Some GPU")
         find = importlib.util.find_spec
         found = find("torch")  # of anything
@@ -40,7 +47,8 @@ def machine(monkeypatch):
     ("state", "reason"),
     [
         ({"cuda": False}, "PyTorch sees no CUDA device"),
-        ({"cuda_core": False}, "cuda-core is not installed (extra 'gpu')"),
+        ({"cuda_core": ""}, "cuda-core is not installed (extra 'gpu')"),
+        ({"cuda_core": "0.6.1"}, "cuda-core 0.6.1 is installed, the kernels need 1.2 or newer"),
         ({"capability": (7, 5)}, "the GPU Some GPU is sm_75, the kernels need sm_80 or newer"),
     ],
 )
@@ -64,6 +72,25 @@ def test_each_obstacle_is_one_sentence(state, reason, machine):
 def test_info_names_the_card(machine):
     machine()
     assert "backend cuda: ready on Some GPU (sm_90): dense_crf" in info().splitlines()
+
+
+def test_kernels_that_do_not_compile_are_one_sentence(machine, monkeypatch):
+    pytest.importorskip("cuda.core")
+    import cuda.core
+
+    from amn_fast.ops import _cuda
+
+    def fail(*arguments, **options):
+        raise RuntimeError("no NVRTC\nanywhere")
+
+    machine()
+    monkeypatch.setattr(_cuda, "compile_cubin", fail)
+    monkeypatch.setattr(torch.cuda, "device", lambda device: contextlib.nullcontext())
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device=None: None)
+    monkeypatch.setattr(cuda.core, "Device", lambda index: SimpleNamespace(set_current=lambda: None))
+    with pytest.raises(BackendError) as caught:
+        _cuda.CudaLauncher(torch.device("cuda", 0), "")
+    assert str(caught.value) == "the GPU kernels cannot be compiled for sm_90: no NVRTC anywhere"
 
 
 def test_other_backends_look_for_no_gpu():
