@@ -51,6 +51,11 @@ def device_of(*values: Any) -> torch.device:
     return torch.device("cuda", torch.cuda.current_device())
 
 
+def place_of(device: torch.device) -> str:
+    """The device and its current stream: tensors that are kept belong to the stream that fills them."""
+    return f"{device} {torch.cuda.current_stream(device).cuda_stream if device.type == 'cuda' else 0}"
+
+
 def free_bytes(device: torch.device) -> int:
     """What PyTorch can still allocate: the device's free memory, and its own reserve."""
     reserve = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)

@@ -82,7 +82,8 @@ class Lattice:
         """
         chosen = backend_of(backend, like)
         device = gpu().device_of(like) if chosen == "cuda" else None
-        key = (height, width, float(sx), float(sy), chosen, str(device))
+        place = gpu().place_of(device) if chosen == "cuda" else ""
+        key = (height, width, float(sx), float(sy), chosen, place)
         with _grids_lock:
             if key in _grids:
                 _grids.move_to_end(key)
