@@ -10,6 +10,7 @@ import importlib.util
 import logging
 import re
 import threading
+from contextlib import nullcontext
 from pathlib import Path
 from typing import IO, Any
 
@@ -86,8 +87,8 @@ def compile_cubin(source: str, architecture: int, logs: IO[str] | None = None, c
         diag_suppress=177,  # a shared header has what the GPU's kernels do not need
         ptxas_options=["-v"] if logs is not None else None,
     )
-    cache = _cache() if cached else None
-    return Program(expand(source), "c++", options).compile("cubin", logs=logs, cache=cache)
+    with _cache() if cached else nullcontext() as cache:
+        return Program(expand(source), "c++", options).compile("cubin", logs=logs, cache=cache)
 
 
 def _cache() -> Any:
@@ -97,7 +98,7 @@ def _cache() -> Any:
         return FileStreamProgramCache()
     except OSError as error:
         log.warning("the GPU kernels are compiled anew in each process: their cache cannot be written (%s)", error)
-        return None
+        return nullcontext()
 
 
 class CudaLauncher:
