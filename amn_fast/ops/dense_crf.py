@@ -27,6 +27,7 @@ from amn_fast.ops.lattice import (
     check_threads,
     gpu,
     on_gpu,
+    on_host,
     solve,
     solve_labels,
 )
@@ -350,7 +351,7 @@ def _seeds_on_gpu(
 def _check_seed(image: Any, activations: Any, keys: Any) -> tuple[Any, Any, Array]:
     pixels = check_image(image)
     scores = _plain("activations", activations)
-    names = np.atleast_1d(np.asarray(keys))
+    names = np.atleast_1d(np.asarray(on_host(keys)))
     if scores.ndim != 3 or scores.shape[1:] != pixels.shape[:2]:
         raise InputError(
             f"activations have shape {tuple(scores.shape)}, expected (K, {pixels.shape[0]}, {pixels.shape[1]})"

@@ -365,7 +365,7 @@ def test_tensors_on_the_gpu_stay_there(kernels, tensors_are_on_gpu, photo):
 def test_seeds_and_features_on_the_gpu_stay_there(tensors_are_on_gpu):
     case = np.load(GOLDEN / "amn" / "merge_cam.npz")
     image, scores = torch.from_numpy(case["image"]), torch.from_numpy(case["high_res"])
-    seed = refine_seed(image, scores, [4, 15], fg=0.3, bg=0.05)
+    seed = refine_seed(image, scores, torch.tensor([4, 15]), fg=0.3, bg=0.05)
     assert isinstance(seed, torch.Tensor)
     assert (seed.numpy() == case["refined_seed"]).all()
     features = torch.from_numpy(np.random.default_rng(0).normal(size=(3, 50)).astype(np.float32))
