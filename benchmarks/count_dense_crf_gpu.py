@@ -1,6 +1,6 @@
 """Bytes that the GPU dense CRF moves, counted from its launches, and the time they take at a memory's bandwidth.
 
-    python benchmarks/count_dense_crf_gpu.py [--bandwidth 3.35e12] [--output FILE.md]
+    python benchmarks/count_dense_crf_gpu.py [--bandwidth 3.35e12] [--noise 0] [--output FILE.md]
 
 Needs a C++ compiler, and no GPU: the kernels run as loops on the CPU (tests/kernels/dense_crf/harness.py) on a real
 photograph, and each launch is charged by its arguments. Two counts bound the traffic:
@@ -215,9 +215,13 @@ def count(inner: cuda.Launcher, images: list[torch.Tensor], unaries: list[torch.
     return launcher
 
 
-def problem(labels: int, height: int, width: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
-    """The photograph, moved and mirrored by the seed, and energies of a label map."""
+def problem(
+    labels: int, height: int, width: int, seed: int = 0, noise: float = 0.0
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The photograph, moved and mirrored by the seed, with noise of that deviation, and energies of a label map."""
     image = np.roll(picture("photo", height, width), (37 * seed, 61 * seed), (0, 1))[:, :: -1 if seed % 2 else 1]
+    if noise:
+        image = (image + np.random.default_rng(seed).normal(0, noise, image.shape)).clip(0, 255).astype(np.uint8)
     energies = unary_from_labels(label_map(labels, height, width, seed), labels, 0.7, zero_unsure=False)
     return torch.from_numpy(np.ascontiguousarray(image)), torch.from_numpy(energies)
 
@@ -225,6 +229,7 @@ def problem(labels: int, height: int, width: int, seed: int = 0) -> tuple[torch.
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--bandwidth", type=float, default=3.35e12, help="bytes per second")
+    parser.add_argument("--noise", type=float, default=0.0, help="grey levels, added for more vertices")
     parser.add_argument("--output", type=Path)
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -232,7 +237,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         inner = HarnessLauncher(build(Path(folder) / "simt.so"))
         for labels, height, width, goal in CASES:
-            image, unary = problem(labels, height, width)
+            image, unary = problem(labels, height, width, noise=options.noise)
             charged = count(inner, [image], [unary])
             lines += table(charged, labels, height, width, goal, options.bandwidth)
     text = "\n".join(lines) + "\n"

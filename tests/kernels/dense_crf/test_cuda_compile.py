@@ -17,6 +17,19 @@ cuda = pytest.importorskip("amn_fast.kernels.dense_crf.cuda")
 from amn_fast.ops import _cuda  # noqa: E402
 
 
+def _nvrtc_missing() -> str:
+    try:
+        from cuda.bindings import nvrtc
+
+        nvrtc.nvrtcVersion()
+    except Exception as error:
+        return str(error)
+    return ""
+
+
+pytestmark = pytest.mark.skipif(bool(_nvrtc_missing()), reason=f"no NVRTC: {_nvrtc_missing()}")
+
+
 @pytest.fixture(scope="module", params=[80, 90, 100])
 def compiled(request):
     """The cubin, and the assembler's report: {kernel: (bytes of stack, of spill stores, of spill loads, registers)}."""
