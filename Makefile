@@ -33,6 +33,7 @@ light:
 # AddressSanitizer, UBSan and ThreadSanitizer over recorded and random problems; needs g++ or clang++.
 sanitize: $(VENV)/test.stamp
 	$(BIN)/python tests/sanitize/run_dense_crf.py
+	$(BIN)/python tests/sanitize/run_dense_crf_gpu.py
 
 clean:
 	rm -rf $(VENV) $(VENV)-light build dist *.egg-info runs kernels/_native*.so

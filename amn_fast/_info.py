@@ -8,6 +8,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 from amn_fast import __version__
 from amn_fast._native import missing
+from amn_fast.ops import _cuda as _cuda_kernels
 
 _PACKAGES = ("numpy", "opencv-python-headless", "torch", "torchvision", "timm", "triton", "cuda-core", "pillow")
 
@@ -58,6 +59,9 @@ def _cuda() -> str:
     device = _cuda_device()
     if device.startswith(":"):
         return f"missing{device}"
-    if importlib.util.find_spec("cuda") is None or importlib.util.find_spec("cuda.core") is None:
-        return "missing: cuda-core is not installed (extra 'gpu')"
-    return f"ready on {device}"
+    if obstacle := _cuda_kernels.obstacle_beside_device():
+        return f"missing: {obstacle}"
+    import torch
+
+    major, minor = torch.cuda.get_device_capability()
+    return f"ready on {device} (sm_{major}{minor}): dense_crf"

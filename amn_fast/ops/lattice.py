@@ -3,6 +3,7 @@
 `amn_fast.ops.dense_crf` is what images need; this is what it stands on, for features of other kinds.
 """
 
+import sys
 import threading
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
@@ -16,6 +17,7 @@ from numpy.typing import ArrayLike
 from amn_fast._native import missing, native
 from amn_fast.errors import InputError
 from amn_fast.kernels.dense_crf import reference
+from amn_fast.ops import _cuda
 from amn_fast.ops._backend import choose
 from amn_fast.ops.unary import unary_from_labels
 
@@ -28,8 +30,9 @@ class Lattice:
     """The permutohedral lattice of n points: K · values for the Gaussian kernel exp(-|f_i - f_j|² / 2).
 
     Args:
-        features: (d, n) float, each feature already divided by its standard deviation; d in 1..32, n >= 1.
-        backend: "auto", "cpu" or "reference".
+        features: (d, n) float, each feature already divided by its standard deviation; d in 1..32 (on a GPU 1..6),
+            n >= 1.
+        backend: "auto", "cpu", "cuda" or "reference". A tensor on a GPU is for "cuda", which "auto" then takes.
         threads: for the building; None is one.
 
     Raises:
@@ -43,15 +46,18 @@ class Lattice:
     handle: Any  # the backend's own lattice
 
     def __init__(self, features: ArrayLike, *, backend: str = "auto", threads: int | None = None) -> None:
-        matrix = np.ascontiguousarray(features, np.float32)
+        self.backend = backend_of(backend, features)
+        matrix: Any = features if on_gpu(features) else np.ascontiguousarray(features, np.float32)
         if matrix.ndim != 2 or not 1 <= matrix.shape[0] <= MAX_DIMENSION or matrix.shape[1] < 1:
             raise InputError(
-                f"features have shape {matrix.shape}, expected (d, n) with d in 1..{MAX_DIMENSION}, n >= 1"
+                f"features have shape {tuple(matrix.shape)}, expected (d, n) with d in 1..{MAX_DIMENSION}, n >= 1"
             )
+        self.dimension, self.points = matrix.shape
+        if self.backend == "cuda":
+            self.handle = gpu().matrix_handle(matrix)
+            return
         if not np.isfinite(matrix).all():
             raise InputError("features hold NaN or infinity, expected finite numbers")
-        self.backend = backend_of(backend)
-        self.dimension, self.points = matrix.shape
         if self.backend == "cpu":
             with input_errors():
                 self.handle = _native().CrfLattice.of_matrix(matrix, check_threads(threads))
@@ -60,20 +66,37 @@ class Lattice:
 
     @classmethod
     def of_grid(
-        cls, height: int, width: int, sx: float, sy: float, *, backend: str = "auto", threads: int | None = None
+        cls,
+        height: int,
+        width: int,
+        sx: float,
+        sy: float,
+        *,
+        backend: str = "auto",
+        threads: int | None = None,
+        like: Any = None,
     ) -> "Lattice":
-        """The lattice of the features x / sx, y / sy. It depends on nothing else, so the latest ones are kept."""
-        key = (height, width, float(sx), float(sy), backend_of(backend))
+        """The lattice of the features x / sx, y / sy. It depends on nothing else, so the latest ones are kept.
+
+        `like` says on which GPU: that of a tensor.
+        """
+        chosen = backend_of(backend, like)
+        device = gpu().device_of(like) if chosen == "cuda" else None
+        place = gpu().place_of(device) if chosen == "cuda" else ""
+        key = (height, width, float(sx), float(sy), chosen, place)
         with _grids_lock:
             if key in _grids:
                 _grids.move_to_end(key)
                 return _grids[key]
-        if key[-1] == "cpu":
-            with input_errors():
-                handle = _native().CrfLattice.of_grid(height, width, sx, sy, check_threads(threads))
-            lattice = cls._of_handle(handle, 2, height * width, "cpu")
+        if chosen == "reference":
+            lattice = cls(reference.gaussian_features(height, width, sx, sy), backend=chosen)
         else:
-            lattice = cls(reference.gaussian_features(height, width, sx, sy), backend=backend)
+            with input_errors():
+                if chosen == "cuda":
+                    handle = gpu().grid_handle(height, width, sx, sy, device)
+                else:
+                    handle = _native().CrfLattice.of_grid(height, width, sx, sy, check_threads(threads))
+            lattice = cls._of_handle(handle, 2, height * width, chosen)
         with _grids_lock:
             _grids[key] = lattice
             while sum(kept.points for kept in _grids.values()) > MAX_KEPT_POINTS and len(_grids) > 1:
@@ -83,7 +106,7 @@ class Lattice:
     @classmethod
     def of_image(
         cls,
-        image: Array,
+        image: Any,
         sx: float,
         sy: float,
         colours: Sequence[float],
@@ -92,11 +115,15 @@ class Lattice:
         threads: int | None = None,
     ) -> "Lattice":
         """The lattice of x / sx, y / sy and the channels of `image` (H, W, 3) uint8 divided by `colours`."""
-        if backend_of(backend) == "reference":
-            return cls(reference.bilateral_features(image, sx, sy, colours), backend=backend)
+        chosen = backend_of(backend, image)
+        if chosen == "reference":
+            return cls(reference.bilateral_features(image, sx, sy, colours), backend=chosen)
         with input_errors():
-            handle = _native().CrfLattice.of_image(image, sx, sy, list(colours), check_threads(threads))
-        return cls._of_handle(handle, 5, image.shape[0] * image.shape[1], "cpu")
+            if chosen == "cuda":
+                handle = gpu().image_handle(image, sx, sy, list(colours), gpu().device_of(image))
+            else:
+                handle = _native().CrfLattice.of_image(image, sx, sy, list(colours), check_threads(threads))
+        return cls._of_handle(handle, 5, image.shape[0] * image.shape[1], chosen)
 
     @classmethod
     def _of_handle(cls, handle: Any, dimension: int, points: int, backend: str) -> "Lattice":
@@ -105,21 +132,41 @@ class Lattice:
         return lattice
 
     def filter(self, values: ArrayLike) -> Array:
-        """K · values, (channels, n) float32, without normalisation."""
-        matrix = np.ascontiguousarray(values, np.float32)
+        """K · values, (channels, n) float32, without normalisation. A tensor on the lattice's GPU gives a tensor."""
+        tensor = self.backend == "cuda" and on_gpu(values)
+        matrix: Any = values if tensor else np.ascontiguousarray(values, np.float32)
         if matrix.ndim != 2 or matrix.shape[1] != self.points:
-            raise InputError(f"values have shape {matrix.shape}, expected (channels, {self.points})")
+            raise InputError(f"values have shape {tuple(matrix.shape)}, expected (channels, {self.points})")
         result: Array = self.handle.filter(matrix)
         return result
 
 
 MAX_KEPT_POINTS = 4_000_000  # of grids' lattices, 40 bytes a point or less
-_grids: OrderedDict[tuple[int, int, float, float, str], Lattice] = OrderedDict()
+_grids: OrderedDict[tuple[int, int, float, float, str, str], Lattice] = OrderedDict()
 _grids_lock = threading.Lock()
 
 
-def backend_of(backend: str) -> str:
-    return choose(backend, "dense_crf", {"cpu": missing, "reference": ""})
+def on_gpu(value: object) -> bool:
+    torch = sys.modules.get("torch")
+    return torch is not None and isinstance(value, torch.Tensor) and value.device.type == "cuda"
+
+
+def backend_of(backend: str, *values: object) -> str:
+    """The backend for these arrays or tensors: tensors on a GPU stay there."""
+    for value in values:
+        if on_gpu(value):
+            here = "the tensors are on a GPU: call .cpu() first"
+            obstacle = _cuda.obstacle(value.device)  # type: ignore[attr-defined]
+            return choose(backend, "dense_crf", {"cuda": obstacle, "cpu": here, "reference": here})
+    obstacle = _cuda.obstacle() if backend == "cuda" else ""  # not looked into otherwise: it imports PyTorch
+    return choose(backend, "dense_crf", {"cpu": missing, "reference": "", "cuda": obstacle})
+
+
+def gpu() -> Any:
+    """What runs the CRF on a GPU; it imports PyTorch."""
+    from amn_fast.ops import _dense_crf_cuda
+
+    return _dense_crf_cuda
 
 
 def check_threads(threads: int | None) -> int:
@@ -177,7 +224,7 @@ def mean_field(
     Raises:
         InputError: a shape or a value is not what it has to be.
     """
-    first = None if start is None else np.ascontiguousarray(start, np.float32)
+    first = start if start is None or on_gpu(start) else np.ascontiguousarray(start, np.float32)
     return solve([unary], pairwise, iterations, start=first, threads=threads)[0]
 
 
@@ -186,20 +233,32 @@ def solve(
     pairwise: Sequence[Pairwise],
     iterations: int,
     *,
-    start: Array | None = None,
+    start: Any = None,
     best: bool = False,
     threads: int | None = None,
+    backend: str | None = None,
 ) -> list[Array]:
-    """`mean_field` for several unaries (L, n) of one shape at once; `best` asks for the labels (n,) int32 instead."""
-    energies = [check_unary(unary) for unary in unaries]
+    """`mean_field` for several unaries (L, n) of one shape at once; `best` asks for the labels (n,) int32 instead.
+
+    The lattices' backend runs it, and `backend` where there are none. With lattices on a GPU, tensors are taken and
+    given as well.
+    """
+    common = _common_backend(pairwise) if pairwise or backend is None else backend
+    energies = [check_unary(unary, common) for unary in unaries]
     labels, n = energies[0].shape
     if any(one.shape != (labels, n) for one in energies):
-        raise InputError(f"unaries have shapes {[one.shape for one in energies]}, expected one shape")
+        raise InputError(f"unaries have shapes {[tuple(one.shape) for one in energies]}, expected one shape")
     if start is not None and start.shape != (labels, n):
-        raise InputError(f"start has shape {start.shape}, expected the unary's {(labels, n)}")
+        raise InputError(f"start has shape {tuple(start.shape)}, expected the unary's {(labels, n)}")
     compats = [_check_term(term, labels, n) for term in pairwise]
     iterations = max(0, int(iterations))
-    if _common_backend(pairwise) == "cpu":
+    if common == "cuda":
+        terms = [
+            (term.lattice.handle, compat, term.normalization) for term, compat in zip(pairwise, compats, strict=True)
+        ]
+        solved: list[Array] = gpu().solve(energies, terms, iterations, start, best)
+        return solved
+    if common == "cpu":
         with input_errors():
             answers: list[Array] = _native().crf_mean_field(
                 energies, native_terms(pairwise, compats), iterations, start, best, check_threads(threads)
@@ -267,8 +326,8 @@ def kl_divergence(marginals: ArrayLike, unary: ArrayLike, pairwise: Sequence[Pai
 
     It may be negative; only its decrease from step to step means something.
     """
-    energies = check_unary(unary)
-    q = np.ascontiguousarray(marginals, np.float32)
+    energies = check_unary(on_host(unary))
+    q = np.ascontiguousarray(on_host(marginals), np.float32)
     if q.shape != energies.shape:
         raise InputError(f"marginals have shape {q.shape}, expected the unary's {energies.shape}")
     compats = [_check_term(term, *energies.shape) for term in pairwise]
@@ -276,20 +335,37 @@ def kl_divergence(marginals: ArrayLike, unary: ArrayLike, pairwise: Sequence[Pai
     return reference.kl_divergence(q, np.where(q > 0, energies, 0), kernels)
 
 
-def check_unary(unary: ArrayLike) -> Array:
-    """(L, n) float32, C-contiguous; copied only where the layout or type asks for it."""
-    energies = np.ascontiguousarray(unary, np.float32)
+def on_host(value: Any) -> Any:
+    return value.detach().cpu().numpy() if on_gpu(value) else value
+
+
+def check_unary(unary: Any, backend: str = "cpu") -> Any:
+    """(L, n) float32, C-contiguous; copied only where the layout or type asks for it. A GPU's tensor stays one."""
+    if on_gpu(unary) and backend != "cuda":
+        raise InputError(f"unary is a tensor on {unary.device}, expected one on the CPU as the lattices are")
+    energies = unary if on_gpu(unary) else np.ascontiguousarray(unary, np.float32)
     if energies.ndim != 2 or 0 in energies.shape:
-        raise InputError(f"unary has shape {energies.shape}, expected (L, n) with at least one label and one point")
+        raise InputError(
+            f"unary has shape {tuple(energies.shape)}, expected (L, n) with at least one label and one point"
+        )
     return energies
 
 
 def _check_term(term: Pairwise, labels: int, n: int) -> Array:
     if term.lattice.points != n:
         raise InputError(f"a lattice has {term.lattice.points} points, expected the unary's {n}")
-    if term.normalization not in NORMALIZATIONS:
-        raise InputError(f"normalization is {term.normalization!r}, expected one of {', '.join(NORMALIZATIONS)}")
-    compat = np.asarray(term.compat, np.float32)
+    check_normalization(term.normalization)
+    return check_compat(term.compat, labels)
+
+
+def check_normalization(normalization: str) -> None:
+    if normalization not in NORMALIZATIONS:
+        raise InputError(f"normalization is {normalization!r}, expected one of {', '.join(NORMALIZATIONS)}")
+
+
+def check_compat(given: float | Array, labels: int) -> Array:
+    """A number, (L,) or symmetric (L, L), float32."""
+    compat = np.asarray(given, np.float32)
     if compat.shape not in ((), (labels,), (labels, labels)):
         raise InputError(f"compat has shape {compat.shape}, expected a number, ({labels},) or ({labels}, {labels})")
     if not np.isfinite(compat).all():

@@ -1,0 +1,61 @@
+"""The GPU kernels of the dense CRF as loops on the CPU."""
+
+import ctypes
+import importlib.util
+import os
+from pathlib import Path
+
+import pytest
+
+HERE = Path(__file__).parent
+
+
+@pytest.fixture(scope="session")
+def harness_module():
+    pytest.importorskip("torch")
+    spec = importlib.util.spec_from_file_location("dense_crf_harness", HERE / "harness.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="session")
+def harness(harness_module, tmp_path_factory):
+    """The library; AMN_FAST_SIMT names one that was built beforehand, with a sanitizer say."""
+    if ready := os.environ.get("AMN_FAST_SIMT"):
+        return ctypes.CDLL(ready)
+    if harness_module.compiler() is None:
+        pytest.skip("no C++ compiler")
+    return harness_module.build(tmp_path_factory.mktemp("simt") / "simt.so")
+
+
+@pytest.fixture
+def launcher(harness, harness_module):
+    return harness_module.HarnessLauncher(harness)
+
+
+@pytest.fixture
+def door(launcher, monkeypatch):
+    """`backend="cuda"` runs on the stand-in; gives its launcher."""
+    import torch
+
+    from amn_fast.ops import _cuda, _dense_crf_cuda, lattice
+
+    monkeypatch.setattr(_cuda, "obstacle", lambda device=None: "")
+    monkeypatch.setattr(_dense_crf_cuda, "launcher_for", lambda device: launcher)
+    monkeypatch.setattr(_dense_crf_cuda, "device_of", lambda *values: torch.device("cpu"))
+    monkeypatch.setattr(_dense_crf_cuda, "free_bytes", lambda device: 2**33)
+    monkeypatch.setattr(lattice, "_grids", lattice.OrderedDict())
+    return launcher
+
+
+@pytest.fixture
+def tensors_are_on_gpu(door, monkeypatch):
+    """CPU tensors are taken for tensors on a GPU."""
+    import torch
+
+    from amn_fast.ops import dense_crf, lattice
+
+    for module in (lattice, dense_crf):
+        monkeypatch.setattr(module, "on_gpu", lambda value: isinstance(value, torch.Tensor))
+    return door

@@ -1,0 +1,493 @@
+"""The GPU kernels' own bodies and their driver, run as loops on the CPU: everything but the launch itself."""
+
+import itertools
+import json
+import logging
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from amn_fast._native import native
+from amn_fast.errors import BackendError, InputError
+from amn_fast.kernels.dense_crf import reference
+from amn_fast.ops.dense_crf import DenseCRF, dense_crf, refine_seed, unary_from_labels, unary_from_softmax
+from amn_fast.ops.lattice import Lattice, Pairwise, kl_divergence, mean_field
+
+torch = pytest.importorskip("torch")
+cuda = pytest.importorskip("amn_fast.kernels.dense_crf.cuda")
+gpu = pytest.importorskip("amn_fast.ops._dense_crf_cuda")
+
+GOLDEN = Path(__file__).parents[2] / "golden"
+OTHER_CASES = ("steps_kl", "unaries")
+FEATURE_CASES = ("features_1d", "features_3d", "features_6d", "grey_features", "volume_gaussian")
+IMAGE_CASES = sorted(
+    path.stem for path in (GOLDEN / "crf").glob("*.npz") if path.stem not in (*OTHER_CASES, *FEATURE_CASES)
+)
+NORMALIZATIONS = ("symmetric", "before", "after", "none")
+
+
+def load(name):
+    case = dict(np.load(GOLDEN / "crf" / f"{name}.npz", allow_pickle=False))
+    if "call" in case:
+        case["call"] = json.loads(str(case["call"]))
+    return case
+
+
+@pytest.fixture(scope="module")
+def photo():
+    return np.load(GOLDEN / "amn" / "merge_cam.npz")["image"]
+
+
+def smooth_unary(labels, height, width, seed=0):
+    """Energies of blobs: random numbers on a coarse grid, enlarged."""
+    coarse = np.random.default_rng(seed).random((labels, -(-height // 8), -(-width // 8)))
+    return (4 * coarse.repeat(8, axis=1).repeat(8, axis=2)[:, :height, :width]).astype(np.float32)
+
+
+def batch_of(photo):
+    """Pictures and unaries of several sizes and numbers of labels, one with a forbidden label."""
+    sizes = [(40, 50), (31, 27), (40, 50), (1, 17), (50, 33), (25, 25)]
+    images = [photo[i : i + h, 2 * i : 2 * i + w] for i, (h, w) in enumerate(sizes)]
+    unaries = [smooth_unary(labels, *size, labels) for labels, size in zip([3, 3, 5, 2, 3, 5], sizes, strict=True)]
+    unaries[1][2, 5] = np.inf
+    return images, unaries
+
+
+@pytest.mark.parametrize("name", IMAGE_CASES)
+def test_marginals_equal_the_recorded_ones(name, door):
+    case = load(name)
+    call = case["call"]
+    if call["unary"] == "softmax":
+        unary = unary_from_softmax(case["softmax"])
+    else:
+        unary = unary_from_labels(case["labels"], call["labels"], call["gt_prob"], zero_unsure=False)
+    settings = {name: call[name] for name in ("gaussian", "bilateral", "iterations", "normalization")}
+    q = dense_crf(case["image"], unary, backend="cuda", **settings).reshape(call["labels"], -1)
+    assert q.dtype == np.float32
+    assert np.abs(q.sum(axis=0, dtype=np.float64) - 1).max() <= 1e-6
+    if "q" in case:
+        expected, labels = case["q"], case["q"].argmax(0)
+        assert np.abs(q - expected).max() <= 1e-4
+    else:
+        labels = case["argmax"]
+        assert np.abs(q[:, ::97] - case["q_every_97th"]).max() <= 1e-4
+    different = (q.argmax(0) != labels).mean()
+    assert different == 0 if name.startswith(("irn", "voc_full", "coco_full")) else different <= 1e-4
+
+
+@pytest.mark.parametrize("name", FEATURE_CASES)
+def test_any_features_equal_the_recorded_answers(name, door):
+    case = load(name)
+    call = case["call"]
+    unary = unary_from_labels(case["labels"].ravel(), call["labels"], call["gt_prob"], zero_unsure=False)
+    terms = [Pairwise(Lattice(case["features"], backend="cuda"), call["compat"])]
+    q = mean_field(unary, terms, call["iterations"])
+    assert np.abs(q - case["q"]).max() <= 1e-4
+    assert (q.argmax(0) == case["q"].argmax(0)).all()
+
+
+def test_single_steps_equal_inference_and_the_recorded_divergence(door):
+    case = load("steps_kl")
+    unary = unary_from_labels(case["labels"], 3, 0.7, zero_unsure=False).reshape(3, -1)
+    terms = DenseCRF(case["image"], backend="cuda").pairwise
+    q = mean_field(unary, terms, 0)
+    assert np.array_equal(mean_field(unary, terms, 0, start=q), q)
+    for step, expected in enumerate(case["q_steps"]):
+        assert np.abs(q - expected).max() <= 1e-4
+        assert np.array_equal(q, mean_field(unary, terms, step))
+        assert kl_divergence(q, unary, terms) / q.shape[1] == pytest.approx(case["kl_per_pixel"][step], abs=1e-4)
+        q = mean_field(unary, terms, 1, start=q)
+
+
+@pytest.mark.parametrize(("name", "fg", "bg"), [("merge_cam", 0.30, 0.05), ("merge_amn", 0.45, 0.15)])
+def test_refined_seed_equals_the_recorded_one(name, fg, bg, door):
+    case = np.load(GOLDEN / "amn" / f"{name}.npz")
+    activations = case["high_res"][1:] if name == "merge_amn" else case["high_res"]
+    seed = refine_seed(case["image"], activations, [4, 15], fg=fg, bg=bg, backend="cuda")
+    assert seed.dtype == np.uint8
+    assert (seed == case["refined_seed"]).all()
+
+
+def same_lattice(ours, reference_lattice):
+    """Whether two lattices differ in the numbers of their vertices alone."""
+    n = len(reference_lattice.offset)
+    assert ours.count == reference_lattice.m
+    vertices = ours.vertices[:, :n].T.numpy()
+    theirs = np.full(ours.count + 1, -1)
+    theirs[vertices] = reference_lattice.offset
+    assert (theirs[vertices] == reference_lattice.offset).all()
+    assert np.array_equal(ours.weights[:, :n].T.numpy(), reference_lattice.weight)
+    # Vertices of padding points alone have no point here to be recognised by.
+    known = np.flatnonzero(theirs[:-1] >= 0)
+    theirs[theirs < 0] = reference_lattice.m
+    number = np.full(reference_lattice.m + 1, -1)
+    number[theirs[known]] = known
+    missing = np.full(reference_lattice.m + 1, True)
+    missing[theirs[known]] = False
+    for side, expected in enumerate((reference_lattice.previous, reference_lattice.following)):
+        wanted = expected[:, theirs[known]]
+        found = ours.neighbours[:, known, side].numpy()
+        assert ((found < 0) == (wanted == reference_lattice.m)).all()
+        sure = ~missing[wanted]
+        assert (found[sure] == number[wanted[sure]]).all()
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 17), (17, 1), (2, 3), (13, 11), (60, 80)])
+def test_the_lattice_is_that_of_the_cpu(size, door, photo):
+    image = photo[: size[0], : size[1]]
+    ours = Lattice.of_image(image, 50, 5, [5, 6, 7], backend="cuda")
+    features = reference.bilateral_features(image, 50, 5, [5, 6, 7])
+    same_lattice(ours.handle.lattices, reference.Lattice.build(features))
+    if native is not None:
+        cpu = Lattice.of_image(image, 50, 5, [5, 6, 7], backend="cpu").handle
+        assert ours.handle.vertices == cpu.vertices or image.shape[0] * image.shape[1] >= 32768  # bands have ghosts
+
+
+@pytest.mark.parametrize("d", [1, 2, 3, 4, 5, 6])
+@pytest.mark.parametrize("scale", [1.0, 300.0, 50000.0])
+def test_any_dimension_and_range_equals_the_reference(d, scale, door):
+    features = (scale * np.random.default_rng(d).normal(size=(d, 301))).astype(np.float32)
+    features[:, 5] = features[:, 9]
+    values = np.random.default_rng(0).normal(size=(3, 301)).astype(np.float32)
+    expected = reference.Lattice.build(features)
+    ours = Lattice(features, backend="cuda")
+    same_lattice(ours.handle.lattices, expected)
+    assert np.abs(ours.filter(values) - expected.filter(values)).max() <= 1e-5
+    words = cuda.pack(cuda.matrix_features(torch.from_numpy(features))).words
+    assert words == (1 if scale == 1 else words)
+    assert words > 1 or scale < 1000 or d < 4
+
+
+@pytest.mark.parametrize("d", [1, 2, 3, 4, 5, 6])
+def test_keys_of_the_widest_range_fit(d):
+    def packed(reach):
+        return cuda.pack(cuda.Features(d, [-reach] * d, [reach] * d, None, None))
+
+    least, most = 1.0, 1e9  # the widest range that is allowed
+    for _ in range(60):
+        middle = (least + most) / 2
+        try:
+            packed(middle)
+            least = middle
+        except InputError:
+            most = middle
+    packing = packed(least)
+    assert packing.words <= cuda.MOST_WORDS
+    assert packing.words == 2 or d < 4
+    assert len(set(zip(packing.word, packing.shift, strict=True))) == d
+
+
+@pytest.mark.parametrize("labels", [1, 2, 3, 4, 5, 6, 9, 21, 81, 255])
+@pytest.mark.parametrize("size", [(1, 1), (1, 17), (17, 1), (2, 3), (13, 11)])
+def test_small_pictures_equal_the_reference(size, labels, door, photo):
+    image, unary = photo[: size[0], : size[1]], smooth_unary(labels, *size)
+    expected = dense_crf(image, unary, iterations=3, backend="reference")
+    assert np.abs(dense_crf(image, unary, iterations=3, backend="cuda") - expected).max() <= 1e-5
+
+
+@pytest.mark.parametrize("labels", [3, 4, 7])
+@pytest.mark.parametrize("normalization", NORMALIZATIONS)
+@pytest.mark.parametrize("kind", ["number", "vector", "matrix", "both"])
+def test_normalisations_and_compatibilities_equal_the_reference(kind, normalization, labels, door, photo):
+    random = np.random.default_rng(labels)
+    vector, matrix = -4 * random.random(labels), random.normal(size=(labels, labels))
+    gaussian = (3, {"number": 3, "vector": vector, "matrix": matrix, "both": vector}[kind])
+    bilateral = (50, 5, {"number": 10, "vector": 2 * vector, "matrix": 3, "both": matrix}[kind])
+    image, unary = photo[:21, :30], smooth_unary(labels, 21, 30)
+    settings = {"gaussian": gaussian, "bilateral": bilateral, "normalization": normalization, "iterations": 4}
+    ours = dense_crf(image, unary, backend="cuda", **settings)
+    assert np.abs(ours - dense_crf(image, unary, backend="reference", **settings)).max() <= 1e-4
+
+
+def test_three_matrices_on_lattices_of_features(door):
+    random = np.random.default_rng(3)
+    features = [random.normal(size=(d, 203)).astype(np.float32) for d in (2, 3, 5)]
+    matrices = [random.normal(size=(6, 6)) for _ in features]
+    unary = random.random((6, 203)).astype(np.float32)
+
+    def solved(backend):
+        pairs = zip(features, matrices, strict=True)
+        return mean_field(unary, [Pairwise(Lattice(one, backend=backend), matrix) for one, matrix in pairs], 5)
+
+    assert np.abs(solved("cuda") - solved("reference")).max() <= 1e-5
+
+
+@pytest.mark.parametrize("labels", [3, 21])
+def test_twenty_runs_on_several_threads_give_the_same_bits(labels, door, photo):
+    door.workers = 4
+    unary = smooth_unary(labels, 60, 80)
+    once = dense_crf(photo[:60, :80], unary, iterations=3, backend="cuda")
+    for _ in range(20):
+        assert np.array_equal(once, dense_crf(photo[:60, :80], unary, iterations=3, backend="cuda"))
+
+
+def test_vertices_are_numbered_as_points_touch_them(door, photo):
+    door.workers = 5
+    sizes = [(40, 50), (31, 27), (60, 80)]
+    images = [torch.from_numpy(photo[:h, :w].copy()) for h, w in sizes]
+    batch = cuda.Batch(door, [h * w for h, w in sizes], [w for _, w in sizes])
+    for _ in range(5):
+        mesh = cuda.build(batch, cuda.image_features(images, 50, 50, [5, 5, 5]))
+        numbers = mesh.vertices.T.reshape(-1).numpy()  # in the order of points, then of remainders
+        highest = np.maximum.accumulate(np.concatenate([[-1], numbers[:-1]]))
+        assert (numbers <= highest + 1).all()
+        assert numbers.max() + 1 == mesh.count
+        kinds = [mesh.vertices[:, first : first + n] for first, n in zip(batch.firsts, batch.padded, strict=True)]
+        assert all(int(a.max()) < int(b.min()) for a, b in itertools.pairwise(kinds))
+
+
+def test_an_answer_does_not_depend_on_its_batch(door, photo):
+    door.workers = 3
+    images, unaries = batch_of(photo)
+    alone = [dense_crf(*pair, iterations=3, backend="cuda") for pair in zip(images, unaries, strict=True)]
+    for seed in range(4):
+        order = np.random.default_rng(seed).permutation(len(images))[: len(images) - seed]
+        answers = dense_crf([images[i] for i in order], [unaries[i] for i in order], iterations=3, backend="cuda")
+        for i, answer in zip(order, answers, strict=True):
+            assert np.array_equal(answer, alone[i])
+    assert (alone[1][2, 5] == 0).all()
+
+
+def test_a_batch_takes_as_many_launches_as_a_picture(door, photo):
+    unary = smooth_unary(3, 40, 50)
+
+    def launches(count):
+        door.launched.clear()
+        dense_crf([photo[:40, :50]] * count, [unary] * count, backend="cuda")
+        return [kernel for kernel, *_ in door.launched]
+
+    assert launches(1) == launches(5)
+
+
+def test_iterations_do_not_wait_for_the_gpu(door, photo, monkeypatch):
+    iterate = cuda.MeanField.iterate
+
+    def refuse(*arguments, **options):
+        raise AssertionError("waits for the device")
+
+    def watched(*arguments):
+        with monkeypatch.context() as patch:
+            for name in ("item", "tolist", "cpu", "numpy", "__bool__", "__int__", "__float__", "nonzero"):
+                patch.setattr(torch.Tensor, name, refuse)
+            iterate(*arguments)
+
+    monkeypatch.setattr(cuda.MeanField, "iterate", watched)
+    for labels, compat in ((2, 10), (3, 10), (21, 10), (3, -10 * np.eye(3))):
+        dense_crf(photo[:20, :30], smooth_unary(labels, 20, 30), bilateral=(50, 5, compat), backend="cuda")
+
+
+@pytest.mark.parametrize("workers", [1, 5])
+def test_a_flat_picture_is_summed_in_pieces(workers, door):
+    door.workers = workers
+    image = np.full((150, 200, 3), 90, np.uint8)
+    lattice = Lattice.of_image(image, 1000, 5, [5, 5, 5], backend="cuda")
+    mesh = lattice.handle.lattices
+    assert mesh.count < 300
+    assert len(mesh.levels) == 3  # from thousands of points to hundreds of sums, to a few, to one
+    values = np.random.default_rng(0).random((2, 30000)).astype(np.float32)
+    expected = reference.Lattice.build(reference.bilateral_features(image, 1000, 5, [5, 5, 5])).filter(
+        values.astype(np.float64)
+    )
+    assert np.abs(lattice.filter(values) / expected - 1).max() <= 1e-5
+    assert all(len(level.begins) == level.count for level in mesh.levels)
+    assert max(int((level.ends - level.begins).max()) for level in mesh.levels) <= cuda.CHUNK
+
+
+def test_a_table_that_is_too_full_is_replaced(door):
+    noise = np.random.default_rng(0).integers(0, 256, (60, 70, 3), np.uint8)
+    lattice = Lattice.of_image(noise, 0.1, 0.1, [0.1] * 3, backend="cuda")  # every point has six vertices of its own
+    assert [kernel for kernel, *_ in door.launched].count("insert_entries") == 2
+    assert lattice.handle.vertices == 6 * 60 * 70
+    same_lattice(
+        lattice.handle.lattices, reference.Lattice.build(reference.bilateral_features(noise, 0.1, 0.1, [0.1] * 3))
+    )
+
+
+@pytest.mark.parametrize("labels", [2, 3, 4, 5, 21])
+def test_several_unaries_in_one_pass_equal_one_by_one(labels, door, photo):
+    crf = DenseCRF(photo[:40, :50], backend="cuda")
+    unaries = [smooth_unary(labels, 40, 50, seed) for seed in range(3)]
+    for together, unary in zip(crf.marginals(unaries, 4), unaries, strict=True):
+        assert np.array_equal(together, crf.marginals(unary, 4))
+    for best, unary in zip(crf.labels(unaries, 4), unaries, strict=True):
+        assert best.dtype == np.int32
+        assert np.array_equal(best, crf.marginals(unary, 4).argmax(0))
+
+
+def test_a_crf_keeps_its_lattices(door, photo):
+    crf = DenseCRF(photo[:40, :50], backend="cuda")
+    crf.marginals(smooth_unary(3, 40, 50), 2)
+    door.launched.clear()
+    crf.marginals(smooth_unary(4, 40, 50), 2)
+    assert not [kernel for kernel, *_ in door.launched if kernel.startswith(("embed", "insert"))]
+
+
+def test_refined_seeds_of_a_batch_equal_one_by_one(door):
+    case = np.load(GOLDEN / "amn" / "merge_cam.npz")
+    image, scores = case["image"], case["high_res"]
+    images = [image, image[:50, :60], image[20:61, 10:70], image[:30, :30]]
+    activations = [scores, scores[:1, :50, :60], scores[:, 20:61, 10:70].astype(np.float64), scores[:0, :30, :30]]
+    keys = [[4, 15], [4], np.array([15, 4], np.uint8), []]
+    call = {"fg": 0.3, "bg": 0.05}
+    together = refine_seed(images, activations, keys, backend="cuda", **call)
+    names = [kernel for kernel, *_ in door.launched]
+    for i, seed in enumerate(together):
+        assert np.array_equal(seed, refine_seed(images[i], activations[i], keys[i], backend="cuda", **call))
+    assert names.count("give_answer") == 2  # one for each number of labels, both maps at once
+    for ours, cpu in zip(together, refine_seed(images, activations, keys, threads=2, **call), strict=True):
+        assert np.array_equal(ours, cpu)
+    with pytest.raises(InputError, match="expected one for each image"):
+        refine_seed(images, activations[:2], keys, backend="cuda", **call)
+
+
+@pytest.mark.parametrize("kernels", [{}, {"gaussian": None}, {"gaussian": None, "bilateral": None}])
+def test_tensors_on_the_gpu_stay_there(kernels, tensors_are_on_gpu, photo):
+    image, unary = torch.from_numpy(photo[:40, :50].copy()), torch.from_numpy(smooth_unary(3, 40, 50))
+    answer = dense_crf(image, unary, **kernels)  # "auto"
+    assert isinstance(answer, torch.Tensor)
+    assert np.array_equal(answer.numpy(), dense_crf(image.numpy(), unary.numpy(), backend="cuda", **kernels))
+    crf = DenseCRF(image, **kernels)
+    assert crf.backend == "cuda"
+    assert torch.equal(crf.marginals(unary), answer)
+    assert torch.equal(crf.labels(unary), answer.argmax(0).int())
+    strided = unary.double().permute(1, 2, 0).contiguous().permute(2, 0, 1)
+    assert torch.equal(dense_crf(image, strided, **kernels), answer)
+    assert torch.equal(dense_crf(image, unary.requires_grad_(), **kernels), answer)
+    with pytest.raises(BackendError, match="call"):
+        dense_crf(image, unary, backend="cpu")
+    with pytest.raises(InputError, match="expected uint8"):
+        dense_crf(image.float(), unary)
+    with pytest.raises(InputError, match="as the image"):
+        dense_crf(image, unary[:, :5])
+
+
+def test_seeds_and_features_on_the_gpu_stay_there(tensors_are_on_gpu):
+    case = np.load(GOLDEN / "amn" / "merge_cam.npz")
+    image, scores = torch.from_numpy(case["image"]), torch.from_numpy(case["high_res"])
+    seed = refine_seed(image, scores, torch.tensor([4, 15]), fg=0.3, bg=0.05)
+    assert isinstance(seed, torch.Tensor)
+    assert (seed.numpy() == case["refined_seed"]).all()
+    features = torch.from_numpy(np.random.default_rng(0).normal(size=(3, 50)).astype(np.float32))
+    lattice, unary = Lattice(features), torch.rand(3, 50)
+    assert lattice.filter(unary).shape == (3, 50)
+    q = mean_field(unary, [Pairwise(lattice, 2.0)], 3)
+    assert isinstance(q, torch.Tensor)
+    assert torch.equal(
+        mean_field(unary, [Pairwise(lattice, 2.0)], 1, start=mean_field(unary, [Pairwise(lattice, 2.0)], 2)), q
+    )
+    assert np.isfinite(kl_divergence(q, unary, [Pairwise(lattice, 2.0)]))
+    with pytest.raises(InputError, match="as the lattices are"):
+        mean_field(unary, [Pairwise(Lattice(features.numpy(), backend="reference"), 2.0)], 1)
+
+
+@pytest.mark.parametrize("tensors", [False, True])
+def test_pruning_keeps_the_most_probable_labels(tensors, tensors_are_on_gpu, photo):
+    unary = np.full((21, 40, 50), 9.0, np.float32)
+    unary[::2] = smooth_unary(11, 40, 50)
+    given = torch.from_numpy(unary) if tensors else unary
+    pruned = np.asarray(dense_crf(photo[:40, :50], given, prune=1e-3, backend="cuda"))
+    assert (pruned[1::2] == 0).all()
+    assert np.array_equal(pruned[::2], dense_crf(photo[:40, :50], unary[::2], backend="cuda"))
+    crf = DenseCRF(photo[:40, :50], backend="cuda")
+    assert np.array_equal(np.asarray(crf.labels(given, prune=1e-3)), pruned.argmax(0))
+    assert np.array_equal(np.asarray(crf.marginals(given, prune=1e-3)), pruned)
+    with pytest.raises(InputError, match="Potts"):
+        dense_crf(photo[:40, :50], given, prune=1e-3, bilateral=(50, 5, [1.0] * 21), backend="cuda")
+
+
+@pytest.mark.parametrize("value", [np.nan, -np.inf])
+@pytest.mark.parametrize("prune", [0.0, 0.5])
+def test_energies_that_are_not_numbers_are_refused(prune, value, door, photo):
+    unary = smooth_unary(3, 20, 30)
+    unary[1, 7, 9] = value
+    with pytest.raises(InputError, match="NaN or -inf"):
+        dense_crf([photo[:20, :30]] * 2, [smooth_unary(3, 20, 30), unary], prune=prune, backend="cuda")
+    unary[:, 7, 9] = np.inf
+    with pytest.raises(InputError, match="every label"):
+        DenseCRF(photo[:20, :30], backend="cuda").marginals(unary)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"gaussian": (0, 3)},
+        {"bilateral": (50, np.nan, 10)},
+        {"bilateral": (50, 5, [1.0, 2.0])},
+        {"bilateral": (50, 5, np.inf)},
+        {"bilateral": (50, 1e-8, 10)},
+        {"normalization": "both"},
+        {"prune": 1.0},
+    ],
+)
+def test_wrong_arguments_are_refused_as_on_the_cpu(wrong, door, photo):
+    messages = set()
+    for backend in ("reference" if native is None else "cpu", "cuda"):
+        with pytest.raises(InputError, match="expected") as caught:
+            dense_crf(photo[:8, :8], smooth_unary(3, 8, 8), backend=backend, **wrong)
+        messages.add(str(caught.value))
+    assert len(messages) == 1
+
+
+def test_what_the_gpu_has_no_room_for_is_refused(door, photo):
+    with pytest.raises(InputError, match="7 dimensions"):
+        Lattice(np.zeros((7, 5), np.float32), backend="cuda")
+    with pytest.raises(InputError, match="labels, expected at most"):
+        dense_crf(photo[:1, :2], np.zeros((12000, 1, 2), np.float32), backend="cuda")
+    most = 4 * ((cuda.SHARED_BYTES // 4 - 2 * cuda.THREADS) // 4)
+    unary = np.random.default_rng(0).random((most, 1, 3)).astype(np.float32)
+    expected = dense_crf(photo[:1, :3], unary, iterations=1, backend="reference")
+    assert np.abs(dense_crf(photo[:1, :3], unary, iterations=1, backend="cuda") - expected).max() <= 1e-6
+
+
+def test_blocks_ask_for_no_more_memory_than_they_may(door, photo):
+    for labels in (5, 6, 21, 81, 200, 1000, 1500):
+        dense_crf(photo[:2, :2], smooth_unary(labels, 2, 2), iterations=1, backend="cuda")
+    assert 0 < max(shared for *_, shared in door.launched) <= cuda.SHARED_BYTES
+
+
+def test_a_batch_that_does_not_fit_is_cut_and_says_so(door, photo, monkeypatch, caplog):
+    images, unaries = [photo[:40, :50]] * 5, [smooth_unary(3, 40, 50, seed) for seed in range(5)]
+    whole = dense_crf(images, unaries, iterations=2, backend="cuda")
+    needed = cuda.estimated_bytes(2000, [2, 5], 3)
+    monkeypatch.setattr(gpu, "free_bytes", lambda device: int(2.5 * needed))
+    door.launched.clear()
+    with caplog.at_level(logging.INFO, "amn_fast"):
+        parts = dense_crf(images, unaries, iterations=2, backend="cuda")
+    assert "3 batches" in caplog.text
+    assert [kernel for kernel, *_ in door.launched].count("give_answer") == 3
+    assert all(np.array_equal(*pair) for pair in zip(whole, parts, strict=True))
+
+
+def test_a_batch_that_turns_out_not_to_fit_is_cut_and_says_so(door, photo, monkeypatch, caplog):
+    images, unaries = [photo[:40, :50]] * 5, [smooth_unary(3, 40, 50, seed) for seed in range(5)]
+    whole = dense_crf(images, unaries, iterations=2, backend="cuda")
+    launch, most = door.launch, 2 * 2000
+
+    def small(kernel, blocks, *arguments, shared=0):
+        if kernel == "mark_first_entries" and arguments[2] > most:
+            raise torch.cuda.OutOfMemoryError("no memory")
+        launch(kernel, blocks, *arguments, shared=shared)
+
+    monkeypatch.setattr(door, "launch", small)
+    with caplog.at_level(logging.INFO, "amn_fast"):
+        parts = dense_crf(images, unaries, iterations=2, backend="cuda")
+    assert "did not fit" in caplog.text
+    assert all(np.array_equal(*pair) for pair in zip(whole, parts, strict=True))
+    most = 100
+    with pytest.raises(BackendError, match="40 x 50 with 3 labels does not fit"):
+        dense_crf(images, unaries, backend="cuda")
+
+
+def test_the_estimate_covers_what_lattices_and_inference_keep(door, photo):
+    for labels in (2, 3, 21):
+        crf = DenseCRF(photo, backend="cuda")
+        meshes = [term.lattice.handle.lattices for term in crf.pairwise]
+        points, width = meshes[0].batch.total, cuda.channel_stride(labels)
+        kept = sum(
+            tensor.numel() * tensor.element_size()
+            for mesh in meshes
+            for tensor in (mesh.vertices, mesh.weights, mesh.neighbours, mesh.row_points, mesh.row_weights)
+        )
+        kept += sum(8 * width * mesh.count for mesh in meshes) + 4 * points * (3 * width + labels)
+        assert kept <= cuda.estimated_bytes(points, [2, 5], labels)
