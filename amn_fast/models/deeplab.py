@@ -22,7 +22,14 @@ from torchvision.models import ResNet101_Weights
 
 from amn_fast.data.augment import Normalize
 from amn_fast.models.amn import Aspp
-from amn_fast.models.backbone import IMAGENET_MEAN, IMAGENET_STD, load_strictly, make_backbone, read_state_dict
+from amn_fast.models.backbone import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    FrozenNorms,
+    load_strictly,
+    make_backbone,
+    read_state_dict,
+)
 
 PUBLISHED = "resnet101"
 MEAN_BGR = (104.008, 116.669, 122.675)
@@ -86,7 +93,7 @@ def _resnet101() -> dict[str, nn.Module]:
     }
 
 
-class DeepLabV2(nn.Module):
+class DeepLabV2(FrozenNorms):
     """Features and an ASPP classifier to C + 1 logits; batch norms keep their statistics and are not trained.
 
     Attributes:
@@ -132,13 +139,6 @@ class DeepLabV2(nn.Module):
         for name in self._features:
             x = self.get_submodule(name)(x)
         return self.aspp(x if isinstance(x, Tensor) else x[-1])
-
-    def train(self, mode: bool = True) -> "DeepLabV2":
-        super().train(mode)
-        for module in self.modules():
-            if isinstance(module, nn.BatchNorm2d):
-                module.eval()
-        return self
 
     def _start_from(self, weights: str | Path) -> None:
         if weights == "imagenet":
