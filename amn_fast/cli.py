@@ -198,7 +198,7 @@ def sweep(
 @app.command()
 def build_labels(
     source: Annotated[Path, typer.Argument(help="Folder of VOC XML files or of masks, or a COCO instances JSON.")],
-    output: Annotated[Path, typer.Argument(help="Label file to write: .csv or .json.")],
+    output: Annotated[Path, typer.Argument(help="Label file to write: .csv, .json or the published code's .npy.")],
     classes: Annotated[Optional[Path], typer.Option(help="Class names, one a line; needed for masks.")] = None,  # noqa: UP045
 ) -> None:
     """Write a file of image-level labels from annotations."""
@@ -326,6 +326,21 @@ def convert_activations(
         else:
             published.to_published(source, target, background=background, advance=advance)
     console.print(f"{count} pictures' activations in {target}")
+
+
+@app.command()
+def export_published(
+    config: ConfigArgument,
+    folder: Annotated[Path, typer.Argument(help="Folder to write result/, sess/ and cls_labels.npy into.")],
+    set: SetOption = None,
+    run: RunOption = None,
+    root: RootOption = None,
+) -> None:
+    """Write a run's weights, activations, seeds and masks under the names and in the forms of the published code."""
+    from amn_fast.stages.to_published import export
+
+    for place, outcome in export(_config(config, set, run, root), folder).items():
+        console.print(f"{folder / place}: {outcome}", soft_wrap=True)
 
 
 @app.command(context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})

@@ -166,3 +166,38 @@ def test_a_configuration_is_not_changed_by_accident(file):
     with pytest.raises(ValueError, match="frozen"):
         config.seed = 3
     assert isinstance(config, Config)
+
+
+def slips(config):
+    return {
+        "momentum": (config.train_cam.momentum, config.train_irn.momentum),
+        "rates": (config.train_cam.lr, config.train_cam.new_lr, config.train_irn.lr, config.train_irn.new_lr),
+        "pad": config.train_irn.pad,
+        "softmax": config.amn.softmax,
+        "maximum": config.mask.maximum,
+    }
+
+
+def test_the_modes_set_what_the_published_code_slips_on(file):
+    compat = {"momentum": (1e-4, 1e-4), "rates": (0.1, 1, 0.1, 1), "pad": 512, "softmax": "all", "maximum": "global"}
+    fixed = {"momentum": (0.9, 0.9), "rates": (0.01, 0.1, 0.01, 0.1), "pad": 0, "softmax": "picture"}
+    assert slips(read_config(file)) == slips(read_config(file, ["mode=compat"])) == compat
+    assert slips(read_config(file, ["mode=fixed"])) == fixed | {"maximum": "class"}
+
+
+def test_a_given_setting_goes_before_the_modes(file):
+    config = read_config(file, ["mode=fixed", "mask.maximum=global", "train_cam.momentum=0.5", "train_cam.epochs=2"])
+    assert (config.mask.maximum, config.train_cam.momentum, config.train_cam.lr) == ("global", 0.5, 0.01)
+    assert read_config("voc12").mode == read_config("coco14").mode == "compat"
+
+
+def test_a_resolved_configuration_keeps_its_values_when_read_again(file, tmp_path):
+    config = read_config(file, ["mode=fixed", "mask.maximum=global"])
+    (tmp_path / "config.yaml").write_text(to_yaml(config))
+    assert read_config(tmp_path / "config.yaml") == config
+
+
+@pytest.mark.parametrize("mode", ["published", "3", "[fixed]"])
+def test_an_unknown_mode_is_named(file, mode):
+    assert "mode is" in refusal(file, [f"mode={mode}"])
+    assert "'compat' or 'fixed'" in refusal(file, [f"mode={mode}"])

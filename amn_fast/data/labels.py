@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from amn_fast.data.base import IGNORE
-from amn_fast.data.legacy import read_legacy
+from amn_fast.data.legacy import read_legacy, write_legacy
 from amn_fast.errors import InputError
 from amn_fast.files import write_json, write_text
 
@@ -109,10 +109,12 @@ def open_labels(source: Path | str, classes: tuple[str, ...] | None = None) -> L
 
 
 def write_labels(path: Path | str, labels: Mapping[str, Vector], classes: Sequence[str], ids: Iterable[str]) -> None:
-    """Write the labels of `ids` to a label file, CSV or JSON by the suffix of `path`, atomically.
+    """Write the labels of `ids` to a label file, atomically: CSV, JSON or `cls_labels.npy` by the suffix of `path`.
+
+    The last is the published code's, a pickled dictionary from the id as a number to a float32 vector, without names.
 
     Raises:
-        InputError: another suffix, or a class name that the format cannot hold.
+        InputError: another suffix, or a class name or an id that the format cannot hold.
     """
     path = Path(path)
     classes = check_classes(classes, path)
@@ -127,8 +129,21 @@ def write_labels(path: Path | str, labels: Mapping[str, Vector], classes: Sequen
         writer.writerow(["id", *classes])
         writer.writerows([id, *map(int, labels[id])] for id in ids)
         write_text(path, text.getvalue())
+    elif path.suffix.lower() == ".npy":
+        _write_npy(path, labels, ids)
     else:
-        raise InputError(f"{path}: a label file ends in .csv or .json")
+        raise InputError(f"{path}: a label file ends in .csv, .json or .npy")
+
+
+def _write_npy(path: Path, labels: Mapping[str, Vector], ids: Iterable[str]) -> None:
+    table: dict[int, NDArray[np.float32]] = {}
+    for id in ids:
+        number = _number(id)
+        if number is None or number in table:
+            problem = "is no number" if number is None else f"stands for {number}, as another id does"
+            raise InputError(f"{path}: the id {id!r} {problem}; this form names pictures by different numbers")
+        table[number] = labels[id].astype(np.float32)
+    write_legacy(path, table)
 
 
 def join(keys: Iterable[str], ids: Sequence[str]) -> dict[str, str]:

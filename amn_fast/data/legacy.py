@@ -1,4 +1,4 @@
-"""Read the pickled `.npy` dictionaries of the published code without executing anything in them.
+"""Read the pickled `.npy` dictionaries of the published code without executing anything in them; and write some.
 
 A pickle is a program that may call any function. Here its every call ends in a stand-in defined in this file, which
 keeps plain data and makes NumPy arrays from it afterwards; any other name is refused.
@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from amn_fast.errors import InputError, MissingExtra
+from amn_fast.files import write_atomically
 
 _ITEM_KINDS = "biuf"
 _MOST_DIMENSIONS = 32
@@ -46,6 +47,13 @@ def read_legacy(path: Path | str) -> Any:
         raise InputError(f"{path}: the pickle asks for {error}, which is refused: only arrays are read") from error
     except Exception as error:  # a damaged pickle may fail in any way
         raise InputError(f"{path}: is truncated or not a pickled .npy dictionary: {error}") from error
+
+
+def write_legacy(path: Path | str, value: dict[Any, Any]) -> None:
+    """Pickle a dictionary of arrays or tensors into a `.npy` file, atomically: `np.load(...).item()` gives it back."""
+    array = np.empty((), object)
+    array[()] = value
+    write_atomically(path, lambda file: np.save(file, array, allow_pickle=True))
 
 
 class _Refused(Exception):

@@ -22,8 +22,11 @@ def voc_palette() -> NDArray[np.uint8]:
     return colours
 
 
-def write_mask(path: Path | str, mask: NDArray[np.integer]) -> None:
-    """Write `mask`, (H, W) with values 0..255, as a palette PNG whose indices are the ids, atomically.
+def write_mask(path: Path | str, mask: NDArray[np.integer], *, palette: bool = True) -> None:
+    """Write `mask`, (H, W) with values 0..255, as a PNG whose values are the ids, atomically.
+
+    Args:
+        palette: with VOC's colours, whose indices are the ids; otherwise grey.
 
     Raises:
         InputError: the mask is not a non-empty (H, W) array of integers in 0..255.
@@ -35,7 +38,8 @@ def write_mask(path: Path | str, mask: NDArray[np.integer]) -> None:
     if mask.min() < 0 or mask.max() > 255:
         raise InputError(f"mask for {path}: has values {mask.min()}..{mask.max()}, expected 0..255")
     image = Image.fromarray(np.ascontiguousarray(mask, np.uint8))
-    image.putpalette(voc_palette().tobytes())
+    if palette:
+        image.putpalette(voc_palette().tobytes())
     write_atomically(path, lambda file: image.save(file, "PNG"))
 
 

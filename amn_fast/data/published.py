@@ -18,10 +18,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from amn_fast._extras import require
-from amn_fast.data.legacy import read_legacy
+from amn_fast.data.legacy import read_legacy, write_legacy
 from amn_fast.data.store import Activations, read_activations, write_activations
 from amn_fast.errors import InputError
-from amn_fast.files import write_atomically
 
 Size = tuple[int, int]
 SizeOf = Callable[[str], Size]
@@ -94,9 +93,7 @@ def write_published(path: Path | str, activations: Activations, *, background: b
         if background:
             maps = [np.concatenate([1 - m.max(0, keepdims=True), m]) for m in maps]
         entries["cam"], entries["high_res"] = torch.from_numpy(maps[0].astype(np.float32)), maps[1].astype(np.float32)
-    array = np.empty((), object)
-    array[()] = entries
-    write_atomically(path, lambda file: np.save(file, array, allow_pickle=True))
+    write_legacy(path, entries)
 
 
 def to_store(

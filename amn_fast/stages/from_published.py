@@ -105,9 +105,9 @@ def _take_seeds(kind: str) -> Take:
     return take
 
 
-def _take_weights(name: str, make: Callable[[Workspace], Net]) -> Take:
+def _take_weights(name: str) -> Take:
     def take(work: Workspace, place: Path) -> None:
-        net = make(work)
+        net = NETWORKS[name](work)
         load_published(place, net)
         save_weights(work.weights(name), net)
 
@@ -121,24 +121,19 @@ def _require(work: Workspace, place: Path, suffix: str) -> None:
         raise InputError(f"{place}: {list_ids(missing)} without a file ID{suffix}")
 
 
-def _cam(work: Workspace) -> Net:
-    return CamNet(len(work.dataset.classes), work.config.backbone)
-
-
-def _amn(work: Workspace) -> Net:
-    return AmnNet(len(work.dataset.classes), work.config.backbone)
-
-
-def _irn(work: Workspace) -> Net:
-    return IrnNet(work.config.backbone)
-
+NETWORKS: dict[str, Callable[[Workspace], Net]] = {
+    "cam": lambda work: CamNet(len(work.dataset.classes), work.config.backbone),
+    "amn": lambda work: AmnNet(len(work.dataset.classes), work.config.backbone),
+    "irn": lambda work: IrnNet(work.config.backbone),
+}
+"""The networks of a run, by the names of their weights, with random values."""
 
 SOURCES = (
-    Source(train_cam.stage, "sess/*cam.pth", _take_weights("cam", _cam)),
+    Source(train_cam.stage, "sess/*cam.pth", _take_weights("cam")),
     Source(make_cam.stage, "result/cam", _take_activations("cam")),
     Source(refine_seed.stage, "result/ir_label", _take_seeds("cam_seed")),
-    Source(train_amn.stage, "sess/*amn.pth", _take_weights("amn", _amn)),
+    Source(train_amn.stage, "sess/*amn.pth", _take_weights("amn")),
     Source(make_amn_cam.stage, "result/amn_cam", _take_activations("amn")),
     Source(refine_amn_seed.stage, "result/amn_ir_label", _take_seeds("amn_seed")),
-    Source(train_irn.stage, "sess/*irn.pth", _take_weights("irn", _irn)),
+    Source(train_irn.stage, "sess/*irn.pth", _take_weights("irn")),
 )

@@ -1,11 +1,10 @@
 """make-amn-cam: AMN's activations of every picture, merged over scales."""
 
-from collections.abc import Sequence
-
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from amn_fast.config import AmnInference
 from amn_fast.data.augment import mirrored_pair
 from amn_fast.data.store import Activations, write_activations
 from amn_fast.models import AmnNet
@@ -22,19 +21,24 @@ def activate(
     image: NDArray[np.uint8],
     label: NDArray[np.bool_],
     seed: NDArray[np.uint8],
-    scales: Sequence[float],
+    settings: AmnInference,
     device: torch.device,
 ) -> Activations:
-    """One picture's foreground activations: softmax over all channels of the mean logits, sharpened by the seed."""
+    """One picture's foreground activations: softmax of the mean logits, sharpened by the seed."""
     valid = np.flatnonzero(label)
     height, width = image.shape[:2]
     if not len(valid):
         return no_activations(height, width)
     condition = torch.from_numpy(label.astype(np.float32)).to(device)
     maps = [
-        net.activations(mirrored_pair(image, scale, net.backbone.normalize).to(device), condition) for scale in scales
+        net.activations(mirrored_pair(image, scale, net.backbone.normalize).to(device), condition)
+        for scale in settings.scales
     ]
-    strided, full = merge_amn(maps, (height, width), valid.tolist(), torch.from_numpy(np.array(seed)).to(device))
+    kept = valid
+    if settings.softmax == "picture":
+        maps = [m[[0, *(valid + 1)]] for m in maps]
+        kept = np.arange(len(valid))
+    strided, full = merge_amn(maps, (height, width), kept.tolist(), torch.from_numpy(np.array(seed)).to(device))
     # The background's channel served the softmax; refine-seed and make-mask put a threshold in its place.
     return Activations((valid + 1).astype(np.uint8), strided[1:].cpu().numpy(), full[1:].cpu().numpy())
 
@@ -50,7 +54,7 @@ def _make(work: Workspace) -> None:
         if not work.item("amn", id).exists():
             image = work.dataset.image(id)
             seed = read_seed(work.item("cam_seed", id), image.shape[:2], n_classes)
-            found = activate(net, image, work.dataset.labels(id), seed, work.config.amn.scales, work.device)
+            found = activate(net, image, work.dataset.labels(id), seed, work.config.amn, work.device)
             write_activations(work.item("amn", id), found)
 
     work.for_each("AMN", work.dataset.ids, one)

@@ -108,6 +108,28 @@ def test_legacy_vectors(tmp_path):
         open_labels(tmp_path / "l.npy", CLASSES)
 
 
+def test_legacy_vectors_survive_the_round_trip(tmp_path):
+    ids = ["2007_000032", "000000000009"]
+    written = {id: np.array([n == 0, True]) for n, id in enumerate(ids)}
+    write_labels(tmp_path / "cls_labels.npy", written, ("cat", "cup"), ids)
+    read = open_labels(tmp_path / "cls_labels.npy", ("cat", "cup"))
+    assert {id: read[key].tolist() for id, key in join(read, ids).items()} == {
+        id: vector.tolist() for id, vector in written.items()
+    }
+    as_published = np.load(tmp_path / "cls_labels.npy", allow_pickle=True).item()
+    assert as_published[2007000032].dtype == np.float32
+
+
+@pytest.mark.parametrize(
+    ("ids", "message"),
+    [(("a cat",), "'a cat' is no number"), (("1_0", "10"), "'10' stands for 10, as another id does")],
+)
+def test_legacy_vectors_need_numbers(tmp_path, ids, message):
+    with pytest.raises(InputError, match=message):
+        write_labels(tmp_path / "cls_labels.npy", {id: np.array([True]) for id in ids}, ("cat",), ids)
+    assert not list(tmp_path.iterdir())
+
+
 def test_labels_from_annotations(tmp_path):
     entry = "<object><name>{}</name><difficult>{}</difficult><part><name>head</name></part></object>"
     put(tmp_path / "x.xml", f"<annotation>{entry.format('cat', 0)}{entry.format('person', 1)}</annotation>")

@@ -9,25 +9,23 @@ import torch
 
 from amn_fast.data import open_dataset
 from amn_fast.data.image import read_mask
-from amn_fast.data.published import read_published, to_published
+from amn_fast.data.published import read_published
 from amn_fast.errors import InputError
 from amn_fast.models import IrnNet, published_state_dict
 from amn_fast.ops.mask import make_mask
 from amn_fast.stages import evaluate, make_amn_cam
 from amn_fast.stages import make_mask as stage
 from amn_fast.stages.from_published import adopt
+from amn_fast.stages.to_published import export
 
 from .conftest import command, configure
 
 
 @pytest.fixture(scope="module")
 def published(finished, tmp_path_factory):
-    """Activations and seeds of the finished run, and a random IRN, as the published code leaves them."""
+    """What the finished run exports, and a random IRN, as the published code leaves them."""
     folder = tmp_path_factory.mktemp("published")
-    to_published(finished.run / "cam", folder / "result" / "cam", background=False)
-    shutil.copytree(finished.run / "cam_seed", folder / "result" / "ir_label")
-    shutil.copytree(finished.run / "amn_seed", folder / "result" / "amn_ir_label")
-    to_published(finished.run / "amn", folder / "result" / "amn_cam", background=True)
+    export(finished, folder)
     (folder / "sess").mkdir()
     torch.manual_seed(0)
     torch.save(published_state_dict(IrnNet()), folder / "sess" / "res50_irn.pth")
