@@ -212,14 +212,45 @@ class MultiScale(nn.Module):
         return [*logits, largest]
 
     @torch.no_grad()
-    def probabilities(self, x: Tensor, mirror: bool = False) -> Tensor:
+    def probabilities(self, x: Tensor, mirror: bool = False, window: int | None = None) -> Tensor:
         """One picture (3, H, W) normalised -> (C + 1, H, W) float32 softmax of its up-sampled logits.
 
-        With `mirror`, the logits are the mean of the picture's and the turned-back ones of its mirror image.
+        With `mirror`, the logits are the mean of the picture's and the turned-back ones of its mirror image. With
+        `window`, those of a pixel are the mean over the windows that hold it, see `windows`.
         """
+        height, width = x.shape[-2:]
+        if window is None:
+            return torch.softmax(self._full_logits(x, mirror), dim=0)
+        total = count = torch.zeros((), device=x.device)
+        for rows, columns in windows(height, width, window):
+            logits = self._full_logits(x[:, rows, columns], mirror)
+            if not total.ndim:
+                total = logits.new_zeros((len(logits), height, width))
+                count = logits.new_zeros((height, width))
+            total[:, rows, columns] += logits
+            count[rows, columns] += 1
+        return torch.softmax(total / count, dim=0)
+
+    def _full_logits(self, x: Tensor, mirror: bool) -> Tensor:
+        """(3, H, W) -> (C + 1, H, W) float32 logits."""
         logits = self(torch.stack([x, x.flip(-1)]) if mirror else x[None])[-1].float()
         full = _resize(logits, x.shape[-2:])
-        return torch.softmax((full[0] + full[1].flip(-1)) / 2 if mirror else full[0], dim=0)
+        return (full[0] + full[1].flip(-1)) / 2 if mirror else full[0]
+
+
+def windows(height: int, width: int, side: int) -> list[tuple[slice, slice]]:
+    """Rows and columns of the square windows over a picture, as few as overlap by a third of their side at least.
+
+    They lie evenly from edge to edge; along a side of the picture that is shorter, a window has that length.
+    """
+
+    def along(length: int) -> list[slice]:
+        step = max(1, side * 2 // 3)
+        count = max(0, -(-(length - side) // step)) + 1
+        starts = [k * max(0, length - side) // max(1, count - 1) for k in range(count)]
+        return [slice(start, min(start + side, length)) for start in starts]
+
+    return [(rows, columns) for rows in along(height) for columns in along(width)]
 
 
 def _resize(x: Tensor, size: Sequence[int]) -> Tensor:

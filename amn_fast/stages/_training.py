@@ -2,6 +2,7 @@
 
 import functools
 import io
+import json
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -178,6 +179,18 @@ def read_origin(path: Path) -> str:
     """The text that `save_weights` kept in the file; empty where there is none."""
     with safe_open(path, "pt") as file:
         return (file.metadata() or {}).get("origin", "")
+
+
+def read_losses(work: Workspace, name: str) -> list[float]:
+    """The mean loss of each epoch of network `name`'s last training, from the log; empty without one."""
+    path, losses = work.root / "log.jsonl", {}
+    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
+        event = json.loads(line)
+        if event["event"] == "start" and event["stage"] == f"train-{name}" and not event["resumed"]:
+            losses = {}
+        if event["event"] == "epoch" and event["network"] == name:
+            losses[event["epoch"]] = event["loss"]  # an epoch that a kill cut off from its checkpoint comes again
+    return [losses[epoch] for epoch in sorted(losses)]
 
 
 def load_weights(path: Path, net: nn.Module) -> None:

@@ -4,13 +4,17 @@ Under torchrun several processes train it together, each on its share of every b
 pixels of all shares, and the gradients are summed, so that the weights are those of one process on the same batches.
 """
 
+import hashlib
+import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 
+from amn_fast._info import package_version
 from amn_fast.config import Config
 from amn_fast.data.base import list_ids
 from amn_fast.errors import InputError
@@ -69,7 +73,34 @@ def _train(work: Workspace, processes: Processes) -> None:
         images, masks = (part.to(work.device, non_blocking=True) for part in batch)
         return multi_scale_loss(net(images), masks, processes.group)
 
-    train(work, "seg", net, optimizer, pictures, len(dataset.ids), settings, loss_of, processes)
+    origin = "" if processes.rank else json.dumps(_origin(work, folder, net, processes.count))
+    train(work, "seg", net, optimizer, pictures, len(dataset.ids), settings, loss_of, processes, origin)
+
+
+def _origin(work: Workspace, folder: Path, net: nn.Module, processes: int) -> dict[str, Any]:
+    """What the training depends on, for the file of weights; called before the first step."""
+    dataset = work.dataset
+    masks = hashlib.sha256()
+    for id in dataset.ids:
+        masks.update(hashlib.sha256((folder / f"{id}.png").read_bytes()).digest())
+    start = hashlib.sha256()
+    for value in net.state_dict().values():
+        start.update(value.cpu().contiguous().numpy().tobytes())
+    return {
+        "data": work.config.data.model_dump(mode="json", exclude={"root"}),
+        "pictures": len(dataset.ids),
+        "list_sha256": list_checksum(dataset.ids),
+        "masks_sha256": masks.hexdigest(),
+        "start_weights_sha256": start.hexdigest(),
+        "seed": work.config.seed,
+        "processes": processes,
+        **{name: package_version(name) for name in ("amn-fast", "torch")},
+    }
+
+
+def list_checksum(ids: Sequence[str]) -> str:
+    """SHA-256 of a list of pictures: of the file that holds its ids, one a line."""
+    return hashlib.sha256("".join(f"{id}\n" for id in ids).encode()).hexdigest()
 
 
 def stage_for(config: Config, processes: Processes | None = None) -> Stage:
