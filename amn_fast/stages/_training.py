@@ -183,7 +183,8 @@ def read_origin(path: Path) -> str:
 
 def read_losses(work: Workspace, name: str) -> list[float]:
     """The mean loss of each epoch of network `name`'s last training, from the log; empty without one."""
-    path, losses = work.root / "log.jsonl", {}
+    path = work.root / "log.jsonl"
+    losses: dict[int, float] = {}
     for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
         event = json.loads(line)
         if event["event"] == "start" and event["stage"] == f"train-{name}" and not event["resumed"]:

@@ -30,7 +30,7 @@ from amn_fast.ops.unary import unary_from_softmax
 from amn_fast.stages import train_seg
 from amn_fast.stages._stage import Stage, Workspace, naming_picture, progress
 from amn_fast.stages._training import load_weights, read_losses, read_origin
-from amn_fast.stages.evaluate import SEGMENTATION, add_segmentation, environment
+from amn_fast.stages.evaluate import SEGMENTATION, add_segmentation, environment, measured
 
 RESULTS = Path("segmentation") / "results"
 SERVER_LAYOUT = RESULTS / "VOC2012" / "Segmentation" / "comp6_test_cls"
@@ -152,6 +152,7 @@ def _evaluate(work: Workspace) -> None:
         "train_seg": config.train_seg.model_dump(mode="json"),
         "eval_seg": settings.model_dump(mode="json"),
         "losses": read_losses(work, "seg"),
+        "stages": {"train-seg": measured(train_seg.stage_for(config), config)},
         "shown": results.shown,
         **results.scores(),
     }
