@@ -133,13 +133,13 @@ RECIPES: dict[str, dict[str, Any]] = {
     "small": {
         "backbone": "efficientnet_lite0",
         "iterations": 200,
-        "checkpoint_every": 50,
-        "batch": 8,
+        "checkpoint_every": 25,
+        "batch": 4,
         "accumulate": 1,
-        "crop": 160,
+        "crop": 240,
         "lr": 1e-4,
         "lr_step": 1,
-        "rescale": (0.75, 1.0, 1.25, 1.5),
+        "rescale": (0.5, 0.75, 1.0),
     },
 }
 """What the recipes of train-seg set otherwise than the defaults, which are the published values for VOC."""
