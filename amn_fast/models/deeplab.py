@@ -114,6 +114,7 @@ class DeepLabV2(FrozenNorms):
         """
         super().__init__()
         self.n_classes = n_classes
+        self.backbone_name = backbone
         self.normalize: Normalize
         if backbone == PUBLISHED:
             layers, channels, self.normalize = _resnet101(), 2048, PUBLISHED_COLOURS

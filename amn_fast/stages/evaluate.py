@@ -129,10 +129,11 @@ def _finish(work: Workspace, metrics: dict[str, Any], segmentation: dict[str, An
     if segmentation:
         metrics = metrics | {"segmentation": segmentation}
     write_json(work.root / "metrics.json", metrics)
-    _write_report(work, metrics)
+    _write_report(work)
 
 
-def _write_report(work: Workspace, metrics: dict[str, Any]) -> Path:
+def _write_report(work: Workspace) -> Path:
+    metrics = json.loads((work.root / "metrics.json").read_text())
     pictures = RunPictures(work) if "stages" in metrics else None  # else eval-seg alone has run
     segmented = _segmented(work, metrics["segmentation"]) if "segmentation" in metrics else []
     return write_report(work.root, metrics, pictures, to_yaml(work.config), segmented)
@@ -156,7 +157,11 @@ def _segmented(work: Workspace, record: dict[str, Any]) -> list[Segmented]:
         Segmented(
             id,
             dataset.image(id),
-            {key: read_mask(folder / f"{id}.{name}.png") for key, name in eval_seg.NAMES.items() if key in record},
+            {
+                key: read_mask(path)
+                for key, name in eval_seg.NAMES.items()
+                if (path := folder / f"{id}.{name}.png").exists()
+            },
             dataset.truth(id),
             miou,
         )
@@ -181,7 +186,7 @@ def report(config: Config) -> Path:
     path = work.root / "metrics.json"
     if not path.exists():
         raise InputError(f"{path} does not exist; run `amn-fast evaluate` first")
-    return _write_report(work, json.loads(path.read_text()))
+    return _write_report(work)
 
 
 def _read(work: Workspace, id: str) -> Item | None:
