@@ -186,7 +186,10 @@ def read_losses(work: Workspace, name: str) -> list[float]:
     path = work.root / "log.jsonl"
     losses: dict[int, float] = {}
     for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
-        event = json.loads(line)
+        try:
+            event = json.loads(line)
+        except ValueError:  # a line that a kill cut short
+            continue
         if event["event"] == "start" and event["stage"] == f"train-{name}" and not event["resumed"]:
             losses = {}
         if event["event"] == "epoch" and event["network"] == name:

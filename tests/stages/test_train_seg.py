@@ -27,7 +27,7 @@ from amn_fast.stages import train_cam, train_seg
 from amn_fast.stages._pictures import MaskPictures
 from amn_fast.stages._processes import Processes
 from amn_fast.stages._stage import Workspace
-from amn_fast.stages._training import Rounds, poly, read_origin
+from amn_fast.stages._training import Rounds, poly, read_losses, read_origin
 
 from .conftest import command, configure, start
 
@@ -356,6 +356,32 @@ def test_missing_and_wrong_masks_are_named(settings, tmp_path, pictures):
         Image.fromarray(np.zeros((5, 6), np.uint8)).save(folder / path.name)
     with pytest.raises(InputError, match=r"mask .*\.png is 5 x 6, its picture \d+ x \d+ \(height x width\)"):
         train_seg.run(config)
+
+
+def test_losses_are_those_of_the_last_training(settings):
+    config, _ = settings("run")
+    work = Workspace(config)
+    assert read_losses(work, "seg") == []
+    config.run.mkdir()
+
+    def start(stage, resumed):
+        work.log("start", stage=stage, resumed=resumed)
+
+    def epoch(network, number, loss):
+        work.log("epoch", network=network, epoch=number, loss=loss)
+
+    start("train-seg", False)
+    epoch("seg", 1, 9.0)
+    start("train-seg", False)  # other settings
+    epoch("seg", 1, 3.0)
+    epoch("amn", 1, 7.0)
+    epoch("seg", 2, 2.5)  # killed before its checkpoint, and so trained again
+    with (config.run / "log.jsonl").open("a") as file:
+        file.write('{"time": "2026\n')
+    start("train-seg", True)
+    epoch("seg", 2, 2.0)
+    start("eval-seg", False)
+    assert read_losses(work, "seg") == [3.0, 2.0]
 
 
 def test_recipes(settings):
