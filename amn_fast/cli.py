@@ -3,7 +3,7 @@
 import json
 import sys
 from pathlib import Path
-from typing import Annotated, Literal, Optional
+from typing import Annotated, Any, Literal, Optional
 
 import typer
 from rich.console import Console
@@ -89,6 +89,18 @@ def _print_summary(run: Path) -> None:
             at = f"{result['curve']['best_threshold']:.2f}" if key in ("cam", "amn") else ""
             table.add_row(name, f"{result['miou']:.3f}", at, f"{result['scores']['coverage']:.2f}")
     console.print(table)
+    if "segmentation" in metrics:
+        _print_segmentation(metrics["segmentation"])
+
+
+def _print_segmentation(found: dict[str, Any]) -> None:
+    table = Table(
+        "", "mIoU", title=f"{found['dataset']['name']}, {found['scored_pictures']} pictures with ground truth"
+    )
+    for key, name in (("without_crf", "network"), ("with_crf", "network and CRF")):
+        if key in found:
+            table.add_row(name, f"{found[key]['miou']:.3f}")
+    console.print(table)
 
 
 def _add_stage(name: str, module: str, text: str) -> None:
@@ -140,27 +152,22 @@ def train_seg(config: ConfigArgument, set: SetOption = None, run: RunOption = No
 @app.command()
 def eval_seg(
     config: ConfigArgument,
-    save_masks: Annotated[bool, typer.Option("--save-masks", help="Write masks as VOC's server takes them.")] = False,
+    save_masks: Annotated[
+        bool, typer.Option("--save-masks", help="Write masks as VOC's server takes them; COCO's by category id.")
+    ] = False,
     set: SetOption = None,
     run: RunOption = None,
     root: RootOption = None,
 ) -> None:
-    """Scores of the segmentation network with and without CRF, and perhaps masks for VOC's server."""
+    """Scores of the segmentation network with and without CRF, and perhaps masks for a server."""
     from amn_fast.stages import eval_seg as evaluating
 
     overrides = [*(set or []), *(["eval_seg.save_masks=true"] if save_masks else [])]
     settings = _config(config, overrides, run, root)
     evaluating.run(settings)
-    found = json.loads((settings.run / evaluating.SEGMENTATION).read_text())
-    table = Table(
-        "", "mIoU", title=f"{found['dataset']['name']}, {found['scored_pictures']} pictures with ground truth"
-    )
-    for key, name in (("without_crf", "network"), ("with_crf", "network and CRF")):
-        if key in found:
-            table.add_row(name, f"{found[key]['miou']:.3f}")
-    console.print(table)
+    _print_segmentation(json.loads((settings.run / evaluating.SEGMENTATION).read_text()))
     if settings.eval_seg.save_masks:
-        console.print(f"masks:  {settings.run / evaluating.SERVER_LAYOUT}")
+        console.print(f"masks:  {settings.run / evaluating.layout(settings)}")
 
 
 @app.command()

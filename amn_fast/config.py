@@ -133,13 +133,13 @@ RECIPES: dict[str, dict[str, Any]] = {
     "small": {
         "backbone": "efficientnet_lite0",
         "iterations": 200,
-        "checkpoint_every": 50,
-        "batch": 8,
+        "checkpoint_every": 25,
+        "batch": 4,
         "accumulate": 1,
-        "crop": 160,
+        "crop": 240,
         "lr": 1e-4,
         "lr_step": 1,
-        "rescale": (0.75, 1.0, 1.25, 1.5),
+        "rescale": (0.5, 0.75, 1.0),
     },
 }
 """What the recipes of train-seg set otherwise than the defaults, which are the published values for VOC."""
@@ -203,10 +203,14 @@ class SegEvaluation(Section):
 
     data: Data | None = None
     """The set to evaluate on; without it the run's own, which the network was trained on."""
+    options: dict[str, Any] = {}
+    """Options of that set that are other ones for the evaluation, such as {ids: val}."""
     scales: tuple[Positive, ...] = (0.5, 0.75)
     """Scales of the network's input beside 1."""
     mirror: bool = False
     """Also look at the mirror image; the published test does not."""
+    window: Side | None = None
+    """Look through square windows of that side, two thirds of it apart at most; without it at the whole picture."""
     crf: bool = True
     gaussian: tuple[Positive, Positive] = (1.0, 3.0)
     """sxy in pixels, compatibility."""
@@ -214,7 +218,7 @@ class SegEvaluation(Section):
     """sxy in pixels, srgb in grey levels, compatibility."""
     iterations: Count = 10
     save_masks: bool = False
-    """Write masks as VOC's server takes them."""
+    """Write masks as VOC's server takes them; for COCO, with COCO's category ids."""
 
 
 class Inference(Section):
@@ -289,6 +293,8 @@ class Config(Section):
     """"imagenet", the path of a state dict, or null for random values."""
     workers: Annotated[int, Field(ge=0)] = 0
     """Processes that load pictures during training; the results do not depend on it."""
+    segmentation: bool = False
+    """Whether `amn-fast run` goes on to train-seg and eval-seg when the masks are made."""
     train_cam: CamTraining = CamTraining()
     cam: Inference = Inference()
     cam_seed: Seed = Seed(fg=0.30, bg=0.05)

@@ -8,7 +8,7 @@ from amn_fast.ops.pair_loss import PairLossTerms, pair_means, pair_sums
 from amn_fast.ops.pixel_loss import balanced_mean, pixel_sums
 
 
-def _over_group(sums: Tensor, counts: Tensor, group: dist.ProcessGroup) -> tuple[Tensor, Tensor]:
+def over_group(sums: Tensor, counts: Tensor, group: dist.ProcessGroup) -> tuple[Tensor, Tensor]:
     """The sums and counts of all processes of the group.
 
     The gradient is this process's share times the number of processes, since DistributedDataParallel averages the
@@ -44,7 +44,7 @@ class BalancedPixelLoss(nn.Module):
     def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
         sums, counts = pixel_sums(logits, labels, eps=self.eps, ignore_index=self.ignore_index, backend=self.backend)
         if self.group is not None:
-            sums, counts = _over_group(sums, counts, self.group)
+            sums, counts = over_group(sums, counts, self.group)
         return balanced_mean(sums, counts)
 
 
@@ -78,7 +78,7 @@ class PairLoss(nn.Module):
             backend=self.backend,
         )
         if self.group is not None:
-            sums, counts = _over_group(sums, counts, self.group)
+            sums, counts = over_group(sums, counts, self.group)
         return pair_means(sums, counts)
 
 

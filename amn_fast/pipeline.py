@@ -2,6 +2,7 @@
 
 from amn_fast.config import Config
 from amn_fast.stages import (
+    eval_seg,
     evaluate,
     make_amn_cam,
     make_cam,
@@ -11,8 +12,9 @@ from amn_fast.stages import (
     train_amn,
     train_cam,
     train_irn,
+    train_seg,
 )
-from amn_fast.stages._stage import Stage
+from amn_fast.stages._stage import Stage, Workspace
 
 STAGES: tuple[Stage, ...] = (
     train_cam.stage,
@@ -25,6 +27,14 @@ STAGES: tuple[Stage, ...] = (
     make_mask.stage,
     evaluate.stage,
 )
+"""From pictures to masks and their report."""
+
+
+def stages_of(config: Config) -> tuple[Stage, ...]:
+    """The stages of a run: `STAGES` and, when `segmentation` is on, the segmentation network on the masks."""
+    if not config.segmentation:
+        return STAGES
+    return (*STAGES, train_seg.stage_for(config), eval_seg.stage_for(config))
 
 
 def run(config: Config) -> None:
@@ -33,5 +43,7 @@ def run(config: Config) -> None:
     Raises:
         InputError: a picture, label or setting is wrong; the sentence names it.
     """
-    for stage in STAGES:
+    if config.segmentation:
+        eval_seg.evaluated(Workspace(config))  # a missing list is an error now, not after hours of training
+    for stage in stages_of(config):
         stage.run(config)

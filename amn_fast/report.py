@@ -6,6 +6,7 @@ import math
 import re
 import warnings
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -51,8 +52,15 @@ STAGES = {
     "train-irn": None,
     "make-mask": "mask",
     "evaluate": None,
+    "train-seg": None,
 }
 """Stages in the order of the pipeline, and the result that each one makes."""
+
+SEGMENTATION = {"without_crf": "Network", "with_crf": "Network and CRF"}
+"""Names of results in the record of the segmentation network, and what the page calls them."""
+
+TONES = {"without_crf": "amn", "with_crf": "mask"}
+"""Whose colours they have."""
 
 CURVES = ("cam", "amn", "mask")
 """Results that are plotted against each other; each has a colour and a dash pattern of its own."""
@@ -108,7 +116,31 @@ class Pictures(Protocol):
         ...
 
 
-def write_report(run_dir: Path | str, metrics: Metrics, pictures: Pictures | None, config_text: str) -> Path:
+@dataclass(frozen=True)
+class Segmented:
+    """A picture that the segmentation network was evaluated on; masks as in `Pictures`.
+
+    Attributes:
+        id, image: the picture.
+        masks: by the names of `SEGMENTATION`.
+        truth: None where there is none.
+        miou: of the last of the masks, where there is truth.
+    """
+
+    id: str
+    image: NDArray[np.uint8]
+    masks: Mapping[str, NDArray[np.uint8]]
+    truth: NDArray[np.uint8] | None
+    miou: float | None
+
+
+def write_report(
+    run_dir: Path | str,
+    metrics: Metrics,
+    pictures: Pictures | None,
+    config_text: str,
+    segmented: Sequence[Segmented] = (),
+) -> Path:
     """Write `run_dir`/report.html: one page with everything in it, that loads nothing from anywhere.
 
     Args:
@@ -116,10 +148,12 @@ def write_report(run_dir: Path | str, metrics: Metrics, pictures: Pictures | Non
         metrics: what metrics.json holds. "dataset": name, classes, pictures; "environment": date, machine, versions;
             "stages": name -> seconds, peak_memory_mb, skipped; and for each name of `RESULTS`: "scores"
             (`Scores.to_json`), "miou", and where they apply "curve" (`ThresholdCurve.to_json`), "histogram"
-            (`ActivationHistogram.to_json`) and, for the mask, "per_picture" (id -> mIoU).
+            (`ActivationHistogram.to_json`) and, for the mask, "per_picture" (id -> mIoU). "segmentation": eval-seg's
+            record; without it the page has no such section.
             Whatever is missing, the page says so in its place.
         pictures: what to draw; the pictures with the best and the worst masks are shown.
         config_text: the resolved configuration.
+        segmented: what to draw of the segmentation network's answers.
 
     Returns:
         the path of the page. The same input gives the same bytes.
@@ -131,17 +165,19 @@ def write_report(run_dir: Path | str, metrics: Metrics, pictures: Pictures | Non
     dataset = metrics.get("dataset") or {}
     names = ["background", *map(str, dataset.get("classes") or [])]
     results = {key: metrics[key] for key in RESULTS if metrics.get(key)}
+    segmentation = metrics.get("segmentation") or {}
     page = _template().render(
         dataset=dataset,
         environment=metrics.get("environment") or {},
         headline=_headline(results),
-        stages=_stages(metrics.get("stages") or {}, results),
+        stages=_stages((metrics.get("stages") or {}) | (segmentation.get("stages") or {}), results),
         curves=_curves(results),
         histograms=_histograms(results),
         classes=_classes(results, names),
         groups=_picture_groups(results, pictures, names),
         legend=[(name, _css_colour(label)) for label, name in enumerate(names) if label],
         rules=_rules(results),
+        segmentation=_segmentation(segmentation, segmented),
         config=config_text,
     )
     write_text(path, page)
@@ -232,8 +268,8 @@ def _has(results: Metrics, key: str, part: str, figure: str) -> bool:
     return ((results.get(key) or {}).get(part) or {}).get(figure) is not None
 
 
-def _classes(results: Metrics, names: list[str]) -> dict[str, Any] | None:
-    """IoU by class: charts of the compared results, and a table of all of them."""
+def _classes(results: Metrics, names: list[str], title: str = "classes") -> dict[str, Any] | None:
+    """IoU by class: charts of the compared results, and a table of all of them. `title` keeps the charts' ids apart."""
     scored = {key: result["scores"] for key, result in results.items() if (result.get("scores") or {}).get("iou")}
     if not scored:
         return None
@@ -249,18 +285,22 @@ def _classes(results: Metrics, names: list[str]) -> dict[str, Any] | None:
     for start in range(0, len(seen), CLASSES_PER_CHART):
         part = seen[start : start + CLASSES_PER_CHART]
         iou = {key: [_entry(values, label) for label in part] for key, values in compared.items()}
-        charts.append(_plot_classes(start, [names[label] for label in part], iou))
+        charts.append(_plot_classes(f"{title}-{start}", [names[label] for label in part], iou))
     rows = [
         {"name": names[label], "values": [_entry(scores["iou"], label) for scores in scored.values()]} for label in seen
     ]
     return {
         "charts": charts,
-        "keys": [(key, RESULTS[key]) for key in compared],
-        "columns": [RESULTS[key] for key in scored],
+        "keys": [(TONES.get(key, key), _name(key)) for key in compared],
+        "columns": [_name(key) for key in scored],
         "rows": rows,
         "unseen": [name for label, name in enumerate(names) if label not in seen],
         "few": len(charts) == 1,
     }
+
+
+def _name(key: str) -> str:
+    return RESULTS.get(key) or SEGMENTATION[key]
 
 
 def _entry(values: Sequence[float | None], label: int) -> float | None:
@@ -278,7 +318,40 @@ def _rules(results: Metrics) -> dict[str, list[str]]:
     return rules
 
 
+def _segmentation(record: Metrics, segmented: Sequence[Segmented]) -> dict[str, Any] | None:
+    """The segmentation network: its scores, its training, and some of its answers."""
+    if not record:
+        return None
+    results = {key: record[key] for key in SEGMENTATION if record.get(key)}
+    dataset, training, settings = (record.get(key) or {} for key in ("dataset", "train_seg", "eval_seg"))
+    names = ["background", *map(str, dataset.get("classes") or [])]
+    losses = record.get("losses") or []
+    return {
+        "dataset": dataset,
+        "scored": record.get("scored_pictures"),
+        "rows": [{"name": SEGMENTATION[key], **(result.get("scores") or {})} for key, result in results.items()],
+        "training": training,
+        "settings": settings,
+        "loss": _plot_loss(losses, training.get("checkpoint_every") or 1) if losses else None,
+        "classes": _classes(results, names, "segmentation-classes"),
+        "pictures": [_segmented_row(one, names) for one in segmented],
+    }
+
+
 # Plots
+
+
+def _plot_loss(losses: Sequence[float], each: int) -> Markup:
+    """Mean losses of rounds of `each` iterations; a point stands at the end of its round."""
+    figure, axes = _axes(4.6, 2.4)
+    axes.plot(
+        [each * (k + 1) for k in range(len(losses))], losses, "o-", color=COLOURS["amn"], linewidth=1.8, markersize=4
+    )
+    axes.set_xlim(0, each * len(losses))
+    axes.set_ylim(0, None)
+    axes.set_xlabel("iteration")
+    axes.set_ylabel("loss")
+    return _svg(figure, "segmentation-loss", f"Training loss, from {losses[0]:.3f} to {losses[-1]:.3f}.")
 
 
 def _plot_curves(curves: Metrics) -> Markup:
@@ -350,14 +423,14 @@ def _plot_histogram(key: str, histogram: Metrics, top: float) -> Markup:
     return _svg(figure, f"histogram-{key}", said + ".")
 
 
-def _plot_classes(start: int, names: list[str], compared: dict[str, list[float | None]]) -> Markup:
+def _plot_classes(title: str, names: list[str], compared: dict[str, list[float | None]]) -> Markup:
     thickness = 0.8 / len(compared)
     figure, axes = _axes(4.6, 0.5 + 0.1 * len(names) * (1 + len(compared)))
     rows = np.arange(len(names))
     for index, (key, iou) in enumerate(compared.items()):
         places = rows + (index - (len(compared) - 1) / 2) * thickness
         values = [0.0 if value is None else value for value in iou]
-        axes.barh(places, values, height=thickness * 0.85, color=COLOURS.get(key, MUTED))
+        axes.barh(places, values, height=thickness * 0.85, color=COLOURS.get(TONES.get(key, key), MUTED))
     axes.set_yticks(rows, names)
     for label in axes.get_yticklabels():
         label.set_parse_math(False)  # a class may well be called "$"
@@ -366,8 +439,8 @@ def _plot_classes(start: int, names: list[str], compared: dict[str, list[float |
     axes.grid(axis="y", visible=False)
     axes.tick_params(axis="y", length=0, labelcolor=INK)
     axes.set_xlabel("IoU")
-    compared_names = ", ".join(RESULTS[key] for key in compared)
-    return _svg(figure, f"classes-{start}", f"IoU by class for {compared_names}; the figures are in the table below.")
+    compared_names = ", ".join(_name(key) for key in compared)
+    return _svg(figure, title, f"IoU by class for {compared_names}; the figures are in the table below.")
 
 
 def _axes(width: float, height: float) -> "tuple[Figure, Axes]":
@@ -431,35 +504,50 @@ def _picture_groups(results: Metrics, pictures: Pictures | None, names: list[str
 
 def _picture(pictures: Pictures, id: str, names: list[str]) -> dict[str, Any]:
     """One row: the picture, and what lies over it at each step."""
-    image = pictures.image(id)
+    layers = {
+        name: getattr(pictures, key)(id)
+        for key, name in (
+            ("cam", "CAM"),
+            ("seed", "Refined seed"),
+            ("amn", "AMN"),
+            ("amn_seed", "Refined AMN seed"),
+            ("mask", "Mask"),
+            ("truth", "Truth"),
+        )
+    }
+    return _row(id, pictures.image(id), layers, names)
+
+
+def _segmented_row(segmented: Segmented, names: list[str]) -> dict[str, Any]:
+    layers = {SEGMENTATION[key]: mask for key, mask in segmented.masks.items()}
+    row = _row(segmented.id, segmented.image, {**layers, "Truth": segmented.truth}, names)
+    return {"id": segmented.id, "miou": segmented.miou, **row}
+
+
+def _row(
+    id: str, image: NDArray[np.uint8], layers: Mapping[str, NDArray[Any] | None], names: list[str]
+) -> dict[str, Any]:
+    """A picture and what lies over it, by name: masks (uint8) and activations (floats)."""
     scale = min(1.0, THUMBNAIL / max(image.shape[:2]))
     size = max(1, round(image.shape[1] * scale)), max(1, round(image.shape[0] * scale))
-    layers = []
-    shows = ""  # the classes of the truth, or else of the mask
-    for key, name in (
-        ("cam", "CAM"),
-        ("seed", "Refined seed"),
-        ("amn", "AMN"),
-        ("amn_seed", "Refined AMN seed"),
-        ("mask", "Mask"),
-        ("truth", "Truth"),
-    ):
-        layer = getattr(pictures, key)(id)
+    drawn = []
+    shows = ""  # the classes of the last mask: the truth where there is one
+    for name, layer in layers.items():
         if layer is None:
             continue
         if layer.shape != image.shape[:2]:
             raise InputError(
                 f"{name} of picture {id} has shape {layer.shape}, expected the picture's, {image.shape[:2]}"
             )
-        if key in ("cam", "amn"):
+        heat = layer.dtype.kind == "f"
+        if heat:
             uri, said = _heat(layer, size, f"{name} of picture {id}"), "activation, from blue (low) to red (high)"
         else:
             uri, said = _overlay(layer, size), _shares_in_words(layer, names)
-            if key in ("mask", "truth"):
-                shows = ", ".join(_called(label, names) for label in np.unique(layer).tolist() if label not in (0, 255))
-        layers.append({"name": name, "uri": uri, "heat": key in ("cam", "amn"), "alt": f"{name} of {id}: {said}"})
+            shows = ", ".join(_called(label, names) for label in np.unique(layer).tolist() if label not in (0, 255))
+        drawn.append({"name": name, "uri": uri, "heat": heat, "alt": f"{name} of {id}: {said}"})
     thumbnail = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
-    return {"uri": _jpeg(thumbnail, 82), "width": size[0], "height": size[1], "shows": shows, "layers": layers}
+    return {"uri": _jpeg(thumbnail, 82), "width": size[0], "height": size[1], "shows": shows, "layers": drawn}
 
 
 def _shares_in_words(mask: NDArray[np.uint8], names: list[str]) -> str:

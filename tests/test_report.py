@@ -15,7 +15,7 @@ pytest.importorskip("matplotlib", reason="the report needs the pipeline extra")
 
 from amn_fast.errors import InputError
 from amn_fast.metrics import ActivationHistogram, Confusion, ThresholdCurve
-from amn_fast.report import voc_palette, write_report
+from amn_fast.report import Segmented, voc_palette, write_report
 
 VOID_ELEMENTS = {"meta", "img", "br"}
 
@@ -419,3 +419,66 @@ def test_palette_is_that_of_voc():
     for label, colour in {**known, 255: (224, 224, 192)}.items():
         assert tuple(palette[label].tolist()) == colour
     assert len(np.unique(palette, axis=0)) == 256
+
+
+@pytest.fixture(scope="module")
+def segmentation(metrics):
+    """eval-seg's record of those pictures, and what it shows of them."""
+    pictures, confusions = Squares(4), {key: Confusion(2) for key in ("without_crf", "with_crf")}
+    shown = []
+    for id in pictures.ids:
+        masks = {"without_crf": np.zeros_like(pictures.mask(id)), "with_crf": pictures.mask(id)}
+        for key, mask in masks.items():
+            confusions[key].add(mask, pictures.truth(id))
+        shown.append(Segmented(id, pictures.image(id), masks, pictures.truth(id), 0.25))
+    record = {
+        "dataset": {"name": "squares-val", "classes": ["cat", "cup"], "pictures": 4},
+        "scored_pictures": 4,
+        "train_seg": {"backbone": "resnet101", "masks": None, "checkpoint_every": 50},
+        "eval_seg": {"data": None, "options": {"ids": "val"}},
+        "losses": [3.0, 1.5, 1.25],
+        "stages": {"train-seg": {"seconds": 61.0, "peak_memory_mb": 100.0}},
+    }
+    for key, confusion in confusions.items():
+        scores = confusion.scores(absent="skip").to_json()
+        record[key] = {"miou": scores["miou"], "scores": scores}
+    return json.loads(json.dumps(record)), shown
+
+
+def test_the_segmentation_network_has_its_section(squares, metrics, segmentation, tmp_path):
+    record, shown = segmentation
+    page = Page(write_report(tmp_path, metrics | {"segmentation": record}, squares, "", shown))
+    scores = record["with_crf"]["scores"]
+    assert page.row("Network and CRF")[1] == f"{scores['miou']:.3f}"
+    assert page.row("Network")[1] == f"{record['without_crf']['miou']:.3f}"
+    assert page.row("train-seg")[-2:] == ["1 min 01 s", "100 MB"]
+    assert "evaluated on 4 pictures of squares-val." in " ".join(page.text.split())
+    plots = [attributes["aria-label"] for attributes in page.all("svg")]
+    assert "Training loss, from 3.000 to 1.250." in plots
+    assert any(label.startswith("IoU by class for Network, Network and CRF") for label in plots)
+    drawn = [attributes["alt"] for attributes in page.all("img")]
+    assert "Network of p00: background 100%" in drawn
+    assert sum(alt.startswith("Network and CRF of") for alt in drawn) == 4
+    assert "labels 0.250 mIoU" in " ".join(page.text.split())
+    ids = [attributes["id"] for _, attributes in page.elements if "id" in attributes]
+    assert len(ids) == len(set(ids))
+    assert "segmentation" in ids
+
+
+def test_without_scores_the_section_shows_the_labels(squares, metrics, segmentation, tmp_path):
+    record, shown = segmentation
+    bare = {name: value for name, value in record.items() if name not in ("with_crf", "without_crf", "losses")}
+    page = Page(write_report(tmp_path, metrics | {"segmentation": bare}, squares, "", shown))
+    assert "There are no scores: the pictures have no ground truth." in page.text
+    assert sum(attributes["alt"].startswith("Network and CRF of") for attributes in page.all("img")) == 4
+
+
+def test_a_run_without_the_network_has_no_such_section(page):
+    assert "Segmentation network" not in page.text
+
+
+def test_the_network_alone_makes_a_page(segmentation, tmp_path):
+    record, shown = segmentation
+    page = Page(write_report(tmp_path, {"dataset": record["dataset"], "segmentation": record}, None, "", shown))
+    assert page.row("Network and CRF")
+    assert "No pictures to show." in page.text

@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -137,7 +137,27 @@ def open_coco(
     chosen = _read_list(root / ids, found.file_names) if ids else tuple(sorted(found.file_names))
     table = open_labels(root / labels, found.classes) if labels else found.labels()
     truth: Truth = MaskFiles(root / masks, pictures, len(found.classes)) if masks else InstanceMasks(found, pictures)
-    return FileDataset(f"{root.name}-{split}", chosen, pictures, table, truth)
+    return CocoDataset(f"{root.name}-{split}", chosen, pictures, table, truth, found.category_ids)
+
+
+class CocoDataset(FileDataset):
+    """Pictures of COCO.
+
+    Attributes:
+        category_ids: COCO's ids by the categories' names; with its 80 classes they lie in 1..90.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        ids: Sequence[str],
+        images: Mapping[str, Path],
+        labels: Labels,
+        truth: Truth,
+        category_ids: dict[str, int],
+    ) -> None:
+        super().__init__(name, ids, images, labels, truth)
+        self.category_ids = category_ids
 
 
 class Instances:
@@ -149,6 +169,7 @@ class Instances:
         try:
             categories = sorted(value["categories"], key=lambda category: category["id"])
             self.classes = check_classes([category["name"] for category in categories], path)
+            self.category_ids: dict[str, int] = {category["name"]: category["id"] for category in categories}
             self._label_of = {category["id"]: label for label, category in enumerate(categories, 1)}
             self.file_names = {coco_id(image["id"]): str(image["file_name"]) for image in value["images"]}
             self.sizes = {

@@ -65,8 +65,11 @@ def check_ids(path: Path | str, mask: NDArray[np.uint8], n_classes: int) -> None
         raise InputError(f"{path}: holds the unknown ids {found}, expected 0..{n_classes} or {IGNORE}")
 
 
-def check_masks(folder: Path | str, dataset: Dataset) -> None:
+def check_masks(folder: Path | str, dataset: Dataset, highest: int | None = None) -> None:
     """Check that `folder` holds a good mask `ID.png` for every picture of `dataset`.
+
+    Args:
+        highest: the highest id; without it the number of classes.
 
     Raises:
         InputError: masks are missing, or of the wrong size, with unknown ids, all 255, or unreadable; all of them are
@@ -79,7 +82,7 @@ def check_masks(folder: Path | str, dataset: Dataset) -> None:
             missing.append(id)
             continue
         try:
-            check_mask(path, dataset.image(id).shape[:2], len(dataset.classes))
+            check_mask(path, dataset.image(id).shape[:2], highest or len(dataset.classes))
         except InputError as error:
             wrong.append(id)
             reason = reason or str(error)

@@ -11,7 +11,7 @@ import copy
 import importlib.util
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import timm
 import torch
@@ -26,7 +26,18 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
-class Backbone(nn.Module):
+class FrozenNorms(nn.Module):
+    """A network whose batch norms always use their running statistics, in training too."""
+
+    def train(self, mode: bool = True) -> Self:
+        super().train(mode)
+        for module in self.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.eval()
+        return self
+
+
+class Backbone(FrozenNorms):
     """A feature network and what a user of its features must know.
 
     Attributes:
@@ -66,13 +77,6 @@ class Backbone(nn.Module):
             for name, parameter in self.net.named_parameters():
                 if name.startswith(tuple(prefixes)):
                     parameter.requires_grad_(False)
-
-    def train(self, mode: bool = True) -> "Backbone":
-        super().train(mode)
-        for module in self.modules():
-            if isinstance(module, nn.BatchNorm2d):
-                module.eval()
-        return self
 
 
 class _ResNetFeatures(nn.Module):

@@ -22,7 +22,14 @@ from torchvision.models import ResNet101_Weights
 
 from amn_fast.data.augment import Normalize
 from amn_fast.models.amn import Aspp
-from amn_fast.models.backbone import IMAGENET_MEAN, IMAGENET_STD, load_strictly, make_backbone, read_state_dict
+from amn_fast.models.backbone import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    FrozenNorms,
+    load_strictly,
+    make_backbone,
+    read_state_dict,
+)
 
 PUBLISHED = "resnet101"
 MEAN_BGR = (104.008, 116.669, 122.675)
@@ -86,7 +93,7 @@ def _resnet101() -> dict[str, nn.Module]:
     }
 
 
-class DeepLabV2(nn.Module):
+class DeepLabV2(FrozenNorms):
     """Features and an ASPP classifier to C + 1 logits; batch norms keep their statistics and are not trained.
 
     Attributes:
@@ -107,6 +114,7 @@ class DeepLabV2(nn.Module):
         """
         super().__init__()
         self.n_classes = n_classes
+        self.backbone_name = backbone
         self.normalize: Normalize
         if backbone == PUBLISHED:
             layers, channels, self.normalize = _resnet101(), 2048, PUBLISHED_COLOURS
@@ -132,13 +140,6 @@ class DeepLabV2(nn.Module):
         for name in self._features:
             x = self.get_submodule(name)(x)
         return self.aspp(x if isinstance(x, Tensor) else x[-1])
-
-    def train(self, mode: bool = True) -> "DeepLabV2":
-        super().train(mode)
-        for module in self.modules():
-            if isinstance(module, nn.BatchNorm2d):
-                module.eval()
-        return self
 
     def _start_from(self, weights: str | Path) -> None:
         if weights == "imagenet":
@@ -212,14 +213,45 @@ class MultiScale(nn.Module):
         return [*logits, largest]
 
     @torch.no_grad()
-    def probabilities(self, x: Tensor, mirror: bool = False) -> Tensor:
+    def probabilities(self, x: Tensor, mirror: bool = False, window: int | None = None) -> Tensor:
         """One picture (3, H, W) normalised -> (C + 1, H, W) float32 softmax of its up-sampled logits.
 
-        With `mirror`, the logits are the mean of the picture's and the turned-back ones of its mirror image.
+        With `mirror`, the logits are the mean of the picture's and the turned-back ones of its mirror image. With
+        `window`, those of a pixel are the mean over the windows that hold it, see `windows`.
         """
+        height, width = x.shape[-2:]
+        if window is None:
+            return torch.softmax(self._full_logits(x, mirror), dim=0)
+        total = count = torch.zeros((), device=x.device)
+        for rows, columns in windows(height, width, window):
+            logits = self._full_logits(x[:, rows, columns], mirror)
+            if not total.ndim:
+                total = logits.new_zeros((len(logits), height, width))
+                count = logits.new_zeros((height, width))
+            total[:, rows, columns] += logits
+            count[rows, columns] += 1
+        return torch.softmax(total / count, dim=0)
+
+    def _full_logits(self, x: Tensor, mirror: bool) -> Tensor:
+        """(3, H, W) -> (C + 1, H, W) float32 logits."""
         logits = self(torch.stack([x, x.flip(-1)]) if mirror else x[None])[-1].float()
         full = _resize(logits, x.shape[-2:])
-        return torch.softmax((full[0] + full[1].flip(-1)) / 2 if mirror else full[0], dim=0)
+        return (full[0] + full[1].flip(-1)) / 2 if mirror else full[0]
+
+
+def windows(height: int, width: int, side: int) -> list[tuple[slice, slice]]:
+    """Rows and columns of the square windows over a picture, as few as overlap by a third of their side at least.
+
+    They lie evenly from edge to edge; along a side of the picture that is shorter, a window has that length.
+    """
+
+    def along(length: int) -> list[slice]:
+        step = max(1, side * 2 // 3)
+        count = max(0, -(-(length - side) // step)) + 1
+        starts = [k * max(0, length - side) // max(1, count - 1) for k in range(count)]
+        return [slice(start, min(start + side, length)) for start in starts]
+
+    return [(rows, columns) for rows in along(height) for columns in along(width)]
 
 
 def _resize(x: Tensor, size: Sequence[int]) -> Tensor:

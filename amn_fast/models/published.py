@@ -1,9 +1,10 @@
-"""Weights of the published CAM, AMN and IRN code: their names, read and written.
+"""Weights of the published CAM, AMN and IRN code and of DeepLabV2: their names, read and written.
 
 The published networks register most modules several times, so that one tensor stands in a state dict under up to three
 names: the backbone under `resnet50.*`, `stageN.*` and `backbone.N.*`, the new layers under their own names and in the
 lists `newly_added`, `edge_layers` and `dp_layers`. The published names are listed, with shapes, in
-`tests/golden/amn/state_dict_keys.json`.
+`tests/golden/amn/state_dict_keys.json`. DeepLabV2's names are ours; its multi-scale wrapper
+puts `base.` before them.
 """
 
 import re
@@ -17,9 +18,10 @@ from amn_fast.errors import InputError
 from amn_fast.models.amn import AmnNet
 from amn_fast.models.backbone import _ResNet, read_state_dict
 from amn_fast.models.cam import CamNet
+from amn_fast.models.deeplab import PUBLISHED, DeepLabV2
 from amn_fast.models.irn import IrnNet
 
-Net = CamNet | AmnNet | IrnNet
+Net = CamNet | AmnNet | IrnNet | DeepLabV2
 
 _SHOWN = 5
 _IMAGENET_CLASSIFIER = ("resnet50.fc.weight", "resnet50.fc.bias")
@@ -30,7 +32,7 @@ _BUFFERS = ("num_batches_tracked", "mean_shift.running_mean")
 
 
 def load_published(path: str | Path, net: Net) -> None:
-    """Load a checkpoint of the published CAM, AMN or IRN code into `net`; nothing in the file is executed.
+    """Load a checkpoint of the published CAM, AMN, IRN or DeepLabV2 code into `net`; nothing in the file is executed.
 
     The file may hold a tensor under any or all of its published names, all with DataParallel's `module.` before them.
     Counters of batch norms and IRN's mean displacement may be missing, as in files of older versions, and are then 0;
@@ -39,7 +41,8 @@ def load_published(path: str | Path, net: Net) -> None:
 
     Args:
         path: a .pth, .pt or .safetensors file with a state dict, for any number of classes (VOC 20, COCO 80).
-        net: `CamNet`, `AmnNet` or `IrnNet` on the backbone "resnet50"; its number of classes must be the file's.
+        net: `CamNet`, `AmnNet` or `IrnNet` on the backbone "resnet50", or `DeepLabV2` on "resnet101"; its number of
+            classes must be the file's.
 
     Raises:
         InputError: the file is missing, damaged or holds anything but tensors by name; it belongs to another number of
@@ -78,21 +81,29 @@ def load_published(path: str | Path, net: Net) -> None:
 def published_state_dict(net: Net) -> dict[str, Tensor]:
     """The weights of `net` under all their published names, for `torch.save` and the published code's strict loading.
 
-    Names of one tensor share its memory, which `torch.save` stores once. For `net` on the backbone "resnet50".
+    Names of one tensor share its memory, which `torch.save` stores once. For `net` on the published backbone; the
+    names of DeepLabV2 are those of the multi-scale wrapper.
 
     Raises:
         InputError: the backbone is another one.
     """
     state = net.state_dict()
-    return {alias: state[name] for name, aliases in published_names(net).items() for alias in aliases}
+    names = published_names(net)
+    if isinstance(net, DeepLabV2):
+        return {aliases[0]: state[name] for name, aliases in names.items()}
+    return {alias: state[name] for name, aliases in names.items() for alias in aliases}
 
 
 def published_names(net: Net) -> dict[str, tuple[str, ...]]:
     """The published names of each tensor in `net`'s state dict, by our name; the published code's first name first.
 
     Raises:
-        InputError: the backbone is not "resnet50", the published one.
+        InputError: the backbone is not the published one, "resnet50" or, for DeepLabV2, "resnet101".
     """
+    if isinstance(net, DeepLabV2):
+        if net.backbone_name != PUBLISHED:
+            raise InputError(f"published weights belong to the backbone {PUBLISHED!r}, and the network has another one")
+        return {name: (f"base.{name}", name) for name in net.state_dict()}
     if not isinstance(net.backbone, _ResNet):
         raise InputError("published weights belong to the backbone 'resnet50', and the network has another one")
     stages = _IRN_STAGES if isinstance(net, IrnNet) else _STAGES
@@ -131,6 +142,8 @@ def _check_classes(path: str | Path, net: Net, state: dict[str, Tensor]) -> None
     names, background = (("classifier.weight", "newly_added.0.weight"), 0)
     if isinstance(net, AmnNet):
         names, background = (("classifier.1.c0.weight", "newly_added.0.1.c0.weight"), 1)
+    if isinstance(net, DeepLabV2):
+        names, background = (("base.aspp.c0.weight", "aspp.c0.weight"), 1)
     for name in names:
         if name in state and state[name].ndim == 4 and len(state[name]) != net.n_classes + background:
             raise InputError(

@@ -24,6 +24,7 @@ from amn_fast.data import open_dataset
 from amn_fast.data.base import Dataset, require_complete
 from amn_fast.errors import BackendError, InputError, MissingExtra
 from amn_fast.files import remove_leftovers, write_json, write_text
+from amn_fast.stages._processes import require_single
 
 FORMAT = 1
 """Raised when a stage computes something else than before under the same configuration."""
@@ -117,6 +118,7 @@ class Stage:
         needs: the stages whose outputs it reads.
         makes: what it owns in the run folder: files and folders, removed when its configuration changes.
         work: does it; skips pictures whose output is there.
+        together: whether several processes of torchrun may do it together; they meet in `work`.
     """
 
     name: str
@@ -124,6 +126,7 @@ class Stage:
     needs: tuple["Stage", ...]
     makes: tuple[str, ...]
     work: Callable[[Workspace], None]
+    together: bool = False
 
     def fingerprint(self, config: Config) -> str:
         """Names everything that the stage's outputs depend on."""
@@ -156,8 +159,11 @@ class Stage:
             whether it ran; False when its outputs exist under the same configuration.
 
         Raises:
-            InputError: a stage that it needs has not run under this configuration, or its input is wrong.
+            InputError: a stage that it needs has not run under this configuration, its input is wrong, or torchrun
+                has started it in several processes and it knows only one.
         """
+        if not self.together:
+            require_single(self.name)
         with _only_one_run(config.run):
             for needed in self.needs:
                 if not needed.is_done(config):
@@ -243,7 +249,7 @@ def naming_picture(id: str) -> Iterator[None]:
         raise RuntimeError(f"picture {id!r}: {type(error).__name__}: {error}") from error
 
 
-def progress() -> Progress:
+def progress(shown: bool = True) -> Progress:
     """A progress bar: what, how far, a note (loss, pictures per second), time left."""
     return Progress(
         TextColumn("  {task.description}"),
@@ -252,6 +258,7 @@ def progress() -> Progress:
         TextColumn("{task.fields[note]}"),
         TimeRemainingColumn(),
         console=console,
+        disable=not shown,
     )
 
 

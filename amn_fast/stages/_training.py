@@ -1,7 +1,8 @@
-"""The training loop of all networks: seeded, resumable after each epoch."""
+"""The training loop of all networks: seeded, resumable after each epoch, in one process or several."""
 
 import functools
 import io
+import json
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
@@ -16,6 +18,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 from amn_fast.config import SegTraining, Training
 from amn_fast.errors import InputError
 from amn_fast.files import write_atomically
+from amn_fast.stages._processes import Processes
 from amn_fast.stages._stage import Workspace, progress
 
 Batch = Any
@@ -60,6 +63,19 @@ class Rounds(Epoch):
             yield [(turn, order(turn)[place]) for turn, place in places]
 
 
+class Shares(Sampler[list[tuple[int, int]]]):
+    """One process's parts of the batches of `batches`."""
+
+    def __init__(self, batches: Epoch, processes: Processes) -> None:
+        self.batches, self.processes = batches, processes
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        return map(self.processes.share, self.batches)
+
+
 def poly(step: int, steps: int, power: float, every: int = 1) -> float:
     """Factor of the learning rates at `step` of 0..steps-1: (1 - step / steps) ** power, changed each `every` steps."""
     return (1 - step // every * every / steps) ** power
@@ -74,6 +90,8 @@ def train(
     count: int,
     settings: Training | SegTraining,
     loss_of: Callable[[Batch], Tensor],
+    processes: Processes | None = None,
+    origin: str = "",
 ) -> None:
     """Train `net`, write its weights to weights/NAME.safetensors.
 
@@ -84,8 +102,11 @@ def train(
     Args:
         pictures: takes (epoch, index), gives one picture's part of a batch.
         count: number of pictures.
-        loss_of: loss of one batch.
+        loss_of: loss of one batch; of the global one, where several processes have a share of it each.
+        processes: those that train together; each gets its share of every batch, the first one writes.
+        origin: kept in the file of weights, see `save_weights`.
     """
+    processes = processes or Processes()
     checkpoint = work.root / "weights" / f"{name}.checkpoint.pt"
     if work.weights(name).exists():  # killed after the training, before the stage was done
         checkpoint.unlink(missing_ok=True)
@@ -97,12 +118,16 @@ def train(
     else:
         accumulate, lr_step = 1, 1
         batches = Epoch(count, min(settings.batch, count), work.config.seed)
-    loader = DataLoader(pictures, batch_sampler=batches, num_workers=work.config.workers, collate_fn=_collate)
+    if batches.batch < processes.count:
+        raise InputError(f"{name}: a batch of {batches.batch} does not give {processes.count} processes a picture each")
+    shares = Shares(batches, processes)
+    loader = DataLoader(pictures, batch_sampler=shares, num_workers=work.config.workers, collate_fn=_collate)
     steps = len(batches) // accumulate * settings.epochs
     start_lrs = [group["lr"] for group in optimizer.param_groups]
     first = _restore(checkpoint, net, optimizer)
     net.train()
-    with progress() as bar:
+    first_process = processes.rank == 0
+    with progress(shown=first_process) as bar:
         task = bar.add_task(name, total=len(batches) * settings.epochs, completed=first * len(batches), note="")
         for epoch in range(first, settings.epochs):
             torch.manual_seed(work.config.seed * 1000 + epoch)  # dropout: the same after a restart
@@ -120,6 +145,7 @@ def train(
                     loss = loss_of(batch)
                 (loss / accumulate).backward()
                 if i % accumulate == accumulate - 1:
+                    processes.average(net.parameters())
                     optimizer.step()
                 total += loss.detach()
                 bar.advance(task)
@@ -128,10 +154,12 @@ def train(
             if not torch.isfinite(total):
                 raise InputError(f"{name}: the loss of epoch {epoch + 1} is not finite; expected a lower learning rate")
             bar.update(task, note=f"epoch {epoch + 1}/{settings.epochs} loss {mean:.4f} {speed:.1f} pictures/s")
-            work.log("epoch", network=name, epoch=epoch + 1, loss=mean, pictures_per_second=speed)
-            _save(checkpoint, net, optimizer, epoch + 1)
-    save_weights(work.weights(name), net)
-    checkpoint.unlink(missing_ok=True)
+            if first_process:
+                work.log("epoch", network=name, epoch=epoch + 1, loss=mean, pictures_per_second=speed)
+                _save(checkpoint, net, optimizer, epoch + 1)
+    if first_process:
+        save_weights(work.weights(name), net, origin)
+        checkpoint.unlink(missing_ok=True)
 
 
 def _collate(items: list[Any]) -> Batch:
@@ -139,10 +167,34 @@ def _collate(items: list[Any]) -> Batch:
     return next((item for item in items if isinstance(item, InputError)), None) or default_collate(items)
 
 
-def save_weights(path: Path, net: nn.Module) -> None:
-    """Write a network's state as safetensors, atomically."""
+def save_weights(path: Path, net: nn.Module, origin: str = "") -> None:
+    """Write a network's state as safetensors, atomically; `origin`, a text, says in the file where it comes from."""
     state = {key: value.contiguous().cpu() for key, value in net.state_dict().items()}
-    write_atomically(path, lambda file: file.write(save(state)))
+    # One entry: safetensors keeps no order among several, and the same weights would not be the same bytes.
+    metadata = {"origin": origin} if origin else None
+    write_atomically(path, lambda file: file.write(save(state, metadata)))
+
+
+def read_origin(path: Path) -> str:
+    """The text that `save_weights` kept in the file; empty where there is none."""
+    with safe_open(path, "pt") as file:
+        return (file.metadata() or {}).get("origin", "")
+
+
+def read_losses(work: Workspace, name: str) -> list[float]:
+    """The mean loss of each epoch of network `name`'s last training, from the log; empty without one."""
+    path = work.root / "log.jsonl"
+    losses: dict[int, float] = {}
+    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
+        try:
+            event = json.loads(line)
+        except ValueError:  # a line that a kill cut short
+            continue
+        if event["event"] == "start" and event["stage"] == f"train-{name}" and not event["resumed"]:
+            losses = {}
+        if event["event"] == "epoch" and event["network"] == name:
+            losses[event["epoch"]] = event["loss"]  # an epoch that a kill cut off from its checkpoint comes again
+    return [losses[epoch] for epoch in sorted(losses)]
 
 
 def load_weights(path: Path, net: nn.Module) -> None:

@@ -24,7 +24,7 @@ from amn_fast.data.store import read_activations
 from amn_fast.errors import InputError
 from amn_fast.files import write_json
 from amn_fast.metrics import ActivationHistogram, Confusion, ThresholdCurve
-from amn_fast.report import write_report
+from amn_fast.report import Segmented, write_report
 from amn_fast.stages import make_mask
 from amn_fast.stages._stage import Stage, Workspace
 
@@ -120,26 +120,60 @@ def _evaluate(work: Workspace) -> None:
         "seed": work.config.seed,
         "stages": dict(_records(work)),
         **(summary(tally) if tally.pictures else {}),
-        **_segmentation(work),
     }
+    _finish(work, metrics, _segmentation(work))
+
+
+def _finish(work: Workspace, metrics: dict[str, Any], segmentation: dict[str, Any] | None) -> None:
+    """Write metrics.json and the report, with eval-seg's record where there is one."""
+    if segmentation:
+        metrics = metrics | {"segmentation": segmentation}
     write_json(work.root / "metrics.json", metrics)
-    write_report(work.root, metrics, RunPictures(work), to_yaml(work.config))
+    _write_report(work)
 
 
-def _segmentation(work: Workspace) -> dict[str, Any]:
+def _write_report(work: Workspace) -> Path:
+    metrics = json.loads((work.root / "metrics.json").read_text())
+    pictures = RunPictures(work) if "stages" in metrics else None  # else eval-seg alone has run
+    segmented = _segmented(work, metrics["segmentation"]) if "segmentation" in metrics else []
+    return write_report(work.root, metrics, pictures, to_yaml(work.config), segmented)
+
+
+def _segmentation(work: Workspace) -> dict[str, Any] | None:
     """What eval-seg found earlier under this configuration."""
     from amn_fast.stages import eval_seg  # which imports this module
 
     if not eval_seg.stage_for(work.config).is_done(work.config):
-        return {}
-    return {"segmentation": json.loads((work.root / SEGMENTATION).read_text())}
+        return None
+    return json.loads((work.root / SEGMENTATION).read_text())
+
+
+def _segmented(work: Workspace, record: dict[str, Any]) -> list[Segmented]:
+    """What the report shows of eval-seg's answers."""
+    from amn_fast.stages import eval_seg
+
+    dataset, folder = eval_seg.evaluated(work), work.root / eval_seg.SHOWN
+    return [
+        Segmented(
+            id,
+            dataset.image(id),
+            {
+                key: read_mask(path)
+                for key, name in eval_seg.NAMES.items()
+                if (path := folder / f"{id}.{name}.png").exists()
+            },
+            dataset.truth(id),
+            miou,
+        )
+        for id, miou in record["shown"].items()
+    ]
 
 
 def add_segmentation(work: Workspace, record: dict[str, Any]) -> None:
-    """Put eval-seg's record into metrics.json, which need not be there yet."""
+    """Put eval-seg's record into metrics.json, which need not be there yet, and into the report."""
     path = work.root / "metrics.json"
     metrics = json.loads(path.read_text()) if path.exists() else {"dataset": record["dataset"], "seed": record["seed"]}
-    write_json(path, metrics | {"segmentation": record})
+    _finish(work, metrics, record)
 
 
 def report(config: Config) -> Path:
@@ -152,7 +186,7 @@ def report(config: Config) -> Path:
     path = work.root / "metrics.json"
     if not path.exists():
         raise InputError(f"{path} does not exist; run `amn-fast evaluate` first")
-    return write_report(work.root, json.loads(path.read_text()), RunPictures(work), to_yaml(config))
+    return _write_report(work)
 
 
 def _read(work: Workspace, id: str) -> Item | None:
@@ -185,11 +219,13 @@ def _records(work: Workspace) -> Iterator[tuple[str, dict[str, Any]]]:
         chain.append(stage)
         stage = stage.needs[0] if stage.needs else None
     for stage in reversed(chain):
-        record = stage.record(work.config)
-        yield (
-            stage.name,
-            {key: record[key] for key in ("seconds", "peak_memory_mb", "resumed", "from") if key in record},
-        )
+        yield stage.name, measured(stage, work.config)
+
+
+def measured(stage: Stage, config: Config) -> dict[str, Any]:
+    """Time, memory and origin of a stage's last run."""
+    record = stage.record(config)
+    return {key: record[key] for key in ("seconds", "peak_memory_mb", "resumed", "from") if key in record}
 
 
 def environment() -> dict[str, str]:

@@ -1,5 +1,7 @@
 """DeepLabV2 against a second statement of the published network: names, shapes, sizes, arithmetic, learning rates."""
 
+import itertools
+
 import numpy as np
 import pytest
 
@@ -11,8 +13,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from amn_fast.errors import InputError
-from amn_fast.models import DeepLabV2, MultiScale
-from amn_fast.models.deeplab import PUBLISHED_COLOURS, learning_rate_groups, published_names
+from amn_fast.models import DeepLabV2, MultiScale, load_published, published_state_dict
+from amn_fast.models.deeplab import PUBLISHED_COLOURS, learning_rate_groups, published_names, windows
 
 torchvision = pytest.importorskip("torchvision")
 
@@ -223,3 +225,76 @@ def test_probabilities_of_a_picture_and_its_mirror_image():
 def test_a_single_pixel():
     net = MultiScale(DeepLabV2(3, "resnet18")).eval()
     assert net.probabilities(torch.zeros(3, 1, 1)).shape == (4, 1, 1)
+
+
+@pytest.fixture(scope="module")
+def published_file(tmp_path_factory):
+    """A network's weights under the published names."""
+    torch.manual_seed(3)
+    net = DeepLabV2(20, "resnet101")
+    state = published_state_dict(net)
+    assert {name: tuple(value.shape) for name, value in state.items()} == {
+        f"base.{name}": shape for name, shape in published_state().items()
+    }
+    path = tmp_path_factory.mktemp("published") / "deeplab.pth"
+    torch.save({f"module.{name}": value for name, value in state.items() if "num_batches" not in name}, path)
+    return net, path
+
+
+def test_published_weights_are_loaded_into_a_network(published_file):
+    before, path = published_file
+    after = DeepLabV2(20, "resnet101")
+    load_published(path, after)
+    mine, theirs = after.state_dict(), before.state_dict()
+    assert all(torch.equal(mine[name], theirs[name]) for name in theirs)
+
+
+def test_published_weights_that_do_not_fit_are_refused(published_file, tmp_path):
+    net, path = published_file
+    with pytest.raises(InputError, match="are for 20 classes, expected 6, as the network has"):
+        load_published(path, DeepLabV2(6, "resnet101"))
+    with pytest.raises(InputError, match="belong to the backbone 'resnet101', and the network has another one"):
+        load_published(path, DeepLabV2(20, "resnet18"))
+    state = {name: value for name, value in net.state_dict().items() if not name.startswith("aspp.c1.bias")}
+    save_file(state | {"aspp.c4.weight": torch.zeros(3)}, tmp_path / "other.safetensors")
+    with pytest.raises(InputError, match=r"missing: 1 \(base\.aspp\.c1\.bias\); unknown: 1 \(aspp\.c4\.weight\)$"):
+        load_published(tmp_path / "other.safetensors", net)
+
+
+@pytest.mark.parametrize(("height", "width", "side"), [(500, 375, 321), (321, 321, 321), (40, 1000, 96), (97, 96, 96)])
+def test_windows_cover_the_picture_and_overlap_by_a_third(height, width, side):
+    found = windows(height, width, side)
+    count = np.zeros((height, width), int)
+    for rows, columns in found:
+        count[rows, columns] += 1
+        assert (rows.stop - rows.start, columns.stop - columns.start) == (min(side, height), min(side, width))
+        assert 0 <= rows.start < rows.stop <= height
+        assert 0 <= columns.start < columns.stop <= width
+    assert count.min() == 1
+    for starts in (sorted({rows.start for rows, _ in found}), sorted({columns.start for _, columns in found})):
+        assert all(second - first <= side * 2 // 3 for first, second in itertools.pairwise(starts))
+    expected = [max(1, int(np.ceil((length - side) / (side * 2 // 3))) + 1) for length in (height, width)]
+    assert len(found) == expected[0] * expected[1]
+
+
+@pytest.mark.parametrize("mirror", [False, True])
+def test_windows_logits_are_averaged_where_they_overlap(mirror):
+    torch.manual_seed(0)
+    net = MultiScale(DeepLabV2(2, "resnet18")).eval()
+    x = torch.randn(3, 70, 110)
+    starts = {70: [0, 6], 110: [0, 23, 46]}  # windows of 64, at most 42 apart
+    total, count = torch.zeros(3, 70, 110), torch.zeros(70, 110)
+    for top in starts[70]:
+        for left in starts[110]:
+            part = x[:, top : top + 64, left : left + 64]
+            with torch.no_grad():
+                logits = F.interpolate(net(part[None])[-1], size=(64, 64), mode="bilinear", align_corners=False)[0]
+                if mirror:
+                    turned = net(part.flip(-1)[None])[-1]
+                    turned = F.interpolate(turned, size=(64, 64), mode="bilinear", align_corners=False)[0].flip(-1)
+                    logits = (logits + turned) / 2
+            total[:, top : top + 64, left : left + 64] += logits
+            count[top : top + 64, left : left + 64] += 1
+    torch.testing.assert_close(net.probabilities(x, mirror, 64), torch.softmax(total / count, 0))
+    assert torch.equal(net.probabilities(x, mirror, 110)[:, :, :], net.probabilities(x, mirror, 200))
+    torch.testing.assert_close(net.probabilities(x, mirror, 200), net.probabilities(x, mirror))

@@ -15,7 +15,7 @@ from amn_fast.errors import InputError
 from amn_fast.models import DeepLabV2, MultiScale
 from amn_fast.ops.dense_crf import DenseCRF
 from amn_fast.stages import eval_seg, train_seg
-from amn_fast.stages._training import load_weights
+from amn_fast.stages._training import load_weights, read_origin
 
 from .conftest import command, configure
 
@@ -52,14 +52,14 @@ def record(config):
     return json.loads((config.run / "segmentation.json").read_text())
 
 
-def expected_labels(config, dataset, mirror=False):
+def expected_labels(config, dataset, mirror=False, window=None):
     """(label map, label map after CRF) of each picture, one after the other."""
     net = MultiScale(DeepLabV2(3, "efficientnet_lite0"), (0.5, 0.75))
     load_weights(config.run / "weights" / "seg.safetensors", net)
     net.eval()
     for id in dataset.ids:
         image = dataset.image(id)
-        found = net.probabilities(net.base.normalize(image), mirror).numpy()
+        found = net.probabilities(net.base.normalize(image), mirror, window).numpy()
         crf = DenseCRF(image, gaussian=(1, 3), bilateral=(67, 3, 4))
         yield id, found.argmax(0), crf.labels(-np.log(np.clip(found, 1e-5, 1)))
 
@@ -103,6 +103,10 @@ def test_the_record_says_what_a_number_comes_from(settings):
     assert found["eval_seg"]["scales"] == [0.5, 0.75]
     assert found["train_seg"]["recipe"] == "small"
     assert (found["seed"], found["dataset"]["pictures"]) == (config.seed, 11)
+    assert found["training"] == json.loads(read_origin(config.run / "weights" / "seg.safetensors"))
+    assert found["training"]["pictures"] == 11
+    assert set(found["environment"]) >= {"date", "machine", "python", "amn-fast", "torch", "numpy"}
+    assert len(found["losses"]) == 1
     assert "with_crf" not in found
     assert json.loads((config.run / "metrics.json").read_text())["segmentation"] == found
     assert not (config.run / "segmentation").exists()
@@ -140,6 +144,64 @@ def test_pictures_of_another_set_need_no_labels_and_no_truth(settings, my_pictur
         "demo_001.png",
         "demo_002.png",
     ]
+
+
+def test_another_list_of_the_same_set_through_windows(settings, pictures):
+    (pictures / "two.txt").write_text("demo_002\nnothing\n")
+    config, _ = settings("eval_seg.options={ids: two.txt}", "eval_seg.window=64")
+    eval_seg.run(config)
+    found = record(config)
+    assert found["dataset"]["data"]["options"] == {"masks": "masks", "classes": "classes.txt", "ids": "two.txt"}
+    assert found["dataset"]["list_sha256"] == hashlib.sha256((pictures / "two.txt").read_bytes()).hexdigest()
+    assert found["training"]["list_sha256"] == hashlib.sha256((pictures / "ids.txt").read_bytes()).hexdigest()
+    assert sorted(found["shown"]) == ["demo_002", "nothing"]
+    assert found["shown"]["nothing"] is not None
+    shown = config.run / "segmentation_shown"
+    assert sorted(path.name for path in shown.iterdir()) == [
+        "demo_002.crf.png", "demo_002.network.png", "nothing.crf.png", "nothing.network.png",
+    ]  # fmt: skip
+    page = (config.run / "report.html").read_text()
+    assert 'alt="Network and CRF of demo_002:' in page
+    (pictures / "two.txt").unlink()
+
+
+@pytest.fixture
+def coco(pictures, tmp_path):
+    """The pictures as a COCO set whose three categories have the ids 2, 17 and 90."""
+    root = tmp_path / "coco"
+    dataset = open_dataset("folder", pictures, masks="masks", classes="classes.txt", ids="ids.txt")
+    (root / "val2014").mkdir(parents=True)
+    images = []
+    for number, id in enumerate(dataset.ids, 1):
+        image = dataset.image(id)
+        Image.fromarray(image).save(root / "val2014" / f"COCO_val2014_{number:012d}.png")
+        write_mask(root / "masks" / f"{number:012d}.png", dataset.truth(id))
+        name = f"COCO_val2014_{number:012d}.png"
+        images.append({"id": number, "file_name": name, "height": image.shape[0], "width": image.shape[1]})
+    categories = [{"id": id, "name": name} for id, name in zip((2, 17, 90), dataset.classes, strict=True)]
+    (root / "annotations").mkdir()
+    instances = {"images": images, "categories": categories, "annotations": []}
+    (root / "annotations" / "instances_val2014.json").write_text(json.dumps(instances))
+    return root
+
+
+def test_masks_of_coco_hold_its_category_ids(settings, coco):
+    config, words = settings(f"eval_seg.data={{kind: coco, root: {coco}, options: {{split: val2014, masks: masks}}}}")
+    status, output, errors = command("eval-seg", *words, "--save-masks")
+    assert status == 0, errors
+    folder = config.run / "segmentation" / "results" / "COCO2014"
+    assert str(folder) in output.replace("\n", "")
+    dataset = open_dataset("coco", coco, split="val2014", masks="masks")
+    assert sorted(path.name for path in folder.iterdir()) == [f"{number:012d}.png" for number in range(1, 12)]
+    for (id, _, after), name in zip(expected_labels(config, dataset), dataset.ids, strict=True):
+        np.testing.assert_array_equal(read_mask(folder / f"{name}.png"), np.array([0, 2, 17, 90])[after], err_msg=id)
+    eval_seg.check_archive(folder, dataset)
+    write_mask(folder / "000000000003.png", np.full(dataset.image("000000000003").shape[:2], 3, np.uint8))
+    with pytest.raises(InputError, match=r"000000000003\.png: holds 3, which is the id of no class"):
+        eval_seg.check_archive(folder, dataset)
+    write_mask(folder / "000000000003.png", np.full(dataset.image("000000000003").shape[:2], 91, np.uint8))
+    with pytest.raises(InputError, match=r"unknown ids 91"):
+        eval_seg.check_archive(folder, dataset)
 
 
 def test_a_set_of_other_classes_is_refused(settings, my_pictures):

@@ -271,3 +271,60 @@ def test_killed_in_make_mask_and_started_again(copy_of_run, finished):
     assert {path: path.stat().st_mtime_ns for path in kept} == kept  # image by image: what was there stays
     assert_same(config.run, finished.run)
     assert f"masks:  {config.run / 'masks'}" in output
+
+
+SEGMENTATION = (
+    "segmentation=true", "train_seg.recipe=small", "train_seg.crop=64", "train_seg.batch=2", "train_seg.iterations=4",
+    "train_seg.checkpoint_every=2", "eval_seg.options={ids: others.txt}",
+)  # fmt: skip
+
+
+@pytest.fixture
+def others(pictures):
+    """A list of pictures to evaluate on."""
+    path = pictures / "others.txt"
+    path.write_text("demo_001\ndemo_004\nnothing\n")
+    yield path
+    path.unlink()
+
+
+def test_a_run_goes_on_to_the_segmentation_network_where_asked(copy_of_run, others, capfd):
+    config, _ = copy_of_run("run", (), *SEGMENTATION)
+    pipeline.run(config)
+    assert started(config.run) == [*STAGES, "train-seg", "eval-seg"]  # those before are as they were
+    found = json.loads((config.run / "metrics.json").read_text())
+    assert (found["segmentation"]["scored_pictures"], len(found["segmentation"]["losses"])) == (3, 2)
+    assert found["mask"]["miou"] > 0
+    page = (config.run / "report.html").read_text()
+    assert 'id="segmentation"' in page
+    assert 'alt="Network and CRF of demo_004:' in page
+    assert 'alt="Refined AMN seed of' in page
+    assert ">train-seg</code>" in page
+    capfd.readouterr()
+    pipeline.run(config)
+    said = capfd.readouterr().err
+    assert said.count("done already under this configuration, skipped") == len(STAGES) + 2
+    (config.run / "segmentation_shown").rename(config.run / "gone")
+    pipeline.run(config)
+    assert started(config.run)[-1] == "eval-seg"
+    (config.run / "report.html").unlink()  # evaluate writes the same page, with what eval-seg found
+    pipeline.run(config)
+    assert started(config.run)[-1] == "evaluate"
+    assert (config.run / "report.html").read_text() == page
+
+
+def test_a_missing_list_for_the_evaluation_is_an_error_before_anything_runs(pictures, tmp_path):
+    config = configure(tmp_path / "a.yaml", pictures, tmp_path / "run", *SEGMENTATION)
+    with pytest.raises(InputError, match=r"others\.txt"):
+        pipeline.run(config)
+    assert not (tmp_path / "run").exists()
+
+
+def test_shipped_runs_evaluate_on_other_pictures_and_the_demo_leaves_it_out():
+    for name in ("voc12", "voc6", "msrc"):
+        config = read_config(name)
+        assert config.segmentation
+        assert config.eval_seg.options["ids"] == "val" != config.data.options["ids"]
+    assert read_config("coco14").eval_seg.options == {"split": "val2014"}
+    assert not read_config("demo").segmentation
+    assert pipeline.stages_of(read_config("demo")) == pipeline.STAGES

@@ -1,6 +1,13 @@
 """train-seg: the loss, the order of pictures and the steps against ones written out; killed and resumed, same bytes."""
 
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
 import time
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -12,11 +19,15 @@ from torch.nn import functional as F
 from amn_fast.config import read_config
 from amn_fast.data import open_dataset
 from amn_fast.data.augment import item_generator
+from amn_fast.data.image import read_mask
+from amn_fast.data.masks import write_mask
 from amn_fast.errors import InputError
 from amn_fast.models import DeepLabV2, MultiScale
-from amn_fast.stages import train_seg
+from amn_fast.stages import train_cam, train_seg
 from amn_fast.stages._pictures import MaskPictures
-from amn_fast.stages._training import Rounds, poly
+from amn_fast.stages._processes import Processes
+from amn_fast.stages._stage import Workspace
+from amn_fast.stages._training import Rounds, poly, read_losses, read_origin
 
 from .conftest import command, configure, start
 
@@ -188,6 +199,147 @@ def test_killed_and_started_again_gives_the_same_bytes(settings):
     assert 6 <= log.count('"network": "seg"') <= 7
 
 
+def torchrun(*words):
+    """The command line in two processes, as torchrun starts them."""
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "--", "amn_fast"]
+    return subprocess.Popen(
+        [sys.executable, *launcher, *map(str, words)],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
+
+
+@pytest.fixture
+def uneven(pictures, tmp_path):
+    """The true masks, but nothing is known of half of the pictures: shares of a batch differ in known pixels."""
+    folder = tmp_path / "uneven"
+    shutil.copytree(pictures / "masks", folder)
+    for path in sorted(folder.iterdir())[::2]:
+        mask = read_mask(path)
+        mask[4:] = 255
+        write_mask(path, mask)
+    return folder
+
+
+def test_two_processes_end_with_the_weights_of_one(settings, uneven):
+    """Twenty iterations of two batches of three: one process has a picture, the other two."""
+    changes = (
+        f"train_seg.masks={uneven}", "train_seg.batch=3", "train_seg.iterations=20", "train_seg.checkpoint_every=10",
+        "train_seg.lr=0.01",
+    )  # fmt: skip
+    one, _ = settings("one", *changes)
+    train_seg.run(one)
+    two, words = settings("two", *changes)
+    errors = torchrun("train-seg", *words).communicate(timeout=300)[1]
+    alone, together = (load_file(c.run / "weights" / "seg.safetensors") for c in (one, two))
+    assert set(alone) == set(together), errors
+    torch.manual_seed(one.seed)
+    start = MultiScale(DeepLabV2(3, "resnet18")).state_dict()
+    for name, value in alone.items():
+        torch.testing.assert_close(together[name], value, rtol=0, atol=1e-5)
+    assert max((alone[name] - start[name]).abs().max() for name in start if "conv" in name) > 1e-2  # it has moved
+    log = (two.run / "log.jsonl").read_text()
+    assert log.count('"network": "seg"') == 2  # one of them writes
+    assert log.count('"event": "start"') == 1
+    assert json.loads(read_origin(two.run / "weights" / "seg.safetensors"))["processes"] == 2
+    # Stopped after the first checkpoint and started again: the same bytes.
+    for attempt in range(5):
+        again, words = settings(f"again{attempt}", *changes)
+        process = torchrun("train-seg", *words)
+        while not (again.run / "weights" / "seg.checkpoint.pt").exists() and process.poll() is None:
+            time.sleep(0.001)
+        process.terminate()  # torchrun ends its processes
+        process.communicate()
+        if not (again.run / "weights" / "seg.safetensors").exists():
+            break
+    else:
+        raise AssertionError("the kill came too late each time")
+    assert torchrun("train-seg", *words).wait(300) == 0
+    assert weights(again) == weights(two)
+
+
+class OneOf(Processes):
+    """One of several processes that do not exist; keeps what it tells them."""
+
+    group = None
+
+    def __init__(self, rank, count):
+        super().__init__(rank, count)
+        self.words = []
+
+    def _broadcast(self, begin):
+        self.words.append(begin)
+        return begin
+
+
+def test_the_other_processes_begin_or_leave_with_the_first(settings, monkeypatch):
+    config, _ = settings("run", "train_seg.iterations=2")
+    for expected in (True, False):  # trained, and found done
+        processes = OneOf(0, 2)
+        monkeypatch.setattr(train_seg, "joined", lambda device, processes=processes: nullcontext(processes))
+        assert train_seg.run(config) is expected
+        assert processes.words == [expected]
+    (config.run / "stages" / "train-seg.json").unlink()
+    refused, _ = settings("run", "train_seg.masks=null")
+    processes = OneOf(0, 2)
+    monkeypatch.setattr(train_seg, "joined", lambda device: nullcontext(processes))
+    with pytest.raises(InputError):
+        train_seg.run(refused)
+    assert processes.words == [False]
+    follower = OneOf(1, 2)
+    monkeypatch.setattr(train_seg, "joined", lambda device: nullcontext(follower))
+    before = sorted(config.run.rglob("*"))
+    assert train_seg.run(config) is False  # told to leave
+    assert sorted(config.run.rglob("*")) == before
+
+
+def test_other_stages_take_one_process(settings, monkeypatch):
+    config, _ = settings("run")
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(InputError, match="train-cam runs in one process, torchrun started 2; train-seg alone trains"):
+        train_cam.run(config)
+
+
+def test_a_batch_smaller_than_the_number_of_processes_is_refused(settings):
+    config, _ = settings("run")
+    with pytest.raises(InputError, match="seg: a batch of 2 does not give 3 processes a picture each"):
+        train_seg.stage_for(config, OneOf(0, 3)).work(Workspace(config))
+
+
+@pytest.mark.parametrize(("pictures_of_batch", "count"), [(10, 1), (10, 2), (5, 2), (7, 4), (4, 4)])
+def test_shares_make_the_batch(pictures_of_batch, count):
+    batch = [(0, k) for k in range(pictures_of_batch)]
+    shares = [Processes(rank, count).share(batch) for rank in range(count)]
+    assert [key for share in shares for key in share] == batch
+    assert max(map(len, shares)) - min(map(len, shares)) <= 1
+
+
+def test_the_weights_say_where_they_come_from(settings, pictures):
+    config, _ = settings("run")
+    train_seg.run(config)
+    dataset = open_dataset(config.data.kind, config.data.root, **config.data.options)
+    found = json.loads(read_origin(config.run / "weights" / "seg.safetensors"))
+    assert found["list_sha256"] == hashlib.sha256((pictures / "ids.txt").read_bytes()).hexdigest()
+    digests = [hashlib.sha256((pictures / "masks" / f"{id}.png").read_bytes()).digest() for id in dataset.ids]
+    assert found["masks_sha256"] == hashlib.sha256(b"".join(digests)).hexdigest()
+    assert (found["pictures"], found["seed"], found["processes"], found["torch"]) == (
+        11,
+        0,
+        1,
+        torch.__version__.split("+")[0],
+    )
+    again, _ = settings("again", "train_seg.momentum=0.5")
+    train_seg.run(again)
+    assert json.loads(read_origin(again.run / "weights" / "seg.safetensors")) == found
+    other, _ = settings("other", "seed=1")
+    train_seg.run(other)
+    other_origin = json.loads(read_origin(other.run / "weights" / "seg.safetensors"))
+    assert {name for name in found if found[name] != other_origin[name]} == {"seed", "start_weights_sha256"}
+
+
 def test_without_a_folder_the_masks_of_the_run_are_needed(settings):
     config, _ = settings("run", "train_seg.masks=null")
     with pytest.raises(InputError, match="train-seg needs the outputs of make-mask"):
@@ -204,6 +356,32 @@ def test_missing_and_wrong_masks_are_named(settings, tmp_path, pictures):
         Image.fromarray(np.zeros((5, 6), np.uint8)).save(folder / path.name)
     with pytest.raises(InputError, match=r"mask .*\.png is 5 x 6, its picture \d+ x \d+ \(height x width\)"):
         train_seg.run(config)
+
+
+def test_losses_are_those_of_the_last_training(settings):
+    config, _ = settings("run")
+    work = Workspace(config)
+    assert read_losses(work, "seg") == []
+    config.run.mkdir()
+
+    def start(stage, resumed):
+        work.log("start", stage=stage, resumed=resumed)
+
+    def epoch(network, number, loss):
+        work.log("epoch", network=network, epoch=number, loss=loss)
+
+    start("train-seg", False)
+    epoch("seg", 1, 9.0)
+    start("train-seg", False)  # other settings
+    epoch("seg", 1, 3.0)
+    epoch("amn", 1, 7.0)
+    epoch("seg", 2, 2.5)  # killed before its checkpoint, and so trained again
+    with (config.run / "log.jsonl").open("a") as file:
+        file.write('{"time": "2026\n')
+    start("train-seg", True)
+    epoch("seg", 2, 2.0)
+    start("eval-seg", False)
+    assert read_losses(work, "seg") == [3.0, 2.0]
 
 
 def test_recipes(settings):
