@@ -353,12 +353,14 @@ def test_a_crash_in_a_process_that_loads_pictures_names_the_picture(copy_of_run,
 
 @pytest.mark.parametrize("threads", [1, 2])
 def test_the_first_error_ends_the_work(finished, threads):
-    done, lock = [], threading.Lock()
+    done, lock, failed = [], threading.Lock(), threading.Event()
 
     def work(id):
         if id == "3":
+            failed.set()
             raise InputError("the activations are sad")
-        time.sleep(0.01)
+        if failed.is_set():
+            time.sleep(0.2)  # long enough for the error to be noticed on a busy machine
         with lock:
             done.append(id)
 
