@@ -2,7 +2,7 @@
 
 Usage: python benchmarks/bench_dense_crf.py [--labels 2,3,21,81] [--sizes 375x500,480x640,1080x1920]
        [--images photo,smooth,noise] [--threads 1,2] [--rounds 5] [--cpu-time] [--cold] [--memory] [--folder] [--prune]
-       [--output FILE.json]
+       [--shown 3] [--output FILE.json]
 
 Needs the extra `bench` (pydensecrf2 builds on Python 3.11 and 3.12). The call is the seeds': energies from a label map,
 (sxy 3, compat 3), (sxy 50, srgb 5, compat 10), 10 iterations, for both sides from the label map to the marginals.
@@ -38,6 +38,7 @@ def picture(kind: str, height: int, width: int) -> np.ndarray:
 
 
 def label_map(count: int, height: int, width: int, seed: int = 0) -> np.ndarray:
+    """Blobs of all `count` labels, or nearly all where they are many."""
     coarse = np.random.default_rng(seed).random((12, 16, count), np.float32)
     planes = [cv2.resize(np.ascontiguousarray(coarse[..., i]), (width, height)) for i in range(count)]
     return np.argmax(planes, axis=0)
@@ -83,11 +84,14 @@ def summary(pairs: list[tuple[float, float]]) -> tuple[float, float, float]:
     return medians[0], medians[1], round(statistics.median(b / a for a, b in pairs), 2)
 
 
-def compare(kind: str, size: tuple[int, int], count: int, maps: int, threads: int, rounds: int, cpu: bool) -> dict:
+def compare(
+    kind: str, size: tuple[int, int], count: int, shown: int, maps: int, threads: int, rounds: int, cpu: bool
+) -> dict:
     """One row: times in ms, the median ratio of the pairs, and how far the answers differ."""
     clock = time.process_time if cpu else time.perf_counter
     image = picture(kind, *size)
-    labels = [label_map(count, *size, seed) for seed in range(maps)]
+    names = np.linspace(0, count - 1, shown).astype(int)
+    labels = [names[label_map(shown, *size, seed)] for seed in range(maps)]
     mine, theirs = ours(image, labels, count, threads), peer(image, labels, count)
     mine_ms, theirs_ms, ratio = in_turns(
         lambda: ours(image, labels, count, threads), lambda: peer(image, labels, count), rounds, clock
@@ -96,6 +100,7 @@ def compare(kind: str, size: tuple[int, int], count: int, maps: int, threads: in
         "image": kind,
         "size": "x".join(map(str, size)),
         "labels": count,
+        "shown": shown,
         "maps": maps,
         "threads": threads,
         "ours_ms": mine_ms,
@@ -201,6 +206,7 @@ def main() -> None:
     parser.add_argument("--sizes", default="375x500")
     parser.add_argument("--images", default="photo")
     parser.add_argument("--maps", default="1,2")
+    parser.add_argument("--shown", type=int, help="labels that the maps show, all by default")
     parser.add_argument("--threads", default="1")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--cpu-time", action="store_true", help="processor time instead of wall time (one thread only)")
@@ -226,7 +232,8 @@ def main() -> None:
             for count in counts:
                 for maps in map(int, options.maps.split(",")):
                     for threads in map(int, options.threads.split(",")):
-                        row = compare(kind, size, count, maps, threads, options.rounds, options.cpu_time)
+                        shown = min(count, options.shown or count)
+                        row = compare(kind, size, count, shown, maps, threads, options.rounds, options.cpu_time)
                         report["rows"].append(row)
                         print(row, flush=True)
         for count in counts:

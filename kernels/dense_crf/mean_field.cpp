@@ -93,6 +93,43 @@ private:
     }
 };
 
+// Labels that nothing tells apart share a channel: those that no point of a label map has keep one marginal among them
+// in every iteration. They become the implicit label, which then stands for several.
+struct Alike {
+    std::vector<int> channel;  // of each label
+    int64_t labels;            // channels, the implicit one included
+    float copies = 1;          // labels that the last channel stands for
+
+    explicit Alike(int64_t count) : channel(count), labels(count) {
+        for (int64_t l = 0; l < count; ++l) channel[l] = static_cast<int>(l);
+    }
+};
+
+// Looks for such labels in a label map and renumbers it, into `map`. Up to five labels fit the smallest block anyway.
+Alike merge_absent(Unary& problem, int64_t labels, int64_t n, Buffer<uint8_t>& map) {
+    Alike alike(labels);
+    if (!problem.labels || problem.start || labels <= 5 || labels > 255) return alike;
+    bool present[256] = {};
+    for (int64_t p = 0; p < n; ++p) present[problem.labels[p]] = true;
+    present[labels] = false;  // points of no label
+    if (std::none_of(present, present + labels, [](bool is) { return is; })) present[0] = true;
+    const int count = static_cast<int>(std::count(present, present + labels, true));
+    if (labels - count < 2) return alike;
+    uint8_t renumbered[256] = {};
+    int next = 0;
+    for (int64_t l = 0; l < labels; ++l) {
+        alike.channel[l] = present[l] ? next++ : count;
+        renumbered[l] = static_cast<uint8_t>(alike.channel[l]);
+    }
+    alike.labels = count + 1;
+    alike.copies = static_cast<float>(labels - count);
+    renumbered[labels] = static_cast<uint8_t>(alike.labels);
+    map = Buffer<uint8_t>(n);
+    for (int64_t p = 0; p < n; ++p) map[p] = renumbered[problem.labels[p]];
+    problem.labels = map.data();
+    return alike;
+}
+
 // One kernel, made ready: weights with the normalisation in them.
 struct Term {
     const Lattice* lattice;
@@ -152,9 +189,9 @@ Term prepare(const Kernel& kernel, bool weigh, int threads) {
 
 class Run {
 public:
-    Run(const Unary* problems, int count, const Channels& channels, int64_t n, std::vector<Term>& terms,
-        const std::vector<Band>& bands, int iterations, int threads)
-        : problems_(problems), count_(count), channels_(channels), n_(n), terms_(terms), bands_(bands),
+    Run(const Unary* problems, int count, const Channels& channels, const Alike& alike, int64_t n,
+        std::vector<Term>& terms, const std::vector<Band>& bands, int iterations, int threads)
+        : problems_(problems), count_(count), channels_(channels), alike_(alike), n_(n), terms_(terms), bands_(bands),
           iterations_(iterations), passes_(best_passes()) {
         const int64_t padded = (n + tile_points - 1) / tile_points * tile_points;
         if (problems[0].energies || channels.lanes <= 4) unary_ = Buffer<float>(padded * channels.lanes);
@@ -377,11 +414,11 @@ private:
     }
 
     void softmax(int64_t count, float* logits, float* last) const {
+        const float copies = channels_.implicit ? alike_.copies : 0;
         if (channels_.group)
-            passes_.softmax_groups(channels_.group, channels_.implicit, int64_t{tile_points} * channels_.lanes, logits,
-                                   last);
+            passes_.softmax_groups(channels_.group, copies, int64_t{tile_points} * channels_.lanes, logits, last);
         else
-            passes_.softmax_blocks(channels_.blocks(), channels_.implicit, count, logits, last);
+            passes_.softmax_blocks(channels_.blocks(), copies, count, logits, last);
     }
 
     // The marginals to start from, as the softmax would leave them.
@@ -408,11 +445,12 @@ private:
             const Unary& problem = problems_[m];
             float highest[tile_points];
             std::fill(highest, highest + tile_points, -1.0f);
-            for (int l = 0; l < channels_.labels; ++l) {
-                const bool implied = l == channels_.own;
+            for (int l = 0; l < static_cast<int>(alike_.channel.size()); ++l) {
+                const int c = alike_.channel[l];
+                const bool implied = c == channels_.own;
                 const auto [at, stride] =
                     implied ? std::pair<int, int>(static_cast<int>(last_place(m, 0)), channels_.group ? channels_.width[0] : 1)
-                            : channels_.place(m, l);
+                            : channels_.place(m, c);
                 const float* q = (implied ? tile.other : tile.logits) + at;
                 if (problem.marginals) {
                     float* out = problem.marginals + l * n_ + first;
@@ -434,6 +472,7 @@ private:
     const Unary* problems_;
     int count_;
     const Channels& channels_;
+    const Alike& alike_;
     int64_t n_;
     std::vector<Term>& terms_;
     const std::vector<Band>& bands_;
@@ -552,9 +591,11 @@ void mean_field(std::vector<Unary> problems, int64_t labels, int64_t n, const st
     const int together = Channels::together(labels, implicit, static_cast<int>(problems.size()));
     for (size_t first = 0; first < problems.size(); first += together) {
         const int count = std::min<int>(together, static_cast<int>(problems.size() - first));
-        const Channels channels(labels, implicit, count);
+        Buffer<uint8_t> map;
+        const Alike alike = implicit ? merge_absent(problems[first], labels, n, map) : Alike(labels);
+        const Channels channels(alike.labels, implicit, count);
         const int members = std::min<int>(threads, static_cast<int>(bands.size()));
-        Run run(&problems[first], count, channels, n, terms, bands, iterations, members);
+        Run run(&problems[first], count, channels, alike, n, terms, bands, iterations, members);
         run_team(members, [&](const Member& me) { run.work(me); });
     }
 }

@@ -58,12 +58,12 @@ struct Passes {
     // (½, 1, ½) along chains of neighbours, in place; half[k] is ½ where index[k + 1] is index[k]'s neighbour, else 0.
     void (*blur[width_count])(const uint32_t* index, const float* half, int64_t count, float* rows);
     // Logits to marginals, in place. `group` channels per label map and point in one block (1, 2 or 4), `count` floats.
-    // `implicit`: one more label has logit 0; its marginal goes to every lane of its group in `last`, if given, else
-    // the marginals are lessened by it.
-    void (*softmax_groups)(int group, bool implicit, int64_t count, float* tile, float* last);
+    // `copies` more labels have logit 0 (0: there is none); the marginal of one of them goes to every lane of its group
+    // in `last`, if given, else the marginals are lessened by it.
+    void (*softmax_groups)(int group, float copies, int64_t count, float* tile, float* last);
     // The same for one label map in several blocks (those of 16 channels first, then at most one of 8 and one of 4);
     // `last` has one float for each point.
-    void (*softmax_blocks)(const Blocks& blocks, bool implicit, int64_t points, float* tile, float* last);
+    void (*softmax_blocks)(const Blocks& blocks, float copies, int64_t points, float* tile, float* last);
 };
 
 const Passes& best_passes();          // the fastest for this machine, or the ones in use

@@ -297,17 +297,18 @@ void blur(const uint32_t* index, const float* half, int64_t count, float* rows) 
 }
 
 template <int G, bool implicit>
-void softmax_group(int64_t count, float* tile, float* last) {
+void softmax_group(float copies, int64_t count, float* tile, float* last) {
     using F = Vec<native_lanes>;
-    const F zero = F{}, one = zero + 1.0f;
+    const F zero = F{}, one = zero + 1.0f, many = splat<F>(copies);
     for (int64_t i = 0; i < count; i += native_lanes) {
         const F z = load<F>(tile + i);
         F q, q_last = zero;
         if constexpr (G == 1 && implicit) {
             const F e = exp(z < zero ? z : -z);
-            const F larger = one / (one + e), smaller = e * larger;
-            q = z < zero ? smaller : larger;
-            q_last = z < zero ? larger : smaller;
+            const F own = z < zero ? e : one, rest = z < zero ? one : e;
+            const F inverse = one / (own + many * rest);
+            q = own * inverse;
+            q_last = rest * inverse;
         } else if constexpr (G == 1) {
             q = one;
         } else {
@@ -320,7 +321,7 @@ void softmax_group(int64_t count, float* tile, float* last) {
             F rest = zero;
             if constexpr (implicit) {
                 rest = exp(-top);
-                sum = sum + rest;
+                sum = sum + many * rest;
             }
             const F inverse = one / sum;
             q = e * inverse;
@@ -335,15 +336,15 @@ void softmax_group(int64_t count, float* tile, float* last) {
     }
 }
 
-void softmax_groups(int group, bool implicit, int64_t count, float* tile, float* last) {
-    if (implicit) {
-        if (group == 1) return softmax_group<1, true>(count, tile, last);
-        if (group == 2) return softmax_group<2, true>(count, tile, last);
-        return softmax_group<4, true>(count, tile, last);
+void softmax_groups(int group, float copies, int64_t count, float* tile, float* last) {
+    if (copies > 0) {
+        if (group == 1) return softmax_group<1, true>(copies, count, tile, last);
+        if (group == 2) return softmax_group<2, true>(copies, count, tile, last);
+        return softmax_group<4, true>(copies, count, tile, last);
     }
-    if (group == 1) return softmax_group<1, false>(count, tile, last);
-    if (group == 2) return softmax_group<2, false>(count, tile, last);
-    return softmax_group<4, false>(count, tile, last);
+    if (group == 1) return softmax_group<1, false>(copies, count, tile, last);
+    if (group == 2) return softmax_group<2, false>(copies, count, tile, last);
+    return softmax_group<4, false>(copies, count, tile, last);
 }
 
 // Halves a vector down to four lanes.
@@ -411,7 +412,7 @@ inline void weigh(float* at, float inverse, float less) {
 // exponentials and the quotients one after another: together, each point's chain of dependent steps is too long for the
 // processor to look past it to the next point.
 template <bool implicit, bool eight, bool four>
-void softmax_points(int blocks, int64_t points, float* tile, float* last) {
+void softmax_points(int blocks, float copies, int64_t points, float* tile, float* last) {
     using V4 = Vec<4>;
     using F = Vec<native_lanes>;
     float* const tile8 = tile + static_cast<int64_t>(blocks) * tile_block;
@@ -452,7 +453,7 @@ void softmax_points(int blocks, int64_t points, float* tile, float* last) {
     }
     for (int64_t p = 0; p < whole; p += native_lanes) {
         const F rest = implicit ? exp(-load<F>(tops + p)) : F{};
-        const F inverse = 1.0f / (load<F>(sums + p) + rest);
+        const F inverse = 1.0f / (load<F>(sums + p) + copies * rest);
         const F q_last = rest * inverse;
         store(sums + p, inverse);
         store(less + p, last ? F{} : q_last);
@@ -466,14 +467,14 @@ void softmax_points(int blocks, int64_t points, float* tile, float* last) {
 }
 
 template <bool implicit>
-void softmax_tile(int blocks, bool eight, bool four, int64_t points, float* tile, float* last) {
-    if (eight && four) return softmax_points<implicit, true, true>(blocks, points, tile, last);
-    if (eight) return softmax_points<implicit, true, false>(blocks, points, tile, last);
-    if (four) return softmax_points<implicit, false, true>(blocks, points, tile, last);
-    softmax_points<implicit, false, false>(blocks, points, tile, last);
+void softmax_tile(int blocks, bool eight, bool four, float copies, int64_t points, float* tile, float* last) {
+    if (eight && four) return softmax_points<implicit, true, true>(blocks, copies, points, tile, last);
+    if (eight) return softmax_points<implicit, true, false>(blocks, copies, points, tile, last);
+    if (four) return softmax_points<implicit, false, true>(blocks, copies, points, tile, last);
+    softmax_points<implicit, false, false>(blocks, copies, points, tile, last);
 }
 
-void softmax_blocks(const Blocks& blocks, bool implicit, int64_t points, float* tile, float* last) {
+void softmax_blocks(const Blocks& blocks, float copies, int64_t points, float* tile, float* last) {
     int wide = 0;
     bool eight = false, four = false;
     for (int b = 0; b < blocks.count; ++b) {
@@ -481,8 +482,8 @@ void softmax_blocks(const Blocks& blocks, bool implicit, int64_t points, float* 
         eight |= blocks.width[b] == 8;
         four |= blocks.width[b] == 4;
     }
-    if (implicit) return softmax_tile<true>(wide, eight, four, points, tile, last);
-    softmax_tile<false>(wide, eight, four, points, tile, last);
+    if (copies > 0) return softmax_tile<true>(wide, eight, four, copies, points, tile, last);
+    softmax_tile<false>(wide, eight, four, copies, points, tile, last);
 }
 
 const Passes table = {

@@ -1,6 +1,7 @@
 import json
 import subprocess
 import sys
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -144,6 +145,18 @@ def close(ours, reference, tolerance=1e-4):
 cpu = pytest.mark.skipif(native is None, reason="kernels not built")
 
 
+@contextmanager
+def using(instructions):
+    """Run the C++ loops of one instruction set, or skip the test."""
+    before = native.crf_instruction_set()
+    if not native.crf_use_instruction_set(instructions):
+        pytest.skip(f"this machine has no {instructions}")
+    try:
+        yield
+    finally:
+        native.crf_use_instruction_set(before)
+
+
 @cpu
 @pytest.mark.parametrize("labels", [2, 3, 5, 6, 9, 14, 21, 38, 81])
 @pytest.mark.parametrize("size", [(1, 1), (1, 17), (17, 1), (2, 3), (13, 11)])
@@ -156,14 +169,9 @@ def test_small_pictures_equal_the_reference(size, labels, photo):
 @pytest.mark.parametrize("instructions", ["baseline", "avx2", "avx512"])
 @pytest.mark.parametrize("labels", [2, 3, 4, 21, 30])
 def test_every_instruction_set_gives_the_reference(instructions, labels, photo):
-    used = native.crf_instruction_set()
-    if not native.crf_use_instruction_set(instructions):
-        pytest.skip(f"this machine has no {instructions}")
-    try:
-        image, unary = photo[:40, :50], smooth_unary(labels, 40, 50)
+    image, unary = photo[:40, :50], smooth_unary(labels, 40, 50)
+    with using(instructions):
         close(dense_crf(image, unary), dense_crf(image, unary, backend="reference"))
-    finally:
-        native.crf_use_instruction_set(used)
 
 
 @cpu
@@ -200,6 +208,39 @@ def test_label_maps_and_the_energies_they_make_give_the_same_bits(photo):
     terms = DenseCRF(photo[:40, :40]).pairwise
     close(dense_crf(photo[:40, :40], unary[:, :40, :40]), reference_of(photo[:40, :40], unary[:, :40, :40]))
     assert terms[0].lattice.backend == "cpu"
+
+
+@cpu
+@pytest.mark.parametrize("instructions", ["baseline", "avx2", "avx512"])
+@pytest.mark.parametrize(("labels", "shown"), [(6, [4]), (7, [0, 6]), (21, [3, 7, 20]), (81, [5, 6, 9, 40, 80])])
+def test_labels_that_a_map_does_not_show_share_the_work_and_nothing_else(labels, shown, instructions, photo):
+    image = photo[:41, :57]
+    regions = np.random.default_rng(0).integers(0, len(shown), (5, 6))
+    shown_map = np.array(shown)[np.kron(regions, np.ones((9, 10), int))[:41, :57]]
+    energies = unary_from_labels(shown_map, labels, 0.7, zero_unsure=False)
+    energies[:, 20:30, 10:20] = energies.max()  # nothing is known here: every label is the same
+    with using(instructions):
+        ours, again = dense_crf(image, energies), dense_crf(image, energies, threads=2)
+        start = dense_crf(image, energies, iterations=0)
+    close(ours, reference_of(image, energies), 2e-5)
+    assert (ours == again).all()
+    assert np.abs(ours.sum(axis=0, dtype=np.float64) - 1).max() <= 1e-6
+    absent = np.setdiff1d(np.arange(labels), shown)
+    assert (ours[absent] == ours[absent[0]]).all()
+    odds = np.exp(-energies.astype(np.float64))
+    close(start, odds / odds.sum(0), 1e-6)
+
+
+@cpu
+def test_of_equally_probable_labels_the_first_is_the_best_whether_a_map_shows_it_or_not(photo):
+    labels = np.full((8, 9), 5)
+    energies = unary_from_labels(labels, 21, 0.7, zero_unsure=False)
+    energies[:, 3:] = energies.max()
+    crf = DenseCRF(photo[:8, :9], gaussian=None, bilateral=None)
+    best, q = crf.labels(energies), crf.marginals(energies)
+    assert (best[:3] == 5).all()
+    assert (best[3:] == 0).all()
+    assert (best == q.argmax(0)).all()
 
 
 def reference_of(image, unary):
