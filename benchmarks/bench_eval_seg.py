@@ -6,8 +6,8 @@ Usage: python benchmarks/bench_eval_seg.py [--pictures 8] [--classes 20] [--back
 Published: the network first, on all pictures; their logits at full size go to the disk as .npy; then a pool of
 processes, one a core, reads them, takes the softmax and runs pydensecrf2. Ours: the stage itself, report included. The
 methods take turns, each time in a new process; processor seconds, of all threads and processes, stand beside the time,
-since they say more on a machine that does other work. Importing, making the network and starting the pool do not count. Needs
-the extras `pipeline` and `bench`. The network is untrained: neither method's time depends on what it knows.
+since they say more on a machine that does other work. Importing, making the network and starting the pool do not count.
+Needs the extras `pipeline` and `bench`. The network is untrained: neither method's time depends on what it knows.
 """
 
 import argparse
