@@ -15,7 +15,7 @@ from amn_fast.data.store import read_activations
 from amn_fast.errors import InputError
 from amn_fast.files import write_atomically
 from amn_fast.models import published_state_dict
-from amn_fast.stages import (  # fmt: skip
+from amn_fast.stages import (
     make_amn_cam,
     make_cam,
     make_mask,
