@@ -34,7 +34,7 @@ from .conftest import command, configure, start
 SMALL = (
     "train_seg.recipe=small", "train_seg.backbone=resnet18", "train_seg.weights=null", "train_seg.crop=64",
     "train_seg.batch=2", "train_seg.accumulate=2", "train_seg.iterations=4", "train_seg.checkpoint_every=2",
-    "train_seg.lr_step=2", "train_seg.lr=0.001",
+    "train_seg.lr_step=2", "train_seg.lr=0.001", "train_seg.rescale=[0.75, 1, 1.25, 1.5]",
 )  # fmt: skip
 
 
