@@ -7,36 +7,37 @@
 
 namespace amn::gpu {
 
-// Splat. The entries of a vertex are cut into chunks of a fixed length; the sum of a vertex' only chunk is its row
-// (target >= 0), those of several chunks are partial sums (row -1 - target of `partial`), to be summed likewise.
+// The sum of the terms begins..ends of a chunk; `term` adds one of them to a sum, from its lanes on. The sum of a
+// vertex' only chunk is its row (target >= 0), those of several are partial sums (row -1 - target of `partial`).
+template <int V, class Term>
+AMN_DEVICE void sum_chunk(Place at, i64 count, i64 groups, const i32* begins, const i32* ends, const i32* targets,
+                          float* rows, float* partial, Term term) {
+    i64 chunk, group;
+    split(at.index(), groups, chunk, group);
+    if (chunk >= count) return;
+    Lanes<V> sum = zero<V>();
+    for (i64 i = begins[chunk], end = ends[chunk]; i < end; ++i) term(sum, i, group * V);
+    const i64 width = groups * V, target = targets[chunk];
+    put((target < 0 ? partial + (-1 - target) * width : rows + target * width) + group * V, sum);
+}
+
+// Splat. The entries of a vertex are cut into chunks of a fixed length.
 template <int V>
 AMN_DEVICE void splat(Place at, i64 count, i64 groups, const i32* begins, const i32* ends, const i32* targets,
                       const i32* row_points, const float* row_weights, const float* values, float* rows,
                       float* partial) {
-    i64 chunk, group;
-    split(at.index(), groups, chunk, group);
-    if (chunk >= count) return;
-    Lanes<V> sum = zero<V>();
-    const i64 width = groups * V;
-    for (i64 i = begins[chunk], end = ends[chunk]; i < end; ++i)
-        add(sum, row_weights[i], fetch<V>(values + row_points[i] * width + group * V));
-    const i64 target = targets[chunk];
-    put((target < 0 ? partial + (-1 - target) * width : rows + target * width) + group * V, sum);
+    sum_chunk<V>(at, count, groups, begins, ends, targets, rows, partial, [=](Lanes<V>& sum, i64 i, i64 lanes) {
+        add(sum, row_weights[i], fetch<V>(values + row_points[i] * (groups * V) + lanes));
+    });
 }
 
-// The sums of partial sums begins..ends, where a vertex had more than a chunk.
+// The sums of partial sums, where a vertex had more than a chunk: cut into chunks likewise, until one is left.
 template <int V>
 AMN_DEVICE void sum_partial(Place at, i64 count, i64 groups, const i32* begins, const i32* ends, const i32* targets,
                             float* rows, float* partial) {
-    i64 chunk, group;
-    split(at.index(), groups, chunk, group);
-    if (chunk >= count) return;
-    Lanes<V> sum = zero<V>();
-    const i64 width = groups * V;
-    for (i64 i = begins[chunk], end = ends[chunk]; i < end; ++i)
-        add(sum, 1.0f, fetch<V>(partial + i * width + group * V));
-    const i64 target = targets[chunk];
-    put((target < 0 ? partial + (-1 - target) * width : rows + target * width) + group * V, sum);
+    sum_chunk<V>(at, count, groups, begins, ends, targets, rows, partial, [=](Lanes<V>& sum, i64 i, i64 lanes) {
+        add(sum, 1.0f, fetch<V>(partial + i * (groups * V) + lanes));
+    });
 }
 
 // Blur along one axis: (1/2, 1, 1/2), missing neighbours being 0. `neighbours` are the axis' (previous, following).

@@ -1,8 +1,6 @@
-import json
 import subprocess
 import sys
 from contextlib import contextmanager
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,30 +10,20 @@ from amn_fast.errors import InputError
 from amn_fast.kernels.dense_crf import reference
 from amn_fast.ops.dense_crf import DenseCRF, dense_crf, refine_seed, unary_from_labels, unary_from_softmax
 from amn_fast.ops.lattice import Lattice, Pairwise, kl_divergence, mean_field
-
-GOLDEN = Path(__file__).parents[1] / "golden"
-BACKENDS = ["reference", pytest.param("cpu", marks=pytest.mark.skipif(native is None, reason="kernels not built"))]
-IMAGE_CASES = sorted(
-    path.stem
-    for path in (GOLDEN / "crf").glob("*.npz")
-    if path.stem not in ("steps_kl", "unaries") and not path.stem.startswith(("features_", "grey_", "volume_"))
+from crf_cases import (
+    FEATURE_CASES,
+    GOLDEN,
+    IMAGE_CASES,
+    answer_to,
+    check_marginals,
+    load,
+    seed_case,
+    smooth_unary,
+    unary_of,
 )
-FEATURE_CASES = ["features_1d", "features_3d", "features_6d", "grey_features", "volume_gaussian"]
+
+BACKENDS = ["reference", pytest.param("cpu", marks=pytest.mark.skipif(native is None, reason="kernels not built"))]
 SLOW_IN_NUMPY = ("coco_full_81labels", "voc_full_21labels", "voc_full_3labels", "irn_21labels")
-
-
-def load(name):
-    case = dict(np.load(GOLDEN / "crf" / f"{name}.npz", allow_pickle=False))
-    if "call" in case:
-        case["call"] = json.loads(str(case["call"]))
-    return case
-
-
-def unary_of(case):
-    call = case["call"]
-    if call["unary"] == "softmax":
-        return unary_from_softmax(case["softmax"])
-    return unary_from_labels(case["labels"], call["labels"], call["gt_prob"], zero_unsure=False)
 
 
 @pytest.fixture(scope="module")
@@ -49,28 +37,7 @@ def test_marginals_equal_the_recorded_ones(name, backend):
     if backend == "reference" and name in SLOW_IN_NUMPY:
         pytest.skip("minutes in NumPy; the C++ backend is held to this case")
     case = load(name)
-    call = case["call"]
-    q = dense_crf(
-        case["image"],
-        unary_of(case),
-        gaussian=call["gaussian"],
-        bilateral=call["bilateral"],
-        iterations=call["iterations"],
-        normalization=call["normalization"],
-        backend=backend,
-    )
-    assert q.dtype == np.float32
-    assert q.shape == (call["labels"], call["h"], call["w"])
-    q = q.reshape(len(q), -1)
-    assert np.abs(q.sum(axis=0, dtype=np.float64) - 1).max() <= 1e-6
-    if "q" in case:
-        expected, labels = case["q"], case["q"].argmax(0)
-        assert np.abs(q - expected).max() <= 1e-4
-    else:
-        labels = case["argmax"]
-        assert np.abs(q[:, ::97] - case["q_every_97th"]).max() <= 1e-4
-    different = (q.argmax(0) != labels).mean()
-    assert different == 0 if name.startswith(("irn", "voc_full", "coco_full")) else different <= 1e-4
+    check_marginals(name, case, answer_to(case, case["image"], unary_of(case), backend))
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -116,12 +83,8 @@ def test_unaries_equal_the_recorded_ones():
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize(("name", "fg", "bg"), [("merge_cam", 0.30, 0.05), ("merge_amn", 0.45, 0.15)])
 def test_refined_seed_equals_the_recorded_one(name, fg, bg, backend):
-    case = np.load(GOLDEN / "amn" / f"{name}.npz")
-    activations, expected = case["high_res"], case["refined_seed"]
-    if name == "merge_amn":  # its channel 0 is the background's activation, which the refinement leaves out
-        activations = activations[1:]
-    keys = [4, 15]
-    seed = refine_seed(case["image"], activations, keys, fg=fg, bg=bg, backend=backend)
+    arguments, expected = seed_case(name)
+    seed = refine_seed(*arguments, fg=fg, bg=bg, backend=backend)
     assert seed.dtype == np.uint8
     assert (seed == expected).all()
 
@@ -129,12 +92,6 @@ def test_refined_seed_equals_the_recorded_one(name, fg, bg, backend):
 def test_import_needs_neither_torch_nor_other_stages():
     code = "import sys, amn_fast.ops.dense_crf; assert not {'torch', 'scipy'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
-
-
-def smooth_unary(labels, height, width, seed=0):
-    """Energies of blobs: random numbers on a coarse grid, enlarged."""
-    coarse = np.random.default_rng(seed).random((labels, -(-height // 8), -(-width // 8)))
-    return (4 * coarse.repeat(8, axis=1).repeat(8, axis=2)[:, :height, :width]).astype(np.float32)
 
 
 def close(ours, reference, tolerance=1e-4):

@@ -1,9 +1,7 @@
 """The GPU kernels' own bodies and their driver, run as loops on the CPU: everything but the launch itself."""
 
 import itertools
-import json
 import logging
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,38 +9,30 @@ import pytest
 from amn_fast._native import native
 from amn_fast.errors import BackendError, InputError
 from amn_fast.kernels.dense_crf import reference
-from amn_fast.ops.dense_crf import DenseCRF, dense_crf, refine_seed, unary_from_labels, unary_from_softmax
+from amn_fast.ops.dense_crf import DenseCRF, dense_crf, refine_seed, unary_from_labels
 from amn_fast.ops.lattice import Lattice, Pairwise, kl_divergence, mean_field
+from crf_cases import (
+    FEATURE_CASES,
+    GOLDEN,
+    IMAGE_CASES,
+    answer_to,
+    check_marginals,
+    load,
+    seed_case,
+    smooth_unary,
+    unary_of,
+)
 
 torch = pytest.importorskip("torch")
 cuda = pytest.importorskip("amn_fast.kernels.dense_crf.cuda")
 gpu = pytest.importorskip("amn_fast.ops._dense_crf_cuda")
 
-GOLDEN = Path(__file__).parents[2] / "golden"
-OTHER_CASES = ("steps_kl", "unaries")
-FEATURE_CASES = ("features_1d", "features_3d", "features_6d", "grey_features", "volume_gaussian")
-IMAGE_CASES = sorted(
-    path.stem for path in (GOLDEN / "crf").glob("*.npz") if path.stem not in (*OTHER_CASES, *FEATURE_CASES)
-)
 NORMALIZATIONS = ("symmetric", "before", "after", "none")
-
-
-def load(name):
-    case = dict(np.load(GOLDEN / "crf" / f"{name}.npz", allow_pickle=False))
-    if "call" in case:
-        case["call"] = json.loads(str(case["call"]))
-    return case
 
 
 @pytest.fixture(scope="module")
 def photo():
     return np.load(GOLDEN / "amn" / "merge_cam.npz")["image"]
-
-
-def smooth_unary(labels, height, width, seed=0):
-    """Energies of blobs: random numbers on a coarse grid, enlarged."""
-    coarse = np.random.default_rng(seed).random((labels, -(-height // 8), -(-width // 8)))
-    return (4 * coarse.repeat(8, axis=1).repeat(8, axis=2)[:, :height, :width]).astype(np.float32)
 
 
 def batch_of(photo):
@@ -57,23 +47,7 @@ def batch_of(photo):
 @pytest.mark.parametrize("name", IMAGE_CASES)
 def test_marginals_equal_the_recorded_ones(name, door):
     case = load(name)
-    call = case["call"]
-    if call["unary"] == "softmax":
-        unary = unary_from_softmax(case["softmax"])
-    else:
-        unary = unary_from_labels(case["labels"], call["labels"], call["gt_prob"], zero_unsure=False)
-    settings = {name: call[name] for name in ("gaussian", "bilateral", "iterations", "normalization")}
-    q = dense_crf(case["image"], unary, backend="cuda", **settings).reshape(call["labels"], -1)
-    assert q.dtype == np.float32
-    assert np.abs(q.sum(axis=0, dtype=np.float64) - 1).max() <= 1e-6
-    if "q" in case:
-        expected, labels = case["q"], case["q"].argmax(0)
-        assert np.abs(q - expected).max() <= 1e-4
-    else:
-        labels = case["argmax"]
-        assert np.abs(q[:, ::97] - case["q_every_97th"]).max() <= 1e-4
-    different = (q.argmax(0) != labels).mean()
-    assert different == 0 if name.startswith(("irn", "voc_full", "coco_full")) else different <= 1e-4
+    check_marginals(name, case, answer_to(case, case["image"], unary_of(case), "cuda"))
 
 
 @pytest.mark.parametrize("name", FEATURE_CASES)
@@ -102,11 +76,10 @@ def test_single_steps_equal_inference_and_the_recorded_divergence(door):
 
 @pytest.mark.parametrize(("name", "fg", "bg"), [("merge_cam", 0.30, 0.05), ("merge_amn", 0.45, 0.15)])
 def test_refined_seed_equals_the_recorded_one(name, fg, bg, door):
-    case = np.load(GOLDEN / "amn" / f"{name}.npz")
-    activations = case["high_res"][1:] if name == "merge_amn" else case["high_res"]
-    seed = refine_seed(case["image"], activations, [4, 15], fg=fg, bg=bg, backend="cuda")
+    arguments, expected = seed_case(name)
+    seed = refine_seed(*arguments, fg=fg, bg=bg, backend="cuda")
     assert seed.dtype == np.uint8
-    assert (seed == case["refined_seed"]).all()
+    assert (seed == expected).all()
 
 
 def same_lattice(ours, reference_lattice):
