@@ -155,6 +155,10 @@ def eval_seg(
     save_masks: Annotated[
         bool, typer.Option("--save-masks", help="Write masks as VOC's server takes them; COCO's by category id.")
     ] = False,
+    from_published: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(help="Published weights of DeepLabV2 (.pth) to take in place of train-seg's."),
+    ] = None,
     set: SetOption = None,
     run: RunOption = None,
     root: RootOption = None,
@@ -164,6 +168,10 @@ def eval_seg(
 
     overrides = [*(set or []), *(["eval_seg.save_masks=true"] if save_masks else [])]
     settings = _config(config, overrides, run, root)
+    if from_published is not None:
+        from amn_fast.stages.from_published import adopt_segmentation
+
+        adopt_segmentation(settings, from_published)
     evaluating.run(settings)
     _print_segmentation(json.loads((settings.run / evaluating.SEGMENTATION).read_text()))
     if settings.eval_seg.save_masks:
@@ -320,18 +328,17 @@ def convert_activations(
     """Convert a folder of the published code's activation dictionaries to our store, or back. Nothing is executed."""
     from amn_fast.data import published
 
-    count = len(published.find_activations(source, ".npy" if to == "store" else ".npz"))
     with _progress() as progress:
-        task = progress.add_task("activations", total=count)
+        task = progress.add_task("activations", total=None)
 
-        def advance() -> None:
-            progress.advance(task)
+        def advance(done: int, total: int) -> None:
+            progress.update(task, completed=done, total=total)
 
         if to == "store":
             size_of = published.sizes_in(pictures) if pictures else None
-            published.to_store(source, target, compact=not full, size_of=size_of, advance=advance)
+            count = published.to_store(source, target, compact=not full, size_of=size_of, advance=advance)
         else:
-            published.to_published(source, target, background=background, advance=advance)
+            count = published.to_published(source, target, background=background, advance=advance)
     console.print(f"{count} pictures' activations in {target}")
 
 

@@ -24,6 +24,8 @@ from amn_fast.errors import InputError
 
 Size = tuple[int, int]
 SizeOf = Callable[[str], Size]
+Advance = Callable[[int, int], object]
+"""Called after each file with the number of those done and of all."""
 
 
 def read_published(path: Path | str, size_of: SizeOf | None = None) -> Activations:
@@ -102,14 +104,13 @@ def to_store(
     *,
     compact: bool = True,
     size_of: SizeOf | None = None,
-    advance: Callable[[], object] = lambda: None,
+    advance: Advance = lambda done, total: None,
 ) -> int:
     """Convert every `ID.npy` in `source` to `ID.npz` in `target`, a folder of ours such as RUN/amn.
 
     Args:
         compact: without the maps at full size; see `amn_fast.data.store`.
         size_of: see `read_published`, and `sizes_in`.
-        advance: called after each picture.
 
     Returns:
         the number of pictures.
@@ -121,10 +122,10 @@ def to_store(
     def one(path: Path) -> None:
         write_activations(target / f"{path.stem}.npz", read_published(path, size_of), compact=compact)
 
-    return _for_each(find_activations(source, ".npy"), one, advance)
+    return _for_each(_find_activations(source, ".npy"), one, advance)
 
 
-def to_published(source: Path, target: Path, *, background: bool, advance: Callable[[], object] = lambda: None) -> int:
+def to_published(source: Path, target: Path, *, background: bool, advance: Advance = lambda done, total: None) -> int:
     """Convert every `ID.npz` in `source` to `ID.npy` in `target`; see `write_published`.
 
     Returns:
@@ -137,13 +138,13 @@ def to_published(source: Path, target: Path, *, background: bool, advance: Calla
     def one(path: Path) -> None:
         write_published(target / f"{path.stem}.npy", read_activations(path), background=background)
 
-    return _for_each(find_activations(source, ".npz"), one, advance)
+    return _for_each(_find_activations(source, ".npz"), one, advance)
 
 
-def _for_each(files: list[Path], one: Callable[[Path], None], advance: Callable[[], object]) -> int:
-    for path in files:
+def _for_each(files: list[Path], one: Callable[[Path], None], advance: Advance) -> int:
+    for done, path in enumerate(files, 1):
         one(path)
-        advance()
+        advance(done, len(files))
     return len(files)
 
 
@@ -166,7 +167,7 @@ def sizes_in(folder: Path) -> SizeOf:
     return size_of
 
 
-def find_activations(folder: Path, suffix: str) -> list[Path]:
+def _find_activations(folder: Path, suffix: str) -> list[Path]:
     """The activation files in `folder`, in the order of their names.
 
     Raises:

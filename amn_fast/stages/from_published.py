@@ -11,9 +11,18 @@ from amn_fast.data.masks import write_mask
 from amn_fast.data.published import read_published
 from amn_fast.data.store import write_activations
 from amn_fast.errors import InputError
-from amn_fast.models import AmnNet, CamNet, IrnNet, load_published
+from amn_fast.models import AmnNet, CamNet, DeepLabV2, IrnNet, MultiScale, load_published
 from amn_fast.models.published import Net
-from amn_fast.stages import make_amn_cam, make_cam, refine_amn_seed, refine_seed, train_amn, train_cam, train_irn
+from amn_fast.stages import (
+    make_amn_cam,
+    make_cam,
+    refine_amn_seed,
+    refine_seed,
+    train_amn,
+    train_cam,
+    train_irn,
+    train_seg,
+)
 from amn_fast.stages._pictures import read_seed
 from amn_fast.stages._stage import Stage, Workspace, console
 from amn_fast.stages._training import save_weights
@@ -45,18 +54,39 @@ def adopt(config: Config, folder: Path, stage: Stage) -> None:
     earlier = _before(stage)
     sources = [(source, place) for source in SOURCES if source.stage in earlier and (place := _find(folder, source))]
     for source, place in sources:
-        record = source.stage.record(config)
-        if record and record.get("from") != origin:
-            raise InputError(
-                f"run folder {config.run} holds other outputs of {source.stage.name}, expected an empty one: --run"
-            )
-        if not source.stage.is_done(config):
-            console.print(f"[bold]{source.stage.name}[/bold]: taken from {place}")
-            source.stage.adopt(config, origin, partial(source.take, work, place))
+        _adopt(source, work, place, origin)
     found = {source.stage.name for source, _ in sources}
     for source in SOURCES:
         if source.stage in stage.needs and source.stage.name not in found:
             raise InputError(f"{folder}: holds no {source.place}, which {stage.name} goes on from")
+
+
+def adopt_segmentation(config: Config, weights: Path) -> None:
+    """Put published weights of DeepLabV2, a .pth file, in place of train-seg's, for eval-seg.
+
+    Raises:
+        InputError: the file is missing, damaged or does not fit the network; or the run folder holds other weights.
+    """
+
+    def take(work: Workspace, place: Path) -> None:
+        base = DeepLabV2(len(work.dataset.classes), config.train_seg.backbone)
+        load_published(place, base)
+        save_weights(work.weights("seg"), MultiScale(base, config.train_seg.scales))
+
+    stage = train_seg.stage_for(config)
+    _adopt(Source(stage, weights.name, take), Workspace(config), weights, str(weights.resolve()))
+
+
+def _adopt(source: Source, work: Workspace, place: Path, origin: str) -> None:
+    """Let a source take the place of its stage's outputs, if it has not yet."""
+    record = source.stage.record(work.config)
+    if record and record.get("from") != origin:
+        raise InputError(
+            f"run folder {work.root} holds other outputs of {source.stage.name}, expected an empty one: --run"
+        )
+    if not source.stage.is_done(work.config):
+        console.print(f"[bold]{source.stage.name}[/bold]: taken from {place}")
+        source.stage.adopt(work.config, origin, partial(source.take, work, place))
 
 
 def _before(stage: Stage) -> list[Stage]:

@@ -11,11 +11,11 @@ from amn_fast.data import open_dataset
 from amn_fast.data.image import read_mask
 from amn_fast.data.published import read_published
 from amn_fast.errors import InputError
-from amn_fast.models import IrnNet, published_state_dict
+from amn_fast.models import DeepLabV2, IrnNet, MultiScale, published_state_dict
 from amn_fast.ops.mask import make_mask
 from amn_fast.stages import evaluate, make_amn_cam
 from amn_fast.stages import make_mask as stage
-from amn_fast.stages.from_published import adopt
+from amn_fast.stages.from_published import adopt, adopt_segmentation
 from amn_fast.stages.to_published import export
 
 from .conftest import command, configure
@@ -115,3 +115,32 @@ def test_two_weight_files_for_one_network(published, pictures, tmp_path):
         (tmp_path / "sess" / name).touch()
     with pytest.raises(InputError, match=r"a_irn\.pth and b_irn\.pth\.pth for sess/\*irn\.pth, expected one file"):
         adopt(config, tmp_path, stage.stage)
+
+
+SEGMENTATION = ("train_seg.backbone=resnet101", "eval_seg.crf=false", "eval_seg.scales=[0.5]", "eval_seg.mirror=false")
+
+
+def test_eval_seg_takes_published_weights(pictures, tmp_path):
+    torch.manual_seed(0)
+    net = DeepLabV2(3)
+    torch.save(published_state_dict(net), tmp_path / "deeplab.pth")
+    config = configure(tmp_path / "tiny.yaml", pictures, tmp_path / "run", *SEGMENTATION)
+    options = [part for setting in SEGMENTATION for part in ("--set", setting)]
+    call = ("eval-seg", tmp_path / "tiny.yaml", *options, "--save-masks", "--from-published", tmp_path / "deeplab.pth")
+    status, _, errors = command(*call)
+    assert (status, "Traceback" in errors) == (0, False)
+    found = json.loads((config.run / "segmentation.json").read_text())
+    assert found["stages"]["train-seg"] == {"from": str(tmp_path / "deeplab.pth")}
+    dataset = open_dataset(config.data.kind, config.data.root, **config.data.options)
+    id, image = dataset.ids[0], dataset.image(dataset.ids[0])
+    expected = MultiScale(net, (0.5,)).eval().probabilities(net.normalize(image)).argmax(0).numpy()
+    saved = read_mask(config.run / "segmentation/results/VOC2012/Segmentation/comp6_test_cls" / f"{id}.png")
+    np.testing.assert_array_equal(saved, expected)
+
+
+def test_published_segmentation_weights_for_other_classes(pictures, tmp_path):
+    torch.save(published_state_dict(DeepLabV2(20)), tmp_path / "deeplab.pth")
+    config = configure(tmp_path / "tiny.yaml", pictures, tmp_path / "run", *SEGMENTATION)
+    with pytest.raises(InputError, match=r"deeplab\.pth are for 20 classes, expected 3"):
+        adopt_segmentation(config, tmp_path / "deeplab.pth")
+    assert not (config.run / "weights" / "seg.safetensors").exists()
