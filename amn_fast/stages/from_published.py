@@ -80,7 +80,8 @@ def adopt_segmentation(config: Config, weights: Path) -> None:
 def _adopt(source: Source, work: Workspace, place: Path, origin: str) -> None:
     """Let a source take the place of its stage's outputs, if it has not yet."""
     record = source.stage.record(work.config)
-    if record and record.get("from") != origin:
+    failed = "from" in record and not record["done"]  # nothing of it is of use, whatever it was taken from
+    if record and not failed and record.get("from") != origin:
         raise InputError(
             f"run folder {work.root} holds other outputs of {source.stage.name}, expected an empty one: --run"
         )

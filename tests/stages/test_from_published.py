@@ -144,3 +144,14 @@ def test_published_segmentation_weights_for_other_classes(pictures, tmp_path):
     with pytest.raises(InputError, match=r"deeplab\.pth are for 20 classes, expected 3"):
         adopt_segmentation(config, tmp_path / "deeplab.pth")
     assert not (config.run / "weights" / "seg.safetensors").exists()
+
+
+def test_what_could_not_be_taken_does_not_stand_in_the_way(pictures, tmp_path):
+    config = configure(tmp_path / "tiny.yaml", pictures, tmp_path / "run", *SEGMENTATION)
+    with pytest.raises(InputError, match=r"mistyped\.pth"):
+        adopt_segmentation(config, tmp_path / "mistyped.pth")
+    torch.save(published_state_dict(DeepLabV2(3)), tmp_path / "deeplab.pth")
+    adopt_segmentation(config, tmp_path / "deeplab.pth")
+    assert (config.run / "weights" / "seg.safetensors").exists()
+    with pytest.raises(InputError, match="holds other outputs of train-seg"):
+        adopt_segmentation(config, tmp_path / "another.pth")
