@@ -9,6 +9,7 @@ statistics.
 
 import copy
 import importlib.util
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Self
@@ -225,11 +226,20 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
             return load_file(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # each format has its own errors; to the user they are one
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise InputError(f"weights file {path} cannot be read as plain tensors: {reason}") from error
+        raise InputError(f"weights file {path} cannot be read as plain tensors: {why_unreadable(error)}") from error
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         raise InputError(f"weights file {path} holds {type(state).__name__}, expected a dictionary of tensors")
     return dict(state)
+
+
+def why_unreadable(error: Exception) -> str:
+    """Why a file of tensors could not be read, on one line; not PyTorch's advice to execute what is in it."""
+    text = " ".join(str(error).split())
+    if found := re.search(r"GLOBAL (\S+)", text):
+        return f"it asks for {found[1]}, which is no tensor"
+    if isinstance(error, EOFError | KeyError) or "weights_only" in text or "PytorchStreamReader" in text:
+        return "it is damaged or of another format"
+    return text[:300]
 
 
 def load_strictly(net: nn.Module, state: dict[str, Tensor], source: str) -> None:

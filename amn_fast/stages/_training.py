@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 from amn_fast.config import SegTraining, Training
 from amn_fast.errors import InputError
 from amn_fast.files import write_atomically
+from amn_fast.models.backbone import why_unreadable
 from amn_fast.stages._processes import Processes
 from amn_fast.stages._stage import Workspace, progress
 
@@ -227,5 +228,5 @@ def _restore(path: Path, net: nn.Module, optimizer: torch.optim.Optimizer) -> in
         return state["epochs"]
     except Exception as error:  # a damaged file and another network's have an error class each
         raise InputError(
-            f"checkpoint {path} does not fit: {' '.join(str(error).split())[:300]}; remove it to train from the start"
+            f"checkpoint {path} does not fit: {why_unreadable(error)}; remove it to train from the start"
         ) from error

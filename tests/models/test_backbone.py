@@ -212,6 +212,7 @@ def test_other_networks_are_refused(name, sentence):
         make_backbone(name)
     assert str(caught.value).startswith(sentence)
     assert "\n" not in str(caught.value)
+    assert "weights_only" not in str(caught.value)
 
 
 def test_weights_come_from_a_file(tmp_path):
@@ -264,7 +265,7 @@ def test_code_in_a_weights_file_is_refused_and_not_executed(tmp_path, zipped):
             return open, (str(tmp_path / "owned"), "w")
 
     torch.save({"conv1.weight": Bomb()}, tmp_path / "a.pth", _use_new_zipfile_serialization=zipped)
-    with pytest.raises(InputError, match=r"weights file .*a\.pth cannot be read as plain tensors"):
+    with pytest.raises(InputError, match=r"a\.pth cannot be read as plain tensors: it asks for \w+\.open, which is no"):
         make_backbone("resnet18", tmp_path / "a.pth")
     assert not (tmp_path / "owned").exists()
 
