@@ -239,7 +239,7 @@ def why_unreadable(error: Exception) -> str:
         return f"it asks for {found[1]}, which is no tensor"
     if isinstance(error, EOFError | KeyError) or "weights_only" in text or "PytorchStreamReader" in text:
         return "it is damaged or of another format"
-    return text[:300]
+    return text[:300] or type(error).__name__
 
 
 def load_strictly(net: nn.Module, state: dict[str, Tensor], source: str) -> None:
