@@ -4,7 +4,7 @@ import sys
 from pathlib import Path
 
 from pybind11.setup_helpers import Pybind11Extension, build_ext
-from setuptools import setup
+from setuptools import find_namespace_packages, find_packages, setup
 
 SOURCES = sorted(str(path) for path in Path("kernels").rglob("*.cpp"))
 HEADERS = sorted(str(path) for path in Path("kernels").rglob("*.hpp"))
@@ -29,11 +29,9 @@ native = Pybind11Extension(
 
 setup(
     packages=[
-        "amn_fast",
-        *(f"amn_fast.{name}" for name in ("configs", "data", "models", "ops", "stages")),
-        *(f"amn_fast.compat{name}" for name in ("", ".pydensecrf", ".shim.pydensecrf")),
+        *find_namespace_packages(include=["amn_fast", "amn_fast.*"]),
         "amn_fast.kernels",
-        *(f"amn_fast.kernels.{name}" for name in ("dense_crf", "merge", "pair_loss", "pixel_loss", "random_walk")),
+        *(f"amn_fast.kernels.{name}" for name in find_packages("kernels")),
     ],
     package_dir={"amn_fast": "amn_fast", "amn_fast.kernels": "kernels"},
     package_data={

@@ -1,0 +1,24 @@
+"""The command line: `amn-fast demo`, `amn-fast run CONFIG`, and a command for each stage."""
+
+import sys
+
+from amn_fast.cli import convert, crf, data, runs, tools  # noqa: F401  (each registers its commands)
+from amn_fast.cli._common import app
+from amn_fast.errors import BackendError, InputError, MissingExtra
+
+__all__ = ["app", "main"]
+
+
+def main() -> None:
+    """Run the command line; an expected error is one sentence on stderr and exit status 1."""
+    try:
+        app(standalone_mode=True)
+    except (InputError, BackendError, MissingExtra, OSError) as error:
+        print(f"amn-fast: {_one_line(error)}", file=sys.stderr)
+        sys.exit(1)
+
+
+def _one_line(error: Exception) -> str:
+    if isinstance(error, OSError) and error.filename:
+        return f"{error.filename}: {error.strerror}"
+    return " ".join(str(error).split())

@@ -1,0 +1,43 @@
+"""What the commands share: the application, the options of a run, configuration, progress."""
+
+import json
+from pathlib import Path
+from typing import Annotated, Optional
+
+import typer
+from rich.console import Console
+from rich.progress import MofNCompleteColumn, Progress
+
+from amn_fast.config import Config, read_config
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Image-level labels to segmentation masks.",
+)
+console = Console()
+
+ConfigArgument = Annotated[
+    str, typer.Argument(help="A YAML file, or a shipped configuration: demo, msrc, voc6, voc12, coco14.")
+]
+SetOption = Annotated[
+    Optional[list[str]],  # noqa: UP045  (typer reads the annotation)
+    typer.Option("--set", help="A setting that wins over the file, e.g. --set mask.background=0.3; repeatable."),
+]
+RunOption = Annotated[Optional[Path], typer.Option("--run", help="Run folder; wins over the file.")]  # noqa: UP045
+RootOption = Annotated[Optional[Path], typer.Option("--root", help="Folder of the data set; wins over the file.")]  # noqa: UP045
+
+
+def read_settings(config: str, settings: list[str] | None, run: Path | None, root: Path | None) -> Config:
+    overrides = list(settings or [])
+    if run is not None:
+        overrides.append(f"run={json.dumps(str(run))}")  # quoted: a path is text, whatever YAML makes of it
+    if root is not None:
+        overrides.append(f"data.root={json.dumps(str(root))}")
+    return read_config(config, overrides)
+
+
+def progress_bar() -> Progress:
+    """A bar on standard error, with how many are done of how many."""
+    return Progress(*Progress.get_default_columns(), MofNCompleteColumn(), console=Console(stderr=True))
