@@ -175,7 +175,7 @@ def tensor_backend(backend: str, operation: str, device_type: str) -> str:
     return choose_backend(backend, operation, obstacles)
 
 
-# As torch.compiler.assume_constant_result does, without importing PyTorch: torch.compile takes the answer as a constant.
+# What torch.compiler.assume_constant_result does, without importing PyTorch: torch.compile keeps the answer.
 tensor_backend._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
@@ -217,9 +217,7 @@ def as_array(name: str, value: Any) -> NDArray[Any]:
             raise InputError(f"{name} is a tensor on {value.device}, expected the CPU: call .cpu() first")
         torch = sys.modules["torch"]
         if value.layout != torch.strided or value.is_complex() or value.is_quantized:
-            raise InputError(
-                f"{name} is a tensor of {value.dtype}, {value.layout}, expected a dense one of real numbers"
-            )
+            raise InputError(f"{name} is {value.dtype}, {value.layout}, expected a dense tensor of real numbers")
         value = value.detach()
         if value.is_floating_point() and value.dtype not in (torch.float16, torch.float32, torch.float64):
             value = value.float()  # NumPy has no bfloat16 and no float8

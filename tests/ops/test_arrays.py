@@ -99,7 +99,7 @@ def test_the_choice_of_a_backend(monkeypatch, caplog):
     monkeypatch.setenv("AMN_FAST_BACKEND", "gpu")
     with pytest.raises(InputError, match=r"^environment variable AMN_FAST_BACKEND is 'gpu', expected 'auto' or one of"):
         choose()
-    with pytest.raises(InputError, match="^backend is 'gpu', expected one of auto, reference"):
+    with pytest.raises(InputError, match=r"^backend is 'gpu', expected one of auto, reference"):
         _arrays.default_backend("gpu").__enter__()
 
 
