@@ -160,8 +160,7 @@ def _environment() -> jinja2.Environment:
         finalize=lambda value: printable(value) if type(value) is str else value,  # markup is a str of its own type
     )
     environment.filters.update(score=_score, percent=_percent, duration=_duration, memory=_memory, gain=_gain)
-    style = Markup((HERE / "style.css").read_text(encoding="utf-8"))
-    environment.globals.update(style=style, generator=Markup(gallery.MADE_HERE), gallery_folder=gallery.FOLDER)
+    environment.globals.update(generator=Markup(gallery.MADE_HERE), gallery_folder=gallery.FOLDER)
     return environment
 
 
