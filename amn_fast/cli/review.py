@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Annotated, Literal, Optional
 
 import typer
-from rich.markup import escape
 from rich.table import Table
 
 from amn_fast.cli._common import app, console, progress_bar
@@ -85,13 +84,13 @@ def import_(
 
 def _report(done: int, failures: dict[str, str], notes: list[str], out: Path, what: str) -> None:
     total = done + len(failures)
-    console.print(f"{done} of {total} images {what}: {escape(str(out))}", soft_wrap=True)
+    console.print(f"{done} of {total} images {what}: {out}", soft_wrap=True)
     for note in notes:
-        console.print(escape(note), soft_wrap=True)
+        console.print(note, soft_wrap=True)
     for id, reason in list(failures.items())[:SHOWN]:
-        console.print(f"  not {what}: {escape(repr(id))}: {escape(reason)}", soft_wrap=True)
+        console.print(f"  not {what}: {id!r}: {reason}", soft_wrap=True)
     if failures:
-        console.print(f"{len(failures)} not {what}; all reasons: {escape(str(out / 'failures.json'))}", soft_wrap=True)
+        console.print(f"{len(failures)} not {what}; all reasons: {out / 'failures.json'}", soft_wrap=True)
         raise typer.Exit(1)
 
 
@@ -129,7 +128,7 @@ def score_(
         soft_wrap=True,
     )
     for id, reason in list(found.failures.items())[:SHOWN]:
-        console.print(f"  not scored: {escape(repr(id))}: {escape(reason)}", soft_wrap=True)
+        console.print(f"  not scored: {id!r}: {reason}", soft_wrap=True)
     console.print(
         f"mIoU {_figure(figures['miou'])}, coverage {_figure(figures['coverage'])}, pixel accuracy "
         f"{_figure(figures['accuracy'])}, boundary F {_figure(found.boundary_f)}",
@@ -138,12 +137,12 @@ def score_(
     table = Table("class", "IoU", "precision", "recall", "boundary F")
     for k, name in enumerate(found.classes):
         row = [_figure(figures[key][k]) for key in ("iou", "precision", "recall")]
-        table.add_row(escape(name), *row, _figure(found.boundary_f_by_class[k]))
+        table.add_row(name, *row, _figure(found.boundary_f_by_class[k]))
     console.print(table)
     for true, predicted, pixels in pairs_of(found.confusion, found.classes):
-        console.print(f"  {escape(true)} taken for {escape(predicted)}: {pixels} pixels", soft_wrap=True)
+        console.print(f"  {true} taken for {predicted}: {pixels} pixels", soft_wrap=True)
     shown = ", ".join(f"{id} ({value:.3f})" for id, value in found.worst[:SHOWN])
-    console.print(f"worst images: {escape(shown)}", soft_wrap=True)
+    console.print(f"worst images: {shown}", soft_wrap=True)
     if found.failures:
         raise typer.Exit(1)
 

@@ -34,15 +34,15 @@ class FileDataset:
         self.name = name
         self.classes = labels.classes
         self.ids = tuple(ids)
-        self.images = images
+        self._images = images
         self._labels = labels
         self._truth = truth
         self._label_of = join(labels, self.ids)
 
     def image(self, id: str) -> NDArray[np.uint8]:
-        if id not in self.images:
+        if id not in self._images:
             raise InputError(f"data set {self.name}: there is no picture of the id {id!r}")
-        return read_image(self.images[id])
+        return read_image(self._images[id])
 
     def labels(self, id: str) -> NDArray[np.bool_]:
         if id not in self._label_of:
@@ -60,7 +60,7 @@ class FileDataset:
 
     def missing(self) -> dict[str, list[str]]:
         return {
-            "image": [id for id in self.ids if id not in self.images],
+            "image": [id for id in self.ids if id not in self._images],
             "labels": [id for id in self.ids if id not in self._label_of],
         }
 

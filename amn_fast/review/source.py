@@ -1,14 +1,16 @@
 """A set of masks, and what belongs to it: class names, images, and the run that made it."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from amn_fast.data.base import IGNORE, list_ids
+from amn_fast.config import Config, read_config
+from amn_fast.data import open_dataset
+from amn_fast.data.base import IGNORE, Dataset, list_ids
 from amn_fast.data.folder import find_pictures
 from amn_fast.data.image import image_size, read_mask
 from amn_fast.data.labels import check_classes, read_classes, read_json
@@ -84,7 +86,7 @@ def open_masks(path: Path | str, *, classes: Path | None = None, images: Path | 
             raise InputError(f"{images}: holds no image for {list_ids(lacking)}")
     elif is_run:
         try:
-            found = run_images(path)
+            found = run_images(path, ids)
         except InputError as error:
             notes.append(f"The run's images were not found ({error}); pass --images DIR to use them.")
     return MaskSet(folder, ids, names, {id: found[id] for id in ids if id in found}, tuple(notes))
@@ -98,30 +100,24 @@ def run_classes(run: Path) -> tuple[str, ...]:
         return _dataset(run).classes
 
 
-def run_images(run: Path) -> Mapping[str, Path]:
-    """The image files of a run's data set by id.
+def run_images(run: Path, ids: Iterable[str]) -> dict[str, Path]:
+    """The image files of a run's data set, for those of `ids` that it has.
 
     Raises:
-        InputError: the data set is not where the run's configuration says, or is not made of files.
+        InputError: the data set is not where the run's configuration says.
     """
     dataset = _dataset(run)
-    files = getattr(dataset, "images", None)
-    if files is None:
-        raise InputError(f"data set {dataset.name} does not say where its image files are")
-    return files
+    files = {id: dataset.image_file(id) for id in ids}
+    return {id: file for id, file in files.items() if file is not None}
 
 
-def _dataset(run: Path):  # type: ignore[no-untyped-def]
-    from amn_fast.data import open_dataset
-
+def _dataset(run: Path) -> Dataset:
     data = run_config(run).data
     return open_dataset(data.kind, data.root, **data.options)
 
 
-def run_config(run: Path):  # type: ignore[no-untyped-def]
+def run_config(run: Path) -> Config:
     """The configuration of a run folder, with `run` set to where the folder is now."""
-    from amn_fast.config import read_config
-
     return read_config(str(run / "config.yaml"), [f"run={json.dumps(str(run))}"])
 
 
