@@ -78,18 +78,18 @@ def test_kernels_that_do_not_compile_are_one_sentence(machine, monkeypatch):
     pytest.importorskip("cuda.core")
     import cuda.core
 
-    from amn_fast.ops import _cuda
+    from amn_fast.kernels.common import cuda as nvrtc
 
     def fail(*arguments, **options):
         raise RuntimeError("no NVRTC\nanywhere")
 
     machine()
-    monkeypatch.setattr(_cuda, "compile_cubin", fail)
+    monkeypatch.setattr(nvrtc, "compile_cubin", fail)
     monkeypatch.setattr(torch.cuda, "device", lambda device: contextlib.nullcontext())
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device=None: None)
     monkeypatch.setattr(cuda.core, "Device", lambda index: SimpleNamespace(set_current=lambda: None))
     with pytest.raises(BackendError) as caught:
-        _cuda.CudaLauncher(torch.device("cuda", 0), "")
+        nvrtc.CudaLauncher(torch.device("cuda", 0), "")
     assert str(caught.value) == "the GPU kernels cannot be compiled for sm_90: no NVRTC anywhere"
 
 
