@@ -281,7 +281,7 @@ class Config(Section):
     mode: Literal["compat", "fixed"] = "compat"
     """"compat" repeats the slips of the published code that change its results; "fixed" does what it meant to do.
 
-    Either gives defaults: a setting that the configuration names is as it says. docs/fidelity.md lists them.
+    Either gives defaults: a setting that the configuration names is as it says. docs/explanation/fidelity.md lists them.
     """
     data: Data
     run: Path
