@@ -6,10 +6,12 @@ from pathlib import Path
 import typer
 from typer.cli import get_docs_for_click
 from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.exceptions import PluginError
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 from mkdocs.utils import get_relative_url
 
+import amn_fast
 from amn_fast.cli import app
 
 GENERATED = {"reference/cli.md": "the command line"}
@@ -30,6 +32,23 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Add the reference of the command line."""
     files.append(File.generated(config, "reference/cli.md", content=command_line()))
     return files
+
+
+def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
+    """On the API page, document `amn_fast.NAME`, which is loaded lazily, from the module that defines it."""
+    if page.file.src_uri != "reference/api.md":
+        return markdown
+    missing = [name for name in amn_fast._NAMES if f"::: amn_fast.{name}\n" not in markdown]
+    if missing:
+        raise PluginError(f"reference/api.md lacks {', '.join(missing)}")
+
+    def flat(line: re.Match[str]) -> str:
+        name, options = line["name"], (line["options"] or "").strip(" ,")
+        given = f'heading: "amn_fast.{name}", toc_label: "{name}"' + (f", {options}" if options else "")
+        return f"::: {amn_fast._NAMES.get(name, 'amn_fast')}.{name}\n    options: {{{given}}}\n"
+
+    pattern = r"^::: amn_fast\.(?P<name>\w+)\n(?:    options: \{(?P<options>.*)\}\n)?"
+    return re.sub(pattern, lambda line: flat(line) if line["name"] in amn_fast._NAMES else line[0], markdown, flags=re.M)
 
 
 def on_post_page(output: str, page: Page, config: MkDocsConfig) -> str:
