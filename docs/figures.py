@@ -44,8 +44,8 @@ def crf_table() -> str:
     alone = _results("dense_crf_375x500")["alone"]
     first, memory = ([row for row in alone if row["what"].startswith(what)] for what in ("first call", "peak memory"))
     lines = [
-        "| labels | amn_fast, 1 thread | pydensecrf, 1 thread | ratio | ratio, 2 threads to 1 "
-        "| ratio, two label maps of one image | ratio, first call of a process | peak memory added, amn_fast / pydensecrf |",
+        "| labels | amn_fast, 1 thread | pydensecrf | ratio, 1 thread | ratio, 2 threads | ratio, two label maps, 1 thread "
+        "| ratio, first call, 1 thread | peak memory added, amn_fast / pydensecrf |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for one, two, maps, start, peak in zip(_crf_rows(1), _crf_rows(2), _crf_rows(1, maps=2), first, memory, strict=True):
