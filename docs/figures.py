@@ -44,11 +44,12 @@ def crf_table() -> str:
     alone = _results("dense_crf_375x500")["alone"]
     first, memory = ([row for row in alone if row["what"].startswith(what)] for what in ("first call", "peak memory"))
     lines = [
-        "| labels | amn_fast, 1 thread | pydensecrf | ratio, 1 thread | ratio, 2 threads | ratio, two label maps, 1 thread "
-        "| ratio, first call, 1 thread | peak memory added, amn_fast / pydensecrf |",
+        "| labels | amn_fast, 1 thread | pydensecrf | ratio, 1 thread | ratio, 2 threads "
+        "| ratio, two label maps, 1 thread | ratio, first call, 1 thread | peak memory added, amn_fast / pydensecrf |",
         "|---|---|---|---|---|---|---|---|",
     ]
-    for one, two, maps, start, peak in zip(_crf_rows(1), _crf_rows(2), _crf_rows(1, maps=2), first, memory, strict=True):
+    columns = (_crf_rows(1), _crf_rows(2), _crf_rows(1, maps=2), first, memory)
+    for one, two, maps, start, peak in zip(*columns, strict=True):
         lines.append(
             f"| {one['labels']} | {one['ours_ms']:.0f} ms | {one['peer_ms']:.0f} ms | {one['ratio']:.1f} "
             f"| {two['ratio']:.1f} | {maps['ratio']:.1f} | {start['ratio']:.1f} "
@@ -89,7 +90,8 @@ def walk_dense() -> str:
 
 def walk_table() -> str:
     lines = [
-        "| map | K | amn_fast | 256 steps | SciPy sparse | PyTorch sparse | memory, amn_fast / SciPy | error, amn_fast / SciPy |",
+        "| map | K | amn_fast | 256 steps | SciPy sparse | PyTorch sparse "
+        "| memory, amn_fast / SciPy | error, amn_fast / SciPy |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for own in _results("random_walk")["rows"]:

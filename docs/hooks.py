@@ -4,17 +4,18 @@ import re
 from pathlib import Path
 
 import typer
-from typer.cli import get_docs_for_click
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.exceptions import PluginError
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 from mkdocs.utils import get_relative_url
+from typer.cli import get_docs_for_click
 
 import amn_fast
 from amn_fast.cli import app
 
-GENERATED = {"reference/cli.md": "the command line"}
+API = "reference/api.md"
+COMMANDS = "reference/cli.md"
 
 
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
@@ -24,31 +25,33 @@ def on_config(config: MkDocsConfig) -> MkDocsConfig:
         for title, place in entry.items():
             if isinstance(place, str) and place.endswith("/"):
                 pages = {str(path.relative_to(docs)) for path in (docs / place).glob("*.md")}
-                entry[title] = sorted(pages | {page for page in GENERATED if page.startswith(place)})
+                entry[title] = sorted(pages | ({COMMANDS} if COMMANDS.startswith(place) else set()))
     return config
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Add the reference of the command line."""
-    files.append(File.generated(config, "reference/cli.md", content=command_line()))
+    files.append(File.generated(config, COMMANDS, content=command_line()))
     return files
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """On the API page, document `amn_fast.NAME`, which is loaded lazily, from the module that defines it."""
-    if page.file.src_uri != "reference/api.md":
+    """On the API page, document each `amn_fast.NAME` from the module that defines it, since it is loaded lazily."""
+    if page.file.src_uri != API:
         return markdown
-    missing = [name for name in amn_fast._NAMES if f"::: amn_fast.{name}\n" not in markdown]
+
+    def flat(entry: re.Match[str]) -> str:
+        name = entry["name"]
+        if name not in amn_fast._NAMES:
+            return entry[0]
+        options = f'heading: "amn_fast.{name}", toc_label: "{name}"' + (f", {entry['more']}" if entry["more"] else "")
+        return f"::: {amn_fast._NAMES[name]}.{name}\n    options: {{{options}}}\n"
+
+    entries = re.compile(r"^::: amn_fast\.(?P<name>\w+)\n(?:    options: \{(?P<more>.*)\}\n)?", re.MULTILINE)
+    missing = set(amn_fast._NAMES) - {entry["name"] for entry in entries.finditer(markdown)}
     if missing:
-        raise PluginError(f"reference/api.md lacks {', '.join(missing)}")
-
-    def flat(line: re.Match[str]) -> str:
-        name, options = line["name"], (line["options"] or "").strip(" ,")
-        given = f'heading: "amn_fast.{name}", toc_label: "{name}"' + (f", {options}" if options else "")
-        return f"::: {amn_fast._NAMES.get(name, 'amn_fast')}.{name}\n    options: {{{given}}}\n"
-
-    pattern = r"^::: amn_fast\.(?P<name>\w+)\n(?:    options: \{(?P<options>.*)\}\n)?"
-    return re.sub(pattern, lambda line: flat(line) if line["name"] in amn_fast._NAMES else line[0], markdown, flags=re.M)
+        raise PluginError(f"{API} lacks {', '.join(sorted(missing))}")
+    return entries.sub(flat, markdown)
 
 
 def on_post_page(output: str, page: Page, config: MkDocsConfig) -> str:
