@@ -10,7 +10,7 @@ from amn_fast._native import native
 from amn_fast.errors import InputError
 from amn_fast.kernels.pair_loss import reference
 from amn_fast.kernels.pair_loss.paths import half_plane, path
-from amn_fast.ops._torch import resolve
+from amn_fast.ops._arrays import tensor_backend
 
 
 class PairLossTerms(NamedTuple):
@@ -90,7 +90,7 @@ def pair_sums(
     For means over more than one batch or process: add both, then `pair_means`.
     """
     _check(edge_logits, displacement, labels, radius)
-    chosen = resolve(backend, "pair_loss", edge_logits.device.type)
+    chosen = tensor_backend(backend, "pair_loss", edge_logits.device.type)
     if chosen == "reference":
         return reference.pair_sums(edge_logits, displacement, labels, radius, ignore_index)
     sums, counts, _ = _pair_sums(edge_logits, displacement, labels, radius, ignore_index, chosen)
@@ -172,7 +172,7 @@ def _dense(edge_logits: Tensor, displacement: Tensor) -> tuple[Tensor, Tensor]:
 
 def _problem(edge: Tensor, displacement: Tensor, labels: Tensor, radius: int, ignore_index: int) -> Any:
     """The C++ kernel's view of the tensors, which must outlive it."""
-    assert native is not None  # `resolve` has seen to it
+    assert native is not None  # `tensor_backend` has seen to it
     kind = native.PairLoss64 if edge.dtype == torch.float64 else native.PairLoss32
     return kind(
         edge=edge.data_ptr(),
