@@ -10,6 +10,7 @@
 // Elsewhere (arm64, musl, Windows) the baseline has the vectors that the compiler knows: on arm64 that is NEON.
 #if defined(__x86_64__) && defined(__GLIBC__) && (defined(__clang__) ? __clang_major__ >= 18 : __GNUC__ >= 12)
 #define AMN_CLONES __attribute__((target_clones("default", "avx2", "arch=x86-64-v4")))
+#define AMN_HAS_CLONES 1
 #else
 #define AMN_CLONES
 #endif
