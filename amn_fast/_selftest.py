@@ -98,8 +98,8 @@ def selftest(device: str = "auto") -> Report:
         device: "cpu", "cuda", or "auto" for both where there is a GPU.
 
     Returns:
-        a `Report`: one result for each operation and backend, with the largest error and the time; `report.failed` lists
-        the wrong ones, `report.save(path)` writes JSON.
+        a `Report`: one result for each operation and backend, with the largest error and the time; `report.failed`
+        lists the wrong ones, `report.save(path)` writes JSON.
 
     Raises:
         InputError: `device` is another name, or "cuda" where PyTorch sees no GPU.

@@ -1,8 +1,8 @@
 """Whether a GPU kernel has passed its check on the GPU at hand: `backend="auto"` uses no other.
 
 The check is `amn-fast selftest --device cuda`. It runs once for each GPU model, driver and version of the packages
-involved, in a process of its own: a kernel that reads out of bounds spoils the CUDA context of its process for good. The
-verdict is kept in the user's cache folder.
+involved, in a process of its own: a kernel that reads out of bounds spoils the CUDA context of its process for good.
+The verdict is kept in the user's cache folder.
 
 `AMN_FAST_SELFTEST=0` trusts the kernels unchecked; `AMN_FAST_SELFTEST=1` checks again in every process.
 """
@@ -42,7 +42,8 @@ def obstacle(operation: str, backend: str, device_index: int | None = None) -> s
         return ""
     found = _verdicts(_identity(device_index), switch == "1")
     reason = found.get(f"{operation}/{backend}", found.get("", "the self-test does not know it"))
-    if reason and (message := f"{operation}: backend '{backend}' is not used on this GPU: {reason}") not in _warned:
+    message = f"{operation}: backend '{backend}' is not used on this GPU: {reason}"
+    if reason and message not in _warned:
         _warned.add(message)
         log.warning("%s. See `amn-fast selftest`; %s=0 uses it all the same", message, SWITCH)
     return reason
