@@ -2,7 +2,15 @@
 
 import sys
 
-from amn_fast.cli import convert, crf, data, runs, selftest, tools  # noqa: F401  (each registers its commands)
+from amn_fast.cli import (  # noqa: F401  (each registers its commands)
+    convert,
+    crf,
+    data,
+    review,
+    runs,
+    selftest,
+    tools,
+)
 from amn_fast.cli._common import app
 from amn_fast.errors import BackendError, InputError, MissingExtra
 
