@@ -40,8 +40,8 @@ def obstacle(operation: str, backend: str, device_index: int | None = None) -> s
         raise InputError(f"environment variable {SWITCH} is {switch!r}, expected 0 or 1")
     if switch == "0" or os.environ.get(_inside):
         return ""
-    found = _verdicts(_identity(device_index), switch == "1")
-    reason = found.get(f"{operation}/{backend}", found.get("", "the self-test does not know it"))
+    verdicts = _verdicts(_identity(device_index), switch == "1")
+    reason = verdicts.get(f"{operation}/{backend}", verdicts.get("", "the self-test does not know it"))
     message = f"{operation}: backend '{backend}' is not used on this GPU: {reason}"
     if reason and message not in _warned:
         _warned.add(message)
@@ -51,7 +51,7 @@ def obstacle(operation: str, backend: str, device_index: int | None = None) -> s
 
 @cache
 def _verdicts(identity: str, anew: bool) -> dict[str, str]:
-    """Operation/backend -> why it failed ("": passed). The key "" holds the reason where the self-test itself failed."""
+    """Operation/backend -> why it failed ("": passed); under the key "" why the self-test itself could not run."""
     path = _folder() / f"{hashlib.sha256(identity.encode()).hexdigest()[:24]}.json"
     if not anew:
         try:
