@@ -1,4 +1,4 @@
-# `make demo` and `make test` set up what they need in .venv and run; so do `make bench`, `lint`, `light` and `sanitize`.
+# `make demo` and `make test` set up what they need in .venv and run; so do `make bench`, `docs`, `lint`, `light` and `sanitize`.
 
 PYTHON ?= python3
 VENV := .venv
@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 TORCH_aarch64 := torch==2.9.1 torchvision==0.24.1
 TORCH := $(TORCH_$(shell uname -m))
 
-.PHONY: demo test judges bench lint light sanitize wheels check-wheels clean
+.PHONY: demo test judges bench docs lint light sanitize wheels check-wheels clean
 
 demo: $(VENV)/demo.stamp
 	$(BIN)/amn-fast demo
@@ -31,6 +31,10 @@ lint: $(VENV)/lint.stamp
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# The documentation, in site/; a warning or a broken link fails.
+docs: $(VENV)/docs.stamp
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
+
 # The base install, without PyTorch, on any Python: make light PYTHON=python3.13
 light:
 	rm -rf $(VENV)-light
@@ -51,7 +55,7 @@ check-wheels: $(VENV)/wheels.stamp
 	$(BIN)/python tools/check_wheels.py dist
 
 clean:
-	rm -rf $(VENV) $(VENV)-light $(VENV)-judges build dist *.egg-info runs kernels/_native*.so
+	rm -rf $(VENV) $(VENV)-light $(VENV)-judges build dist site *.egg-info runs kernels/_native*.so
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -62,6 +66,7 @@ $(VENV)/test.stamp: EXTRAS = pipeline,demo,test,gpu
 $(VENV)/bench.stamp: EXTRAS = pipeline,demo,bench
 $(VENV)/wheels.stamp: EXTRAS = wheels
 $(VENV)/lint.stamp: EXTRAS = pipeline,lint
+$(VENV)/docs.stamp: EXTRAS = pipeline,docs
 $(VENV)/%.stamp: pyproject.toml setup.py $(wildcard kernels/*.[ch]pp kernels/*/*.[ch]pp) | $(BIN)/python
 	$(BIN)/python -m pip install --quiet $(TORCH) --editable '.[$(EXTRAS)]'
 	touch $@
