@@ -6,6 +6,7 @@ from amn_fast.cli import (  # noqa: F401  (each registers its commands)
     convert,
     crf,
     data,
+    init,
     review,
     runs,
     selftest,
