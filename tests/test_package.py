@@ -65,6 +65,7 @@ PUBLIC = {
     "read_activations": "path",
     "refine_seed": "image, activations, keys, *, fg, bg, bilateral=(50, 5, 10), threads=None",
     "run": "config",
+    "selftest": "device='auto'",
     "unary_from_labels": "labels, n_labels",
     "unary_from_softmax": "softmax",
     "nn.PairLoss": "radius=10, ignore_index=255",
