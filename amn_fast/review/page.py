@@ -1,8 +1,8 @@
 """The review page of a run: a gallery of all its masks, in RUN/review.
 
-index.html shows what data.js lists. Each image has a thumbnail, thumbs/KEY.jpg, and a script, maps/KEY.js, with its mask
-and its quantised scores at the thumbnail's size; a browser loads both when the image comes into view, also without a
-server. decisions.json holds what the reviewer decided; nothing here ever removes a decision.
+index.html shows what data.js lists. Each image has a thumbnail, thumbs/KEY.jpg, and a script, maps/KEY.js, with its
+mask and its quantised scores at the thumbnail's size; a browser loads both when the image comes into view, also without
+a server. decisions.json holds what the reviewer decided; nothing here ever removes a decision.
 """
 
 import base64

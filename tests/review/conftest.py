@@ -30,7 +30,7 @@ def make_run(tmp_path):
         (run / "masks").mkdir(parents=True)
         (data / "config.yaml").write_text(
             f"name: '<b>test</b>'\nrun: {json.dumps(str(run))}\n"
-            f"data: {{kind: folder, root: {json.dumps(str(data))}}}\n"
+            f"data: {{kind: folder, root: {json.dumps(str(data))}, options: {{labels: labels.json}}}}\n"
             "mask: {exp_times: 2}\n"
         )
         config = read_config(str(data / "config.yaml"))
@@ -50,16 +50,7 @@ def make_run(tmp_path):
             write_edge(run / "edge" / f"{id}.npz", edge)
             mask = mask_from_scores(scores(found, edge, config.mask), [0, *keys], config.mask.background)
             write_mask(run / "masks" / f"{id}.png", mask)
-        (data / "labels.csv").write_text("")
-        (data / "labels.csv").unlink()
         (data / "labels.json").write_text(json.dumps({"classes": list(CLASSES), "labels": labels}))
-        (run / "config.yaml").write_text(
-            to_yaml(
-                config.model_copy(
-                    update={"data": config.data.model_copy(update={"options": {"labels": "labels.json"}})}
-                )
-            )
-        )
         return run
 
     return make

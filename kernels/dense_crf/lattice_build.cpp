@@ -1,25 +1,19 @@
-// Building lattices, and filtering with them.
+// Building lattices.
 #include "dense_crf/lattice.hpp"
 
 #include <algorithm>
 #include <cmath>
-#include <cstdio>
+#include <cstring>
 #include <stdexcept>
 #include <string>
 
-#include "dense_crf/cpu.hpp"
+#include "dense_crf/embed.hpp"
 #include "dense_crf/table.hpp"
 
 namespace amn::dense_crf {
 namespace {
 
 int64_t tiles_of(int64_t points) { return (points + tile_points - 1) / tile_points; }
-
-std::vector<float> quotients(int64_t count, double deviation) {
-    std::vector<float> values(count);
-    for (int64_t i = 0; i < count; ++i) values[i] = static_cast<float>(i) / static_cast<float>(deviation);
-    return values;
-}
 
 // Enough for two threads on a photograph and eight on a large one; each further band adds ghosts.
 int band_count(int64_t points) { return points < 32768 ? 1 : points < (1 << 20) ? 4 : 8; }
@@ -97,58 +91,6 @@ Bits hashes_of(const Table& table) {
 }
 
 }  // namespace
-
-Features::Features(const float* matrix, int dimension, int64_t points)
-    : d_(dimension), n_(points), matrix_(matrix), lowest_(dimension), highest_(dimension) {
-    for (int j = 0; j < d_; ++j) {
-        const auto [low, high] = std::minmax_element(matrix + j * n_, matrix + (j + 1) * n_);
-        // The zeros that fill the last group of points count as well.
-        lowest_[j] = std::min(*low, 0.0f), highest_[j] = std::max(*high, 0.0f);
-    }
-}
-
-Features::Features(int64_t height, int64_t width, double sx, double sy)
-    : d_(2), n_(height * width), width_(width), x_(quotients(width, sx)), y_(quotients(height, sy)) {
-    lowest_ = {0, 0};
-    highest_ = {x_.back(), y_.back()};
-}
-
-Features::Features(const uint8_t* image, int64_t height, int64_t width, const int64_t strides[3], double sx, double sy,
-                   const double colours[3])
-    : Features(height, width, sx, sy) {
-    d_ = 5;
-    image_ = image;
-    std::copy(strides, strides + 3, strides_);
-    for (int c = 0; c < 3; ++c) {
-        const auto levels = quotients(256, colours[c]);
-        colour_.insert(colour_.end(), levels.begin(), levels.end());
-        lowest_.push_back(0);
-        highest_.push_back(levels.back());
-    }
-}
-
-void Features::fill(int64_t first, float* tile) const {
-    const int64_t count = std::min<int64_t>(tile_points, n_ - first);
-    if (count < tile_points) std::fill(tile, tile + d_ * tile_points, 0.0f);
-    if (matrix_) {
-        for (int j = 0; j < d_; ++j) std::copy_n(matrix_ + j * n_ + first, count, tile + j * tile_points);
-        return;
-    }
-    int64_t x = first % width_, y = first / width_;
-    const uint8_t* pixel = image_ ? image_ + y * strides_[0] + x * strides_[1] : nullptr;
-    for (int64_t p = 0; p < count; ++p) {
-        tile[p] = x_[x];
-        tile[tile_points + p] = y_[y];
-        if (image_) {
-            for (int c = 0; c < 3; ++c) tile[(2 + c) * tile_points + p] = colour_[256 * c + pixel[c * strides_[2]]];
-            pixel += strides_[1];
-        }
-        if (++x == width_) {
-            x = 0, ++y;
-            if (image_) pixel = image_ + y * strides_[0];
-        }
-    }
-}
 
 Lattice::Lattice(const Features& features, int threads) : d_(features.dimension()), n_(features.points()) {
     alpha_ = 1.0f / (1.0f + std::pow(2.0f, static_cast<float>(-d_)));
@@ -337,91 +279,6 @@ void Lattice::build_axis(const Table& table, const typename Table::Packing& pack
         axis.half[k++] = 0.0f;
     }
     axis.count = k;
-}
-
-void Lattice::clear_rows(const Band& band, int64_t tile, int width, float* rows) const {
-    const int64_t from = tile == band.first_tile ? 0 : tile_rows_[tile - 1], to = tile_rows_[tile];
-    std::memset(rows + (band.first_row + from) * width, 0, (to - from) * width * sizeof(float));
-}
-
-void Lattice::fetch_rows(const Band& band, int64_t tile, int width, const float* rows) const {
-    if (tile >= band.last_tile) return;
-    const int64_t from = tile == band.first_tile ? 0 : tile_rows_[tile - 1], to = tile_rows_[tile];
-    const float* last = rows + (band.first_row + to) * width;
-    for (const float* line = rows + (band.first_row + from) * width; line < last; line += 16) __builtin_prefetch(line);
-}
-
-void Lattice::blur(const Passes& passes, int log_width, float* rows, const Member& me) const {
-    const int width = 1 << log_width;
-    const auto mine = [&](uint32_t row) {
-        return me.count == 1 || static_cast<int>(row % static_cast<uint32_t>(me.count)) == me.index;
-    };
-    for (const auto& [ghost, first] : ghosts_)
-        if (mine(first))
-            for (int c = 0; c < width; ++c) rows[int64_t{first} * width + c] += rows[int64_t{ghost} * width + c];
-    me.sync();
-    for (const Axis& axis : axes_) {
-        const auto cut = [&](int part) {  // the first chain that starts at or after this share
-            int64_t k = axis.count * part / me.count;
-            while (k > 0 && k < axis.count && axis.half[k - 1] != 0.0f) ++k;
-            return k;
-        };
-        const int64_t from = cut(me.index), to = cut(me.index + 1);
-        passes.blur[log_width](axis.index.data() + from, axis.half.data() + from, to - from, rows);
-        me.sync();
-    }
-    for (const auto& [ghost, first] : ghosts_)
-        if (mine(first))
-            std::memcpy(rows + int64_t{ghost} * width, rows + int64_t{first} * width, width * sizeof(float));
-    me.sync();
-}
-
-size_t Lattice::bytes() const {
-    size_t sum = offset_.bytes() + weight_.bytes() + tile_rows_.bytes() + mass_.bytes() + ghosts_.size() * 8;
-    for (const Axis& axis : axes_) sum += axis.index.bytes() + axis.half.bytes();
-    return sum;
-}
-
-const float* Lattice::mass(int threads) const {
-    const std::lock_guard lock(mass_mutex_);
-    if (mass_) return mass_.data();
-    Buffer<float> mass(tiles_of(n_) * tile_points);
-    std::fill_n(mass.data(), n_, 1.0f);
-    filter(mass.data(), mass.data(), 1, threads);
-    mass_ = std::move(mass);
-    return mass_.data();
-}
-
-void Lattice::filter(const float* values, float* out, int64_t channels, int threads) const {
-    const Passes& passes = best_passes();
-    Buffer<float> rows(rows_);
-    run_team(std::min<int>(threads, static_cast<int>(bands_.size())), [&](const Member& me) {
-        float tile[tile_points], zero[tile_points] = {};
-        for (int64_t c = 0; c < channels; ++c) {
-            for (int phase = 0; phase < 2; ++phase) {
-                for (size_t b = me.index; b < bands_.size(); b += me.count) {
-                    const Band& band = bands_[b];
-                    float* own = rows.data() + band.first_row;
-                    for (int64_t t = band.first_tile; t < band.last_tile; ++t) {
-                        const int64_t first = t * tile_points, count = std::min<int64_t>(tile_points, n_ - first);
-                        const uint32_t* offset = offset_.data() + first * (d_ + 1);
-                        const float* weight = weight_.data() + first * (d_ + 1);
-                        if (phase == 0) {
-                            clear_rows(band, t, 1, rows.data());
-                            const Spread spread{offset, weight, own, d_ + 1};
-                            passes.splat[0](&spread, 1, count, values + c * n_ + first);
-                        } else {
-                            const Spread spread{offset, weight, own, d_ + 1};
-                            passes.slice[0](&spread, 1, count, zero, tile);
-                            for (int64_t p = 0; p < count; ++p) out[c * n_ + first + p] = tile[p] * alpha_;
-                        }
-                    }
-                }
-                me.sync();
-                if (phase == 0) blur(passes, 0, rows.data(), me);
-            }
-        }
-    });
 }
 
 }  // namespace amn::dense_crf
