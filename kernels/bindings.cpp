@@ -4,6 +4,7 @@
 namespace py = pybind11;
 
 void bind_dense_crf(py::module_&);
+void bind_local_refinement(py::module_&);
 void bind_merge(py::module_&);
 void bind_pair_loss(py::module_&);
 void bind_pixel_loss(py::module_&);
@@ -12,6 +13,7 @@ void bind_random_walk(py::module_&);
 PYBIND11_MODULE(_native, m) {
     m.doc() = "amn_fast's CPU kernels: NumPy buffers in and out, the GIL released while they run.";
     bind_dense_crf(m);
+    bind_local_refinement(m);
     bind_merge(m);
     bind_pair_loss(m);
     bind_pixel_loss(m);
