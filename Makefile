@@ -1,4 +1,4 @@
-# `make demo` and `make test` set up what they need in .venv and run; so do `make bench`, `lint`, `light` and `sanitize`.
+# `make demo` and `make test` set up what they need in .venv and run; so do `make bench`, `docs`, `lint`, `light` and `sanitize`.
 
 PYTHON ?= python3
 VENV := .venv
@@ -7,13 +7,21 @@ BIN := $(VENV)/bin
 TORCH_aarch64 := torch==2.9.1 torchvision==0.24.1
 TORCH := $(TORCH_$(shell uname -m))
 
-.PHONY: demo test bench lint light sanitize clean
+.PHONY: demo test judges bench docs lint light sanitize clean
 
 demo: $(VENV)/demo.stamp
 	$(BIN)/amn-fast demo
 
 test: $(VENV)/test.stamp
 	$(BIN)/python -m pytest -n auto
+
+# The labelling tools whose own code the tests of export and import ask; their pins need an environment of their own.
+judges: $(VENV)-judges/stamp
+$(VENV)-judges/stamp: tests/review/judges.txt
+	rm -rf $(VENV)-judges
+	$(PYTHON) -m venv $(VENV)-judges
+	$(VENV)-judges/bin/python -m pip install --quiet --requirement $<
+	touch $@
 
 bench: $(VENV)/bench.stamp
 	$(BIN)/python -m pytest benchmarks
@@ -22,6 +30,10 @@ lint: $(VENV)/lint.stamp
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# The documentation, in site/; a warning or a broken link fails.
+docs: $(VENV)/docs.stamp
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
 
 # The base install, without PyTorch, on any Python: make light PYTHON=python3.13
 light:
@@ -36,7 +48,7 @@ sanitize: $(VENV)/test.stamp
 	$(BIN)/python tests/sanitize/run_dense_crf_gpu.py
 
 clean:
-	rm -rf $(VENV) $(VENV)-light build dist *.egg-info runs kernels/_native*.so
+	rm -rf $(VENV) $(VENV)-light $(VENV)-judges build dist site *.egg-info runs kernels/_native*.so
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -46,6 +58,7 @@ $(VENV)/demo.stamp: EXTRAS = pipeline,demo
 $(VENV)/test.stamp: EXTRAS = pipeline,demo,test,gpu
 $(VENV)/bench.stamp: EXTRAS = pipeline,demo,bench
 $(VENV)/lint.stamp: EXTRAS = pipeline,lint
+$(VENV)/docs.stamp: EXTRAS = pipeline,docs
 $(VENV)/%.stamp: pyproject.toml setup.py $(wildcard kernels/*.[ch]pp kernels/*/*.[ch]pp) | $(BIN)/python
 	$(BIN)/python -m pip install --quiet $(TORCH) --editable '.[$(EXTRAS)]'
 	touch $@

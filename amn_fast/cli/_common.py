@@ -5,10 +5,14 @@ from pathlib import Path
 from typing import Annotated, Optional
 
 import typer
-from rich.console import Console
-from rich.progress import MofNCompleteColumn, Progress
 
+from amn_fast._console import output as console
+from amn_fast._console import progress_bar
 from amn_fast.config import Config, read_config
+
+__all__ = [
+    "ConfigArgument", "RootOption", "RunOption", "SetOption", "app", "console", "progress_bar", "read_settings",
+]  # fmt: skip
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -16,7 +20,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Image-level labels to segmentation masks.",
 )
-console = Console()
 
 ConfigArgument = Annotated[
     str, typer.Argument(help="A YAML file, or a shipped configuration: demo, msrc, voc6, voc12, coco14.")
@@ -36,8 +39,3 @@ def read_settings(config: str, settings: list[str] | None, run: Path | None, roo
     if root is not None:
         overrides.append(f"data.root={json.dumps(str(root))}")
     return read_config(config, overrides)
-
-
-def progress_bar() -> Progress:
-    """A bar on standard error, with how many are done of how many."""
-    return Progress(*Progress.get_default_columns(), MofNCompleteColumn(), console=Console(stderr=True))

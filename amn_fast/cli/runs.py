@@ -2,12 +2,12 @@
 
 import json
 from pathlib import Path
-from typing import Annotated, Any, Optional
+from typing import Annotated, Optional
 
 import typer
-from rich.table import Table
 
 from amn_fast.cli._common import ConfigArgument, RootOption, RunOption, SetOption, app, console, read_settings
+from amn_fast.cli.summary import print_segmentation, print_summary, print_sweep
 from amn_fast.config import Config
 
 SWEEP_BETAS, SWEEP_STEPS, SWEEP_POWERS = [5.0, 10.0, 20.0], [4, 6, 8], [1.0, 1.3, 2.0]
@@ -31,38 +31,8 @@ def _run_all(config: Config) -> None:
     from amn_fast import pipeline
 
     pipeline.run(config)
-    _print_summary(config.run)
+    print_summary(config.run)
     console.print(f"masks:  {config.run / 'masks'}\nreport: {config.run / 'report.html'}")
-
-
-def _print_summary(run: Path) -> None:
-    """What the run reached, as the report's first table says at more length."""
-    metrics = json.loads((run / "metrics.json").read_text())
-    table = Table("", "mIoU", "at threshold", "coverage", title=f"{metrics['dataset']['name']}, on its own pictures")
-    for key, name in (
-        ("cam", "CAM, best threshold"),
-        ("refined_seed", "refined seed"),
-        ("amn", "AMN, best threshold"),
-        ("amn_refined", "refined AMN seed"),
-        ("mask", "mask"),
-    ):
-        if key in metrics:
-            result = metrics[key]
-            at = f"{result['curve']['best_threshold']:.2f}" if key in ("cam", "amn") else ""
-            table.add_row(name, f"{result['miou']:.3f}", at, f"{result['scores']['coverage']:.2f}")
-    console.print(table)
-    if "segmentation" in metrics:
-        _print_segmentation(metrics["segmentation"])
-
-
-def _print_segmentation(found: dict[str, Any]) -> None:
-    table = Table(
-        "", "mIoU", title=f"{found['dataset']['name']}, {found['scored_pictures']} pictures with ground truth"
-    )
-    for key, name in (("without_crf", "network"), ("with_crf", "network and CRF")):
-        if key in found:
-            table.add_row(name, f"{found[key]['miou']:.3f}")
-    console.print(table)
 
 
 def _add_stage(name: str, module: str, text: str) -> None:
@@ -135,7 +105,7 @@ def eval_seg(
 
         adopt_segmentation(settings, from_published)
     evaluating.run(settings)
-    _print_segmentation(json.loads((settings.run / evaluating.SEGMENTATION).read_text()))
+    print_segmentation(json.loads((settings.run / evaluating.SEGMENTATION).read_text()))
     if settings.eval_seg.save_masks:
         console.print(f"masks:  {settings.run / evaluating.layout(settings)}")
 
@@ -162,11 +132,4 @@ def sweep(
     from amn_fast.stages import sweep as sweeping
 
     path, results = sweeping.run(read_settings(config, set, run, root), beta, exp_times, power)
-    table = Table(
-        "beta", "exp_times", "power", "best mIoU", "at threshold", "width", "mean", title="best settings first"
-    )
-    for setting, curve in sorted(results.items(), key=lambda item: -item[1].best_miou)[:10]:
-        figures = (curve.best_miou, curve.best_threshold, curve.width, curve.mean)
-        table.add_row(*(f"{value:g}" for value in setting), *(f"{value:.3f}" for value in figures))
-    console.print(table)
-    console.print(f"all thresholds: {path}")
+    print_sweep(path, results)

@@ -1,6 +1,7 @@
 """What a data set is to the rest of the project: ids, pictures, image-level labels and perhaps ground truth."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
@@ -30,6 +31,14 @@ class Dataset(Protocol):
 
     def truth(self, id: str) -> NDArray[np.uint8] | None:
         """The ground-truth mask, (H, W) uint8 with 0..C and 255 for unknown; None where there is none."""
+        ...
+
+    def image_file(self, id: str) -> Path | None:
+        """The file that holds the image; None where there is none."""
+        ...
+
+    def truth_file(self, id: str) -> Path | None:
+        """The file from which the ground-truth mask is read; None where there is none."""
         ...
 
     def missing(self) -> dict[str, list[str]]:

@@ -221,6 +221,9 @@ class InstanceMasks:
     def __init__(self, instances: Instances, images: Mapping[str, Path]) -> None:
         self._instances, self._images = instances, images
 
+    def file(self, id: str) -> Path | None:
+        return self._instances.path if id in self._instances.file_names else None
+
     def __call__(self, id: str) -> NDArray[np.uint8] | None:
         if id not in self._instances.file_names:
             return None

@@ -1,7 +1,8 @@
 """A data set in files of any layout: pictures, a source of labels and perhaps masks, joined by id."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,7 +12,17 @@ from amn_fast.data.labels import Labels, join, open_labels, read_classes, read_t
 from amn_fast.data.masks import check_ids, describe_size
 from amn_fast.errors import InputError
 
-Truth = Callable[[str], NDArray[np.uint8] | None]
+
+class Truth(Protocol):
+    """Ground truth by id."""
+
+    def __call__(self, id: str) -> NDArray[np.uint8] | None:
+        """The mask, (H, W) uint8; None where there is none."""
+        ...
+
+    def file(self, id: str) -> Path | None:
+        """The file that the mask is read from; None where there is none."""
+        ...
 
 
 class FileDataset:
@@ -41,6 +52,12 @@ class FileDataset:
     def truth(self, id: str) -> NDArray[np.uint8] | None:
         return self._truth(id) if self._truth else None
 
+    def image_file(self, id: str) -> Path | None:
+        return self._images.get(id)
+
+    def truth_file(self, id: str) -> Path | None:
+        return self._truth.file(id) if self._truth else None
+
     def missing(self) -> dict[str, list[str]]:
         return {
             "image": [id for id in self.ids if id not in self._images],
@@ -56,9 +73,13 @@ class MaskFiles:
             raise InputError(f"{folder}: there is no such folder of masks")
         self._folder, self._images, self._n_classes = folder, images, n_classes
 
-    def __call__(self, id: str) -> NDArray[np.uint8] | None:
+    def file(self, id: str) -> Path | None:
         path = self._folder / f"{id}.png"
-        if not path.exists():
+        return path if path.exists() else None
+
+    def __call__(self, id: str) -> NDArray[np.uint8] | None:
+        path = self.file(id)
+        if path is None:
             return None
         mask = read_mask(path)
         check_ids(path, mask, self._n_classes)

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from amn_fast._native import native
 from amn_fast.errors import InputError
 from amn_fast.kernels.local_refinement import reference
-from amn_fast.ops._torch import resolve
+from amn_fast.ops._arrays import choice, integer, tensor_backend
 
 DILATIONS = (1, 2, 4, 8, 12, 24)
 
@@ -52,7 +52,7 @@ def local_affinity(
     """
     dilations = _check_rule("local_affinity", dilations, kind)
     _check_maps("local_affinity", "image", image)
-    chosen = resolve(backend, "local_affinity", image.device.type)
+    chosen = tensor_backend(backend, "local_affinity", image.device.type)
     image = image.to(_arithmetic(image))
     if chosen == "reference":
         return reference.local_affinity(image, dilations, kind, normalise)
@@ -97,8 +97,8 @@ def propagate(
         found = f"{tuple(affinity.shape)} {affinity.dtype}"
         raise InputError(f"propagate: affinity is {found}, expected {expected} of a floating type")
     _check_device("propagate", mask, "affinity", affinity)
-    _check_iterations("propagate", iterations)
-    chosen = resolve(backend, "propagate", mask.device.type)
+    iterations = integer("propagate: iterations", iterations, 0)
+    chosen = tensor_backend(backend, "propagate", mask.device.type)
     dtype = _arithmetic(mask)
     values, weights = mask.to(dtype), affinity.to(dtype)
     if chosen == "reference":
@@ -150,8 +150,8 @@ def pixel_adaptive_refinement(
     if len(mask) != len(image):
         raise InputError(f"{operation}: mask has a batch of {len(mask)}, expected {len(image)}, as the image")
     _check_device(operation, image, "mask", mask)
-    _check_iterations(operation, iterations)
-    chosen = resolve(backend, operation, mask.device.type)
+    iterations = integer(f"{operation}: iterations", iterations, 0)
+    chosen = tensor_backend(backend, operation, mask.device.type)
     dtype = _arithmetic(mask)
     values, guide = mask.to(dtype), image.to(dtype)
     if values.shape[2:] != guide.shape[2:]:
@@ -312,12 +312,10 @@ def _arithmetic(values: Tensor) -> torch.dtype:
 
 
 def _check_rule(operation: str, dilations: Sequence[int], kind: str) -> list[int]:
-    distances = [int(d) for d in dilations]
-    if not distances or min(distances) < 1 or distances != list(dilations):
-        raise InputError(f"{operation}: dilations are {list(dilations)}, expected at least one integer, each >= 1")
-    if kind not in reference.KINDS:
-        raise InputError(f"{operation}: kind is {kind!r}, expected 'par' or 'pamr'")
-    return distances
+    if not len(dilations):
+        raise InputError(f"{operation}: dilations are empty, expected at least one distance")
+    choice(f"{operation}: kind", kind, reference.KINDS)
+    return [integer(f"{operation}: dilations[{i}]", d, 1) for i, d in enumerate(dilations)]
 
 
 def _check_maps(operation: str, name: str, values: Tensor) -> None:
@@ -329,11 +327,6 @@ def _check_maps(operation: str, name: str, values: Tensor) -> None:
 def _check_device(operation: str, first: Tensor, name: str, second: Tensor) -> None:
     if first.device != second.device:
         raise InputError(f"{operation}: {name} is on {second.device}, expected {first.device}, as the other tensor")
-
-
-def _check_iterations(operation: str, iterations: int) -> None:
-    if iterations < 0:
-        raise InputError(f"{operation}: iterations is {iterations}, expected at least 0")
 
 
 def _check_constant(operation: str, name: str, values: Tensor) -> None:

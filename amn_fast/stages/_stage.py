@@ -16,9 +16,10 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import TaskID
 
+from amn_fast._console import errors as console
+from amn_fast._console import progress_bar as progress
 from amn_fast.config import Config, to_yaml
 from amn_fast.data import open_dataset
 from amn_fast.data.base import Dataset, require_complete
@@ -30,7 +31,6 @@ FORMAT = 1
 """Raised when a stage computes something else than before under the same configuration."""
 
 T = TypeVar("T")
-console = Console(stderr=True)
 
 
 class Workspace:
@@ -172,7 +172,7 @@ class Stage:
                         f" configuration; run `amn-fast {needed.name}` first, or `amn-fast run` for all stages"
                     )
             if self.is_done(config):
-                console.print(f"[dim]{self.name}: done already under this configuration, skipped[/dim]")
+                console.print(f"{self.name}: done already under this configuration, skipped", style="dim")
                 return False
             self._measured(config)
         return True
@@ -213,7 +213,7 @@ class Stage:
         for name in (*self.makes, "stages", "config.yaml"):
             remove_leftovers(config.run / name)
         write_text(config.run / "config.yaml", to_yaml(config))
-        console.print(f"[bold]{self.name}[/bold]" + (" (going on where it was stopped)" if resumed else ""))
+        console.print(self.name + (" (going on where it was stopped)" if resumed else ""), style="bold")
         workspace.log("start", stage=self.name, resumed=resumed)
         make_deterministic()
         _reset_peak_memory()
@@ -247,19 +247,6 @@ def naming_picture(id: str) -> Iterator[None]:
         raise  # the installation or the disk, not the picture
     except Exception as error:
         raise RuntimeError(f"picture {id!r}: {type(error).__name__}: {error}") from error
-
-
-def progress(shown: bool = True) -> Progress:
-    """A progress bar: what, how far, a note (loss, pictures per second), time left."""
-    return Progress(
-        TextColumn("  {task.description}"),
-        BarColumn(bar_width=30),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[note]}"),
-        TimeRemainingColumn(),
-        console=console,
-        disable=not shown,
-    )
 
 
 def track(title: str, items: Iterable[T], total: int) -> Iterator[T]:

@@ -86,7 +86,7 @@ def _adopt(source: Source, work: Workspace, place: Path, origin: str) -> None:
             f"run folder {work.root} holds other outputs of {source.stage.name}, expected an empty one: --run"
         )
     if not source.stage.is_done(work.config):
-        console.print(f"[bold]{source.stage.name}[/bold]: taken from {place}")
+        console.print(f"{source.stage.name}: taken from {place}")
         source.stage.adopt(work.config, origin, partial(source.take, work, place))
 
 

@@ -5,6 +5,7 @@
 
 #include <array>
 
+#include "common/gil.hpp"
 #include "local_refinement/cpu.hpp"
 
 namespace py = pybind11;
@@ -27,7 +28,7 @@ const F* input(std::uintptr_t address) {
 
 template <class F>
 void bind(py::module_& m, const std::string& bits) {
-    const py::call_guard<py::gil_scoped_release> unlocked;
+    const py::call_guard<amn::GilRelease> unlocked;
     m.def(("local_affinity" + bits).c_str(),
           [](std::uintptr_t image, const Shape& shape, const Dilations& dilations, const std::string& kind,
              const std::vector<double>& position, double scale, std::uintptr_t out, int threads) {

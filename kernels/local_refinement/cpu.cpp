@@ -9,11 +9,10 @@
 
 #include <algorithm>
 #include <cmath>
-#include <memory>
 
-#include "huge_pages.hpp"
-#include "parallel.hpp"
-#include "simd.hpp"
+#include "common/memory.hpp"
+#include "common/parallel.hpp"
+#include "common/simd.hpp"
 
 namespace amn::local_refinement {
 namespace {
@@ -47,30 +46,18 @@ std::int64_t widest(const std::vector<Offset>& neighbours) {
 
 std::int64_t blocks_of(std::int64_t width) { return (width + kLanes - 1) / kLanes; }
 
-template <class F>
-class Memory {
-public:
-    explicit Memory(std::int64_t count) : values_(new F[static_cast<std::size_t>(count)]) {
-        advise_huge_pages(values_.get(), static_cast<std::size_t>(count) * sizeof(F));
-    }
-    F* at(std::int64_t i) const { return values_.get() + i; }
-
-private:
-    std::unique_ptr<F[]> values_;
-};
-
 // Channels with a margin left and right of each row.
 template <class F>
 class Planes {
 public:
     Planes(Size size, std::int64_t margin)
         : size(size), margin(margin), stride(2 * margin + blocks_of(size.width) * kLanes), plane(size.height * stride),
-          data_(size.channels * plane) {
-        std::fill_n(data_.at(0), size.channels * plane, F(0));
+          data_(static_cast<std::size_t>(size.channels * plane)) {
+        std::fill_n(data_.data(), size.channels * plane, F(0));
     }
 
-    F* row(std::int64_t channel, std::int64_t y) { return data_.at(channel * plane + y * stride + margin); }
-    const F* row(std::int64_t channel, std::int64_t y) const { return data_.at(channel * plane + y * stride + margin); }
+    F* row(std::int64_t channel, std::int64_t y) { return data_.data() + channel * plane + y * stride + margin; }
+    const F* row(std::int64_t channel, std::int64_t y) const { return data_.data() + channel * plane + y * stride + margin; }
 
     void fill_margins(std::int64_t channel, std::int64_t y) {
         F* values = row(channel, y);
@@ -100,7 +87,7 @@ public:
     std::int64_t margin, stride, plane;
 
 private:
-    Memory<F> data_;
+    Buffer<F> data_;
 };
 
 // Weights [y][block][neighbour][lane]; 0 in lanes beyond the last column.
@@ -109,14 +96,14 @@ class Weights {
 public:
     Weights(const Dilations& dilations, Size size)
         : neighbours(offsets(dilations, size)), count(static_cast<std::int64_t>(neighbours.size())),
-          blocks(blocks_of(size.width)), values_(size.height * blocks * count * kLanes) {}
-    F* at(std::int64_t y, std::int64_t block) const { return values_.at((y * blocks + block) * count * kLanes); }
+          blocks(blocks_of(size.width)), values_(static_cast<std::size_t>(size.height * blocks * count * kLanes)) {}
+    F* at(std::int64_t y, std::int64_t block) const { return values_.data() + (y * blocks + block) * count * kLanes; }
 
     std::vector<Offset> neighbours;
     std::int64_t count, blocks;
 
 private:
-    Memory<F> values_;
+    Buffer<F> values_;
 };
 
 // Where the neighbours of a row begin, in channel 0.

@@ -1,0 +1,67 @@
+"""Hooks of `mkdocs build`: navigation by folder, and the pages that are generated from the code."""
+
+import re
+from pathlib import Path
+
+import typer
+from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.exceptions import PluginError
+from mkdocs.structure.files import File, Files
+from mkdocs.structure.pages import Page
+from mkdocs.utils import get_relative_url
+from typer.cli import get_docs_for_click
+
+import amn_fast
+from amn_fast.cli import app
+
+API = "reference/api.md"
+COMMANDS = "reference/cli.md"
+
+
+def on_config(config: MkDocsConfig) -> MkDocsConfig:
+    """Replace each folder in the navigation by its pages, in alphabetical order."""
+    docs = Path(config.docs_dir)
+    for entry in config.nav or []:
+        for title, place in entry.items():
+            if isinstance(place, str) and place.endswith("/"):
+                pages = {str(path.relative_to(docs)) for path in (docs / place).glob("*.md")}
+                entry[title] = sorted(pages | ({COMMANDS} if COMMANDS.startswith(place) else set()))
+    return config
+
+
+def on_files(files: Files, config: MkDocsConfig) -> Files:
+    """Add the reference of the command line."""
+    files.append(File.generated(config, COMMANDS, content=command_line()))
+    return files
+
+
+def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
+    """On the API page, document each `amn_fast.NAME` from the module that defines it, since it is loaded lazily."""
+    if page.file.src_uri != API:
+        return markdown
+
+    def flat(entry: re.Match[str]) -> str:
+        name = entry["name"]
+        if name not in amn_fast._NAMES:
+            return entry[0]
+        options = f'heading: "amn_fast.{name}", toc_label: "{name}"' + (f", {entry['more']}" if entry["more"] else "")
+        return f"::: {amn_fast._NAMES[name]}.{name}\n    options: {{{options}}}\n"
+
+    entries = re.compile(r"^::: amn_fast\.(?P<name>\w+)\n(?:    options: \{(?P<more>.*)\}\n)?", re.MULTILINE)
+    missing = set(amn_fast._NAMES) - {entry["name"] for entry in entries.finditer(markdown)}
+    if missing:
+        raise PluginError(f"{API} lacks {', '.join(sorted(missing))}")
+    return entries.sub(flat, markdown)
+
+
+def on_post_page(output: str, page: Page, config: MkDocsConfig) -> str:
+    """Load the script that makes the search work without a server from the site, not from a content network."""
+    return output.replace("https://unpkg.com/iframe-worker/shim", get_relative_url("assets/iframe-worker.js", page.url))
+
+
+def command_line() -> str:
+    """The help of every command of `amn-fast` as Markdown."""
+    command = typer.main.get_command(app)
+    text = get_docs_for_click(obj=command, ctx=typer.Context(command), name="amn-fast", title="Command line")
+    text = re.sub(r"\*\*Commands\*\*:\n\n(\* .*\n)+", "", text)  # each command has its own section
+    return re.sub(r"  \[(required|default: .*?)\]$", r" (\1)", text, flags=re.MULTILINE)
