@@ -27,6 +27,7 @@ _NAMES = {
     "read_activations": "amn_fast.data",
     "refine_seed": "amn_fast.ops.dense_crf",
     "run": "amn_fast.pipeline",
+    "selftest": "amn_fast._selftest",
     "unary_from_labels": "amn_fast.ops.unary",
     "unary_from_softmax": "amn_fast.ops.unary",
 }

@@ -68,6 +68,7 @@ PUBLIC = {
     "read_activations": "path",
     "refine_seed": "image, activations, keys, *, fg, bg, bilateral=(50, 5, 10), threads=None",
     "run": "config",
+    "selftest": "device='auto'",
     "unary_from_labels": "labels, n_labels",
     "unary_from_softmax": "softmax",
     "nn.PAMR": "num_iter=1, dilations=(1, 2, 4, 8, 12, 24)",
