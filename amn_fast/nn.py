@@ -106,7 +106,9 @@ over_group = sum_over_group  # the former name
 
 
 class PAR(nn.Module):
-    """Pixel-adaptive refinement as AFA, ToCo and others use it: (image (B, C, H, W), mask (B, K, h, w)) -> (B, K, H, W).
+    """Pixel-adaptive refinement as AFA, ToCo and others use it.
+
+    (image (B, C, H, W), mask (B, K, h, w)) -> (B, K, H, W).
 
     Args:
         dilations, num_iter: as published: distances of the neighbours in pixels, number of steps.

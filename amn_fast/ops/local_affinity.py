@@ -206,9 +206,7 @@ def _propagate(
 
 
 @_propagate.register_fake
-def _(
-    mask: Tensor, affinity: Tensor, dilations: list[int], iterations: int, transpose: bool, backend: str
-) -> Tensor:
+def _(mask: Tensor, affinity: Tensor, dilations: list[int], iterations: int, transpose: bool, backend: str) -> Tensor:
     return mask.new_empty(mask.shape)
 
 

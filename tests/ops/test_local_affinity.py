@@ -118,8 +118,14 @@ IMAGE, MASK = torch.rand(1, 3, 6, 5), torch.rand(1, 2, 6, 5)
 AFFINITY = torch.rand(1, 48, 6, 5)
 BAD = [
     (lambda b: pixel_adaptive_refinement(IMAGE, MASK, dilations=[], backend=b), "dilations are empty"),
-    (lambda b: local_affinity(IMAGE, dilations=[0, 2], backend=b), r"dilations\[0\] is .*, expected an integer of at least 1"),
-    (lambda b: local_affinity(IMAGE, dilations=[1.5], backend=b), r"dilations\[0\] is .*, expected an integer of at least 1"),
+    (
+        lambda b: local_affinity(IMAGE, dilations=[0, 2], backend=b),
+        r"dilations\[0\] is .*, expected an integer of at least 1",
+    ),
+    (
+        lambda b: local_affinity(IMAGE, dilations=[1.5], backend=b),
+        r"dilations\[0\] is .*, expected an integer of at least 1",
+    ),
     (lambda b: local_affinity(IMAGE, kind="varm", backend=b), "kind is 'varm', expected one of par, pamr"),
     (lambda b: local_affinity(IMAGE[0], backend=b), r"image is \(3, 6, 5\)"),
     (lambda b: local_affinity(IMAGE.byte(), backend=b), "torch.uint8, expected .* floating"),

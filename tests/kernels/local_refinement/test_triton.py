@@ -17,7 +17,7 @@ def test_compiles_without_spills(bits, spilled_bytes):
     from amn_fast.kernels.local_refinement import triton as kernels
 
     dtype = {"DTYPE": getattr(tl, f"float{bits}"), "BLOCK": kernels.BLOCK}
-    floats = {name: f"*fp{bits}" for name in ("image", "position", "out", "mask", "affinity")} | {"shifts": "*i32"}
+    floats = dict.fromkeys(("image", "position", "out", "mask", "affinity"), f"*fp{bits}") | {"shifts": "*i32"}
     for par in (True, False):
         constants = {"SCALE": 1.0, "PAR": par, **dtype}
         assert max(spilled_bytes(kernels.affinity_kernel, floats, constants).values()) == 0
