@@ -140,8 +140,6 @@ def to_markdown() -> str:
         "for your own images. Every setting can also be given on the command line: `--set mask.background=0.3`.",
         "Relative paths in a file are relative to the file, those on the command line to the working directory.",
         "",
-        "This page is generated from the configuration itself: `python docs/make_configuration.py`.",
-        "",
         "## Run",
         "",
     ]

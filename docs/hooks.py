@@ -13,9 +13,11 @@ from typer.cli import get_docs_for_click
 
 import amn_fast
 from amn_fast.cli import app
+from amn_fast.settings import to_markdown
 
 API = "reference/api.md"
-COMMANDS = "reference/cli.md"
+GENERATED = {"reference/cli.md": lambda: command_line(), "reference/configuration.md": to_markdown}
+"""Pages that exist in the built documentation alone, and what writes them."""
 
 
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
@@ -25,13 +27,14 @@ def on_config(config: MkDocsConfig) -> MkDocsConfig:
         for title, place in entry.items():
             if isinstance(place, str) and place.endswith("/"):
                 pages = {str(path.relative_to(docs)) for path in (docs / place).glob("*.md")}
-                entry[title] = sorted(pages | ({COMMANDS} if COMMANDS.startswith(place) else set()))
+                entry[title] = sorted(pages | {page for page in GENERATED if page.startswith(place)})
     return config
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
-    """Add the reference of the command line."""
-    files.append(File.generated(config, COMMANDS, content=command_line()))
+    """Add the references of the command line and of the configuration."""
+    for page, write in GENERATED.items():
+        files.append(File.generated(config, page, content=write()))
     return files
 
 
