@@ -1,15 +1,21 @@
-"""The configuration of a run: checked, complete, and the same on every machine.
+"""The configuration of a run: complete, checked before anything runs, and the same on every machine.
 
 A YAML file names what differs from the defaults; `Config` holds everything, and `config.yaml` in the run folder is the
-resolved form. The defaults are the published ones for VOC 2012.
+resolved form. The defaults are those of the reference implementations for VOC 2012. Each field carries its meaning and
+range as a description.
+
+Relative paths in a configuration file are relative to that file; those on the command line, and those of the shipped
+configurations, to the working directory.
 """
 
-from collections.abc import Iterable
+import sys
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from amn_fast._extras import require
 from amn_fast.errors import InputError
+from amn_fast.ops.random_walk import MAX_EXP_TIMES, MAX_RADIUS
 
 require("pydantic", "pipeline")
 require("yaml", "pipeline")
@@ -18,16 +24,58 @@ import yaml  # noqa: E402  (after the check, so that its sentence is what a user
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator  # noqa: E402
 
 SHIPPED = Path(__file__).parent / "configs"
+MAX_FILE_BYTES = 1_000_000
+MAX_YAML_DEPTH = 20
+MAX_WORKERS = 256
 
-# Constraints sit in the types: a subclass that gives a field another default keeps them.
+# Constraints and descriptions sit in the types: a subclass that gives a field another default keeps them.
 Count = Annotated[int, Field(ge=1)]
-Side = Annotated[int, Field(ge=32)]
-Pixels = Annotated[int, Field(ge=0)]
-Radius = Annotated[int, Field(ge=2)]
 Positive = Annotated[float, Field(gt=0)]
-NotNegative = Annotated[float, Field(ge=0)]
 Probability = Annotated[float, Field(ge=0, le=1)]
-BelowOne = Annotated[float, Field(ge=0, lt=1)]
+Epochs = Annotated[int, Field(ge=1, description="Passes over the data set; 1 or more.")]
+Batch = Annotated[int, Field(ge=1, description="Images per step; 1 or more. Fewer images than that make one batch.")]
+Crop = Annotated[int, Field(ge=32, description="Side of the random square crop, in pixels; 32 or more.")]
+LearningRate = Annotated[
+    float, Field(gt=0, description="Base learning rate of pretrained layers; above 0. It decays as `power` says.")
+]
+NewLearningRate = Annotated[
+    float, Field(gt=0, description="Base learning rate of the layers without pretrained values; above 0.")
+]
+WeightDecay = Annotated[float, Field(ge=0, description="Weight decay of the optimizer; 0 or more.")]
+Power = Annotated[
+    float, Field(ge=0, description="Learning rates follow lr * (1 - step / steps) ** power; 0 keeps them constant.")
+]
+Momentum = Annotated[
+    float,
+    Field(
+        ge=0,
+        lt=1,
+        description="Momentum of SGD, in [0, 1). IRN's code passes the weight decay, 1e-4, in its place; mode `fixed`"
+        " takes 0.9.",
+    ),
+]
+Rescale = Annotated[
+    tuple[Positive, Positive],
+    Field(description="Smallest and largest factor by which an image and its seed are resized at random; above 0."),
+]
+Scales = Annotated[
+    tuple[Positive, ...],
+    Field(
+        min_length=1,
+        description="Scales of the image, each seen with its horizontal flip; one or more factors above 0."
+        " The time grows with the sum of their squares.",
+    ),
+]
+ExtraScales = Annotated[
+    tuple[Positive, ...], Field(description="Scales of the network's input beside 1; factors above 0, or none.")
+]
+Bilateral = Annotated[
+    tuple[Positive, Positive, Positive],
+    Field(
+        description="Appearance kernel of the dense CRF: sigma_xy in pixels, sigma_rgb in grey levels, compatibility;"
+        " all above 0."
+    ),
+]
 
 
 class Section(BaseModel):
@@ -37,38 +85,46 @@ class Section(BaseModel):
 
 
 class Data(Section):
-    """Where the pictures and their labels are."""
+    """Where the images and their labels are."""
 
-    kind: Literal["demo", "folder", "voc", "coco"]
-    root: Path = Path("data")
-    options: dict[str, Any] = {}
-    """Passed to the data set's constructor: list file, label file, folder names."""
+    kind: Annotated[
+        Literal["demo", "folder", "voc", "coco"],
+        Field(description="Layout of the data set: folder (any images with a label file), voc, coco or demo."),
+    ]
+    root: Annotated[Path, Field(description="Folder of the data set; relative to the configuration file.")] = Path(
+        "data"
+    )
+    options: Annotated[
+        dict[str, Any],
+        Field(description="Options of that layout: list file, label file, folder names (see docs, data sets)."),
+    ] = {}
 
 
 class Training(Section):
-    """What all three trainings share. Learning rates follow lr * (1 - step / steps) ** power."""
+    """What all training sections share. Learning rates follow lr * (1 - step / steps) ** power."""
 
-    epochs: Count
-    batch: Count
-    crop: Side
-    lr: Positive
-    new_lr: Positive
-    """Learning rate of the layers without pretrained values."""
-    weight_decay: NotNegative = 1e-4
-    power: NotNegative = 0.9
+    epochs: Epochs
+    batch: Batch
+    crop: Crop
+    lr: LearningRate
+    new_lr: NewLearningRate
+    weight_decay: WeightDecay = 1e-4
+    power: Power = 0.9
 
 
 class CamTraining(Training):
     """train-cam: SGD on the multi-label soft-margin loss."""
 
-    epochs: Count = 5
-    batch: Count = 16
-    crop: Side = 512
-    lr: Positive = 0.1
-    new_lr: Positive = 1.0
-    momentum: BelowOne = 1e-4
-    """The published code passes the weight decay where the momentum belongs; .9 is what one would want."""
-    long_side: tuple[Count, Count] = (320, 640)
+    epochs: Epochs = 5
+    batch: Batch = 16
+    crop: Crop = 512
+    lr: LearningRate = 0.1
+    new_lr: NewLearningRate = 1.0
+    momentum: Momentum = 1e-4
+    long_side: Annotated[
+        tuple[Count, Count],
+        Field(description="Shortest and longest long side, in pixels, to which an image is resized at random."),
+    ] = (320, 640)
 
     @model_validator(mode="after")
     def _long_side_ordered(self) -> "CamTraining":
@@ -78,9 +134,9 @@ class CamTraining(Training):
 
 
 class SeedTraining(Training):
-    """What trainings on seeds share: pictures and seeds are rescaled by a random factor from a range."""
+    """What training on seeds shares: images and seeds are resized by a random factor from a range."""
 
-    rescale: tuple[Positive, Positive] = (0.5, 1.5)
+    rescale: Rescale = (0.5, 1.5)
 
     @model_validator(mode="after")
     def _rescale_ordered(self) -> "SeedTraining":
@@ -92,30 +148,36 @@ class SeedTraining(Training):
 class AmnTraining(SeedTraining):
     """train-amn: Adam on the balanced per-pixel loss."""
 
-    epochs: Count = 5
-    batch: Count = 16
-    crop: Side = 512
-    lr: Positive = 5e-6
-    new_lr: Positive = 1e-4
-    eps: BelowOne = 0.4
-    """Label smoothing: 1 - eps on the label, eps shared by the other channels."""
+    epochs: Epochs = 5
+    batch: Batch = 16
+    crop: Crop = 512
+    lr: LearningRate = 5e-6
+    new_lr: NewLearningRate = 1e-4
+    eps: Annotated[
+        float,
+        Field(
+            ge=0,
+            lt=1,
+            description="Label smoothing in [0, 1): 1 - eps on the label, eps shared by the other channels.",
+        ),
+    ] = 0.4
 
 
 class IrnTraining(SeedTraining):
-    """train-irn: SGD on the pair losses."""
+    """train-irn: SGD on the pair losses. `new_lr` is the learning rate of the displacement branch."""
 
-    epochs: Count = 3
-    batch: Count = 32
-    crop: Side = 512
-    lr: Positive = 0.1
-    new_lr: Positive = 1.0
-    """Learning rate of the displacement branch."""
-    momentum: BelowOne = 1e-4
-    radius: Radius = 10
-    displacement: bool = True
-    """Train the displacement branch too. Semantic masks do not use it."""
-    pad: Pixels = 512
-    """Inference fills pictures with zeros to at least this side; the network's group norms see them."""
+    epochs: Epochs = 3
+    batch: Batch = 32
+    crop: Crop = 512
+    lr: LearningRate = 0.1
+    new_lr: NewLearningRate = 1.0
+    momentum: Momentum = 1e-4
+    radius: Annotated[
+        int, Field(ge=2, description="Largest distance of a pair of pixels, at stride 4; 2 or more, up to crop / 8.")
+    ] = 10
+    displacement: Annotated[
+        bool, Field(description="Train the displacement branch too; semantic masks do not use it.")
+    ] = True
 
     @model_validator(mode="after")
     def _room_for_pairs(self) -> "IrnTraining":
@@ -152,29 +214,42 @@ class SegTraining(Section):
     lr * (1 - k / iterations) ** power, where k is the iteration rounded down to a multiple of `lr_step`.
     """
 
-    recipe: Literal["deeplabv2-voc", "deeplabv2-coco", "small"] = "deeplabv2-voc"
-    """Where the values come from that are not given."""
-    masks: Path | None = None
-    """The folder of masks ID.png to learn from; without it the run's own, from make-mask."""
-    backbone: str = "resnet101"
-    """"resnet101" is the published network; any other name is that of a backbone."""
-    weights: str | None = "imagenet"
-    iterations: Count = 20_000
-    checkpoint_every: Count = 1_000
-    """Iterations from one checkpoint to the next."""
-    batch: Count = 5
-    accumulate: Count = 2
-    """Batches whose gradients make one iteration."""
-    crop: Side = 321
-    rescale: Annotated[tuple[Positive, ...], Field(min_length=1)] = (0.5, 0.75, 1.0, 1.25, 1.5)
-    """Factors, one of which is drawn for each picture."""
-    scales: tuple[Positive, ...] = (0.5, 0.75)
-    """Scales of the network's input beside 1."""
-    lr: Positive = 2.5e-4
-    momentum: BelowOne = 0.9
-    weight_decay: NotNegative = 5e-4
-    power: NotNegative = 0.9
-    lr_step: Count = 10
+    recipe: Annotated[
+        Literal["deeplabv2-voc", "deeplabv2-coco", "small"],
+        Field(description="Source of the values that are not given: DeepLabV2 for VOC or COCO, or a small network."),
+    ] = "deeplabv2-voc"
+    masks: Annotated[
+        Path | None,
+        Field(description="Folder of masks ID.png to train on; null takes the run's own. Relative to the file."),
+    ] = None
+    backbone: Annotated[
+        str, Field(description='Feature network: "resnet101" is DeepLabV2\'s, any other name that of a backbone.')
+    ] = "resnet101"
+    weights: Annotated[
+        str | None,
+        Field(description='Initial weights: "imagenet", the path of a state dict, or null for random values.'),
+    ] = "imagenet"
+    iterations: Annotated[
+        int, Field(ge=1, description="Optimizer steps; 1 or more, a multiple of `checkpoint_every`.")
+    ] = 20_000
+    checkpoint_every: Annotated[int, Field(ge=1, description="Iterations between two checkpoints; 1 or more.")] = 1_000
+    batch: Batch = 5
+    accumulate: Annotated[
+        int, Field(ge=1, description="Batches whose gradients are summed for one iteration; 1 or more.")
+    ] = 2
+    crop: Crop = 321
+    rescale: Annotated[
+        tuple[Positive, ...],
+        Field(min_length=1, description="Factors, one of which is drawn for each image and its mask; above 0."),
+    ] = (0.5, 0.75, 1.0, 1.25, 1.5)
+    scales: ExtraScales = (0.5, 0.75)
+    lr: LearningRate = 2.5e-4
+    momentum: Annotated[float, Field(ge=0, lt=1, description="Momentum of SGD, in [0, 1).")] = 0.9
+    weight_decay: WeightDecay = 5e-4
+    power: Power = 0.9
+    lr_step: Annotated[
+        int, Field(ge=1, description="Iterations between two changes of the learning rate; 1 or more.")
+    ] = 10
 
     @model_validator(mode="before")
     @classmethod
@@ -199,48 +274,71 @@ class SegTraining(Section):
 
 
 class SegEvaluation(Section):
-    """eval-seg: the network's softmax at full size, with and without CRF. The defaults are the published test."""
+    """eval-seg: the network's softmax at full size, with and without CRF. The defaults are DeepLabV2's test."""
 
-    data: Data | None = None
-    """The set to evaluate on; without it the run's own, which the network was trained on."""
-    options: dict[str, Any] = {}
-    """Options of that set that are other ones for the evaluation, such as {ids: val}."""
-    scales: tuple[Positive, ...] = (0.5, 0.75)
-    """Scales of the network's input beside 1."""
-    mirror: bool = False
-    """Also look at the mirror image; the published test does not."""
-    window: Side | None = None
-    """Look through square windows of that side, two thirds of it apart at most; without it at the whole picture."""
-    crf: bool = True
-    gaussian: tuple[Positive, Positive] = (1.0, 3.0)
-    """sxy in pixels, compatibility."""
-    bilateral: tuple[Positive, Positive, Positive] = (67.0, 3.0, 4.0)
-    """sxy in pixels, srgb in grey levels, compatibility."""
-    iterations: Count = 10
-    save_masks: bool = False
-    """Write masks as VOC's server takes them; for COCO, with COCO's category ids."""
+    data: Annotated[
+        Data | None, Field(description="Data set to evaluate on; null takes the run's own, the training set.")
+    ] = None
+    options: Annotated[
+        dict[str, Any], Field(description="Options of that set that differ for the evaluation, such as {ids: val}.")
+    ] = {}
+    scales: ExtraScales = (0.5, 0.75)
+    mirror: Annotated[
+        bool, Field(description="Average with the horizontally flipped image; DeepLabV2's test does not.")
+    ] = False
+    window: Annotated[
+        int | None,
+        Field(
+            ge=32,
+            description="Side of overlapping square windows, 32 or more pixels; null takes the whole image at once.",
+        ),
+    ] = None
+    crf: Annotated[bool, Field(description="Score the network with the dense CRF too.")] = True
+    gaussian: Annotated[
+        tuple[Positive, Positive],
+        Field(description="Smoothness kernel of the dense CRF: sigma_xy in pixels, compatibility; both above 0."),
+    ] = (1.0, 3.0)
+    bilateral: Bilateral = (67.0, 3.0, 4.0)
+    iterations: Annotated[int, Field(ge=1, description="Mean-field iterations of the dense CRF; 1 or more.")] = 10
+    save_masks: Annotated[
+        bool, Field(description="Write the masks in the layout of VOC's server; for COCO, with its category ids.")
+    ] = False
 
 
 class Inference(Section):
-    """Scales of the picture, each with its mirror image."""
+    """make-cam: scales of the image, each with its horizontal flip."""
 
-    scales: Annotated[tuple[Positive, ...], Field(min_length=1)] = (1.0, 0.5, 1.5, 2.0)
+    scales: Scales = (1.0, 0.5, 1.5, 2.0)
 
 
 class AmnInference(Inference):
-    """make-amn-cam: what becomes of AMN's logits."""
+    """make-amn-cam: scales, and how AMN's logits become activations."""
 
-    softmax: Literal["all", "picture"] = "all"
-    """Over which channels: all C + 1 (published), or the background's and the picture's own classes."""
+    softmax: Annotated[
+        Literal["all", "image"],
+        Field(
+            description="Channels of the softmax: all C + 1 (AMN's code), or background and the image's own classes."
+        ),
+    ] = "all"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _old_value(cls, values: Any) -> Any:
+        if isinstance(values, dict) and values.get("softmax") == "picture":
+            return values | {"softmax": "image"}
+        return values
 
 
 class Seed(Section):
     """refine-seed: dense CRF on argmax([threshold, activations]) with a high and a low threshold."""
 
-    fg: Probability
-    bg: Probability
-    bilateral: tuple[Positive, Positive, Positive] = (50.0, 5.0, 10.0)
-    """sxy in pixels, srgb in grey levels, compatibility."""
+    fg: Annotated[
+        float, Field(ge=0, le=1, description="Activation above which a pixel is sure foreground, in [bg, 1].")
+    ]
+    bg: Annotated[
+        float, Field(ge=0, le=1, description="Activation below which a pixel is sure background, in [0, fg].")
+    ]
+    bilateral: Bilateral = (50.0, 5.0, 10.0)
 
     @model_validator(mode="after")
     def _ordered(self) -> "Seed":
@@ -249,70 +347,138 @@ class Seed(Section):
         return self
 
 
+class EdgeInference(Section):
+    """make-mask: the edge map of IRN."""
+
+    pad: Annotated[
+        int,
+        Field(
+            ge=0,
+            description="Pad images with zeros to at least this side, 0 for none. IRN's code pads to 512, which the"
+            " network's group norms see; mode `fixed` takes 0.",
+        ),
+    ] = 512
+
+
 class Mask(Section):
     """make-mask: random walk over the edges, then a threshold."""
 
-    radius: Radius = 5
-    beta: Positive = 10.0
-    exp_times: Annotated[int, Field(ge=0)] = 8
-    power: Positive = 1.3
-    background: Probability = 0.25
-    maximum: Literal["global", "class"] = "global"
-    """Divide scores by the maximum over all classes (published) or by each class's own."""
+    radius: Annotated[
+        int,
+        Field(
+            ge=1, le=MAX_RADIUS, description=f"Radius of the random walk's affinities, at stride 4; 1..{MAX_RADIUS}."
+        ),
+    ] = 5
+    beta: Annotated[float, Field(gt=0, description="Exponent of the affinities; above 0.")] = 10.0
+    exp_times: Annotated[
+        int,
+        Field(
+            ge=0,
+            le=MAX_EXP_TIMES["chebyshev"],
+            description=f"The random walk takes 2 ** exp_times steps; 0..{MAX_EXP_TIMES['chebyshev']}.",
+        ),
+    ] = 8
+    power: Annotated[float, Field(gt=0, description="Exponent of the activations before the walk; above 0.")] = 1.3
+    background: Annotated[
+        float, Field(ge=0, le=1, description="Score below which a pixel is background, in [0, 1].")
+    ] = 0.25
+    maximum: Annotated[
+        Literal["global", "class"],
+        Field(description="Divide scores by the maximum over all classes (IRN's code) or by each class's own."),
+    ] = "global"
 
+
+SEED_DEFAULTS = {"cam_seed": {"fg": 0.30, "bg": 0.05}, "amn_seed": {"fg": 0.45, "bg": 0.15}}
+"""A section that names one threshold keeps the other's default."""
 
 MODES: dict[str, dict[str, dict[str, Any]]] = {
-    "compat": {},  # the sections' defaults
+    "compat": SEED_DEFAULTS,
     "fixed": {
+        **SEED_DEFAULTS,
         # With a momentum of .9 a gradient moves the weights ten times as far in all, so the rates are a tenth.
         "train_cam": {"momentum": 0.9, "lr": 0.01, "new_lr": 0.1},
-        "amn": {"softmax": "picture"},
-        "train_irn": {"momentum": 0.9, "lr": 0.01, "new_lr": 0.1, "pad": 0},
+        "amn": {"softmax": "image"},
+        "train_irn": {"momentum": 0.9, "lr": 0.01, "new_lr": 0.1},
+        "edge": {"pad": 0},
         "mask": {"maximum": "class"},
     },
 }
-"""What the modes set where the configuration says nothing."""
+"""Defaults that depend on the mode or on the section."""
 
 
 class Config(Section):
     """One run."""
 
-    name: str
-    mode: Literal["compat", "fixed"] = "compat"
-    """"compat" repeats the slips of the published code that change its results; "fixed" does what it meant to do.
-
-    Either gives defaults: a setting that the configuration names is as it says. docs/fidelity.md lists them.
-    """
-    data: Data
-    run: Path
-    """The run folder: everything that the run makes."""
-    seed: Annotated[int, Field(ge=0, lt=2**48)] = 0
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    backbone: str = "resnet50"
-    weights: str | None = "imagenet"
-    """"imagenet", the path of a state dict, or null for random values."""
-    workers: Annotated[int, Field(ge=0)] = 0
-    """Processes that load pictures during training; the results do not depend on it."""
-    segmentation: bool = False
-    """Whether `amn-fast run` goes on to train-seg and eval-seg when the masks are made."""
-    train_cam: CamTraining = CamTraining()
-    cam: Inference = Inference()
-    cam_seed: Seed = Seed(fg=0.30, bg=0.05)
-    train_amn: AmnTraining = AmnTraining()
-    amn: AmnInference = AmnInference()
-    amn_seed: Seed = Seed(fg=0.45, bg=0.15)
-    train_irn: IrnTraining = IrnTraining()
-    mask: Mask = Mask()
-    train_seg: SegTraining = SegTraining()
-    eval_seg: SegEvaluation = SegEvaluation()
+    name: Annotated[str, Field(description="Name of the run, shown in the report.")]
+    mode: Annotated[
+        Literal["compat", "fixed"],
+        Field(
+            description="Defaults: `compat` repeats the quirks of the reference implementations that change results,"
+            " `fixed` does what they meant to do. A setting that is named wins over either."
+        ),
+    ] = "compat"
+    data: Annotated[Data, Field(description="The data set.")]
+    run: Annotated[
+        Path, Field(description="Run folder, for everything that the run writes; relative to the configuration file.")
+    ]
+    seed: Annotated[
+        int, Field(ge=0, lt=2**48, description="Random seed of all training; the same seed gives the same bytes.")
+    ] = 0
+    device: Annotated[
+        Literal["auto", "cpu", "cuda"],
+        Field(description="Where networks run: cuda if there is a GPU (auto), or as named."),
+    ] = "auto"
+    backend: Annotated[
+        Literal["auto", "reference", "cpu", "triton", "cuda"],
+        Field(
+            description="Implementation of the operations: the fastest that runs here (auto), or the named one without"
+            " fallback. Results agree within rounding."
+        ),
+    ] = "auto"
+    backbone: Annotated[
+        str,
+        Field(description="Feature network of CAM, AMN and IRN: resnet50 as published, efficientnet_lite0, or timm's."),
+    ] = "resnet50"
+    weights: Annotated[
+        str | None,
+        Field(description='Initial weights: "imagenet", the path of a state dict, or null for random values.'),
+    ] = "imagenet"
+    workers: Annotated[
+        int,
+        Field(
+            ge=0,
+            le=MAX_WORKERS,
+            description=f"Processes that load images during training, 0..{MAX_WORKERS}; results do not depend on it.",
+        ),
+    ] = 0
+    segmentation: Annotated[
+        bool, Field(description="Train and evaluate a segmentation network on the masks at the end of `amn-fast run`.")
+    ] = False
+    train_cam: Annotated[CamTraining, Field(description="Training of the classifier.")] = CamTraining()
+    cam: Annotated[Inference, Field(description="Class activations.")] = Inference()
+    cam_seed: Annotated[Seed, Field(description="Seeds from the class activations.")] = Seed.model_validate(
+        SEED_DEFAULTS["cam_seed"]
+    )
+    train_amn: Annotated[AmnTraining, Field(description="Training of the activation manipulation network.")] = (
+        AmnTraining()
+    )
+    amn: Annotated[AmnInference, Field(description="AMN's activations.")] = AmnInference()
+    amn_seed: Annotated[Seed, Field(description="Seeds from AMN's activations.")] = Seed.model_validate(
+        SEED_DEFAULTS["amn_seed"]
+    )
+    train_irn: Annotated[IrnTraining, Field(description="Training of IRN's edges.")] = IrnTraining()
+    edge: Annotated[EdgeInference, Field(description="Edge maps.")] = EdgeInference()
+    mask: Annotated[Mask, Field(description="Random walk and threshold of the masks.")] = Mask()
+    train_seg: Annotated[SegTraining, Field(description="Training of the segmentation network.")] = SegTraining()
+    eval_seg: Annotated[SegEvaluation, Field(description="Evaluation of the segmentation network.")] = SegEvaluation()
 
     @model_validator(mode="before")
     @classmethod
     def _from_mode(cls, values: Any) -> Any:
         if not isinstance(values, dict):
             return values
+        filled = _moved(values)
         mode = values.get("mode")
-        filled = dict(values)
         for name, defaults in MODES.get(mode if isinstance(mode, str) else "compat", {}).items():
             given = filled.get(name, {})
             if isinstance(given, dict):
@@ -320,61 +486,138 @@ class Config(Section):
         return filled
 
 
+def _moved(values: dict[str, Any]) -> dict[str, Any]:
+    """`train_irn.pad` is an inference setting: it is now `edge.pad`."""
+    training, edge = values.get("train_irn"), values.get("edge", {})
+    if not (isinstance(training, dict) and "pad" in training and isinstance(edge, dict)):
+        return dict(values)
+    rest = {key: value for key, value in training.items() if key != "pad"}
+    return values | {"train_irn": rest, "edge": {"pad": training["pad"]} | edge}
+
+
 def read_config(path: str | Path, overrides: Iterable[str] = ()) -> Config:
     """The configuration in a YAML file, or the shipped one of that name ("demo", "voc12", "coco14", "msrc").
 
     Args:
-        path: a file, or the name of a shipped configuration.
-        overrides: "section.key=value" settings that win over the file; values are YAML.
+        path: a file, or the name of a shipped configuration. Relative paths in a file are relative to its folder.
+        overrides: "section.key=value" settings that win over the file; values are YAML, relative paths in them
+            relative to the working directory.
 
     Raises:
         InputError: no such file, no YAML, an unknown name or a wrong value; the sentence names it.
     """
-    file = Path(path)
+    file, folder = Path(path), Path(path).parent
     if not file.is_file() and (SHIPPED / f"{path}.yaml").exists():
-        file = SHIPPED / f"{path}.yaml"
+        file, folder = SHIPPED / f"{path}.yaml", Path()
+    elif file.is_file() and file.resolve().parent == SHIPPED:
+        folder = Path()
     if not file.is_file():
         shipped = ", ".join(sorted(p.stem for p in SHIPPED.glob("*.yaml")))
         raise InputError(f"configuration {path} does not exist, expected a YAML file or one of {shipped}")
-    try:
-        values = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"configuration {file} is not YAML: {' '.join(str(error).split())}") from error
+    values = _read_yaml(file)
     if not isinstance(values, dict):
         raise InputError(f"configuration {file} holds {type(values).__name__}, expected names and values")
+    values = _with_paths(values, lambda value: str(folder / value))
     for override in overrides:
         _override(values, override)
+    if isinstance(training := values.get("train_irn"), dict) and "pad" in training:
+        print("amn-fast: train_irn.pad is an inference setting now, edge.pad; its value is used", file=sys.stderr)
     try:
         return Config.model_validate(values)
     except ValidationError as error:
         raise InputError(f"configuration {file}: {_sentence(error)}") from error
 
 
-def to_yaml(config: Config) -> str:
-    """The resolved configuration as YAML, in the order of its definition."""
-    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+def to_yaml(config: Config, folder: Path | None = None) -> str:
+    """The resolved configuration as YAML, in the order of its definition.
+
+    Args:
+        folder: where the text will lie as a file: paths inside that folder are written relative to it, others absolute.
+    """
+    values = config.model_dump(mode="json")
+    if folder is not None:
+        values = _with_paths(values, lambda value: _seen_from(folder, value))
+    return yaml.safe_dump(values, sort_keys=False)
+
+
+PATHS = ("run", "data.root", "weights", "train_seg.masks", "train_seg.weights", "eval_seg.data.root")
+
+
+def is_path(weights: str | None) -> bool:
+    """Whether a value of `weights` names a file."""
+    return weights not in (None, "imagenet")
+
+
+def _with_paths(values: dict[str, Any], change: Callable[[str], str]) -> dict[str, Any]:
+    """A copy of `values` in which every path is changed."""
+    values = {name: dict(value) if isinstance(value, dict) else value for name, value in values.items()}
+    for name in PATHS:
+        *sections, key = name.split(".")
+        place: Any = values
+        for section in sections:
+            place = place.get(section) if isinstance(place, dict) else None
+        if isinstance(place, dict) and isinstance(place.get(key), str) and (key != "weights" or is_path(place[key])):
+            if sections == ["eval_seg", "data"]:
+                place = values["eval_seg"]["data"] = dict(place)
+            place[key] = change(place[key])
+    return values
+
+
+def _seen_from(folder: Path, value: str) -> str:
+    path, folder = Path(value).absolute(), folder.absolute()
+    return str(path.relative_to(folder)) if path.is_relative_to(folder) else str(path)
+
+
+def _read_yaml(file: Path) -> Any:
+    if file.stat().st_size > MAX_FILE_BYTES:
+        raise InputError(f"configuration {file} has {file.stat().st_size:,} bytes, expected at most {MAX_FILE_BYTES:,}")
+    try:
+        return parse_yaml(file.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, ValueError) as error:  # among the latter: not UTF-8, numbers of thousands of digits
+        raise InputError(f"configuration {file} is not YAML: {' '.join(str(error).split())[:200]}") from error
+
+
+def parse_yaml(text: str) -> Any:
+    """The value of a YAML text without aliases (a few lines of them can stand for billions of values).
+
+    Raises:
+        yaml.YAMLError, ValueError: it is not YAML, nested too deep, or uses aliases.
+    """
+    depth = 0
+    for event in yaml.parse(text, Loader=yaml.SafeLoader):
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if depth > MAX_YAML_DEPTH:
+            raise ValueError(f"nested deeper than {MAX_YAML_DEPTH} levels")
+        if isinstance(event, yaml.AliasEvent):
+            raise ValueError(f"it refers to *{event.anchor}, expected every value written out")
+    return yaml.safe_load(text)
 
 
 def _override(values: dict[str, Any], override: str) -> None:
     name, found, value = override.partition("=")
     if not found:
-        raise InputError(f"override {override!r} has no '=', expected section.key=value")
+        raise InputError(f"override {_short(override)} has no '=', expected section.key=value")
     *sections, key = name.strip().split(".")
     place = values
     for section in sections:
         place = place.setdefault(section, {})
         if not isinstance(place, dict):
-            raise InputError(f"override {override!r}: {section} is a value, not a section")
+            raise InputError(f"override {_short(override)}: {section} is a value, not a section")
     try:
-        place[key] = yaml.safe_load(value)
-    except yaml.YAMLError as error:
-        raise InputError(f"override {override!r} has a value that is not YAML") from error
+        place[key] = parse_yaml(value)
+    except (yaml.YAMLError, ValueError) as error:
+        raise InputError(f"override {_short(override)} has a value that is not YAML") from error
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 100 else f"{text[:97]}..."
 
 
 def _sentence(error: ValidationError) -> str:
     parts = []
     for problem in error.errors()[:3]:
-        place = ".".join(str(step) for step in problem["loc"])
+        place = ".".join(_short(str(step))[1:-1] for step in problem["loc"])
         if problem["type"] == "extra_forbidden":
             parts.append(f"{place} is not a known name")
         elif problem["type"] == "missing":
@@ -382,6 +625,8 @@ def _sentence(error: ValidationError) -> str:
         else:
             text = problem["msg"].removeprefix("Value error, ")
             parts.append(
-                f"{place} is {problem['input']!r}: {text}" if problem["type"] != "value_error" else f"{place}: {text}"
+                f"{place} is {_short(problem['input'])}: {text}"
+                if problem["type"] != "value_error"
+                else f"{place}: {text}"
             )
     return "; ".join(parts)

@@ -1,92 +1,136 @@
 """A configuration is complete and checked before anything runs, and what is wrong with it takes one sentence."""
 
+import os
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 pytest.importorskip("pydantic")
 pytest.importorskip("yaml")
-from amn_fast.config import SHIPPED, Config, read_config, to_yaml
+from amn_fast.config import SHIPPED, Config, Section, read_config, to_yaml
 from amn_fast.errors import InputError
+from amn_fast.ops.random_walk import MAX_EXP_TIMES, MAX_RADIUS, random_walk
 
 SHIPPED_NAMES = sorted(path.stem for path in SHIPPED.glob("*.yaml"))
 
 
 def refusal(path, overrides=()):
-    """The sentence that refuses a configuration: one line, no class names of the checking library."""
+    """The sentence that refuses a configuration: one short line, no class names of the checking library."""
     with pytest.raises(InputError) as caught:
         read_config(path, overrides)
     text = str(caught.value)
     assert "\n" not in text
     assert "pydantic" not in text
+    assert len(text) < 1000
     return text
 
 
 @pytest.fixture
 def file(tmp_path):
     path = tmp_path / "mine.yaml"
-    path.write_text("name: mine\ndata: {kind: folder, root: pictures}\nrun: runs/mine\n")
+    path.write_text("name: mine\ndata: {kind: folder, root: images}\nrun: runs/mine\n")
     return path
 
 
-def test_the_published_settings_are_shipped():
-    assert {"demo", "msrc", "voc12", "coco14"} <= set(SHIPPED_NAMES)
-
-
-@pytest.mark.parametrize("name", SHIPPED_NAMES)
-def test_shipped_configurations_survive_being_written(name, tmp_path):
-    config = read_config(name)
-    (tmp_path / "config.yaml").write_text(to_yaml(config))
-    assert read_config(tmp_path / "config.yaml") == config
-
-
-def test_every_setting_survives_being_written(file, tmp_path):
+def test_a_resolved_configuration_reads_as_the_same(file, tmp_path):
     settings = (
         "data.options={n: 8, ids: null, classes: 'a b.txt'}",
-        "run='runs/ä: b #1'",
         "weights=null",
         "train_amn.lr=3.3e-7",
         "cam.scales=[0.1, 1]",
-        "mask.maximum=class",
+        "mode=fixed",
+        "mask.maximum=global",
         "seed=123",
+        "eval_seg.data={kind: voc, root: /elsewhere}",
     )
-    config = read_config(file, settings)
-    (tmp_path / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
-    again = read_config(tmp_path / "config.yaml")
-    assert again == config
-    assert again.run == Path("runs/ä: b #1")
-    assert again.data.options == {"n": 8, "ids": None, "classes": "a b.txt"}
-    assert again.weights is None
+    assert {"demo", "msrc", "voc12", "coco14"} <= set(SHIPPED_NAMES)
+    here = {f"run={tmp_path}", f"data.root={tmp_path / 'data'}"}
+    for config in (*(read_config(name, here) for name in SHIPPED_NAMES), read_config(file, settings)):
+        (config.run / "x").parent.mkdir(parents=True, exist_ok=True)
+        (config.run / "config.yaml").write_text(to_yaml(config, config.run), encoding="utf-8")
+        assert read_config(config.run / "config.yaml") == config
+    assert config.data.options == {"n": 8, "ids": None, "classes": "a b.txt"}
+    # In the run folder its own path is ".": a run folder may be moved.
+    moved = Path(os.fspath(config.run.rename(tmp_path / "moved")))
+    assert read_config(moved / "config.yaml").run == moved
 
 
-def test_defaults_are_the_published_ones_for_voc():
+def test_relative_paths_start_at_the_file_and_on_the_command_line_here(tmp_path, monkeypatch):
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub" / "mine.yaml").write_text(
+        "name: mine\ndata: {kind: folder, root: imagenet}\nrun: out\nweights: w.pth\n"
+        "train_seg: {masks: m, weights: imagenet}\neval_seg: {data: {kind: voc, root: /abs}}\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    config = read_config("sub/mine.yaml")
+    assert (config.run, config.data.root, config.weights) == (Path("sub/out"), Path("sub/imagenet"), "sub/w.pth")
+    assert (config.train_seg.masks, config.train_seg.weights) == (Path("sub/m"), "imagenet")
+    assert config.eval_seg.data.root == Path("/abs")
+    assert read_config("sub/mine.yaml", ["run=out", "data.root=d"]).run == Path("out")
+    assert read_config("demo").run == Path("runs/demo")
+    (tmp_path / "demo").mkdir()  # a folder of that name does not hide the shipped configuration
+    assert read_config("demo") == read_config(SHIPPED / "demo.yaml")
+
+
+def test_defaults_are_those_of_the_reference_implementations_for_voc():
     voc = read_config("voc12")
-    assert voc.backbone == "resnet50"
+    assert (voc.backbone, voc.mode, read_config("coco14").mode) == ("resnet50", "compat", "compat")
     assert (voc.train_cam.epochs, voc.train_cam.batch, voc.train_cam.crop, voc.train_cam.lr) == (5, 16, 512, 0.1)
     assert (voc.train_amn.epochs, voc.train_amn.batch, voc.train_amn.lr, voc.train_amn.new_lr) == (5, 16, 5e-6, 1e-4)
     assert (voc.cam_seed.fg, voc.cam_seed.bg, voc.amn_seed.fg, voc.amn_seed.bg) == (0.30, 0.05, 0.45, 0.15)
     assert (voc.mask.beta, voc.mask.exp_times, voc.mask.power, voc.mask.background) == (10, 8, 1.3, 0.25)
-    assert read_config("coco14").mask.background == 0.22
+    assert (voc.edge.pad, read_config("coco14").edge.pad, read_config("coco14").mask.background) == (512, 0, 0.22)
 
 
-def test_overrides_win_over_the_file(file):
+def test_every_field_says_what_it_means():
+    def fields(section, path=()):
+        for name, field in section.model_fields.items():
+            yield ".".join((*path, name)), field
+            inner = field.annotation
+            if isinstance(inner, type) and issubclass(inner, Section):
+                yield from fields(inner, (*path, name))
+
+    described = dict(fields(Config))
+    assert len(described) > 80
+    assert [name for name, field in described.items() if not field.description] == []
+
+
+def test_settings_win_over_the_file_and_sections_keep_their_other_defaults(file):
     config = read_config(
-        file, ["mask.background=0.3", "train_cam={epochs: 2}", "train_cam.batch=3", "cam.scales=[1.0]"]
+        file,
+        ["mask.background=0.3", "train_cam={epochs: 2}", "train_cam.batch=3", "cam.scales=[1.0]", "train_amn.lr=1e-4"],
     )
-    assert config.mask.background == 0.3
-    assert (config.train_cam.epochs, config.train_cam.batch) == (2, 3)
-    assert config.cam.scales == (1.0,)
-    assert read_config(file).mask.background == 0.25
+    assert (config.mask.background, config.train_cam.epochs, config.train_cam.batch) == (0.3, 2, 3)
+    assert (config.cam.scales, config.train_amn.lr) == ((1.0,), 1e-4)
+    seeds = read_config(file, ["cam_seed.fg=0.1", "amn_seed={bg: 0.2}"])
+    assert (seeds.cam_seed.fg, seeds.cam_seed.bg, seeds.amn_seed.fg, seeds.amn_seed.bg) == (0.1, 0.05, 0.45, 0.2)
+    with pytest.raises(ValueError, match="frozen"):
+        config.seed = 3
 
 
-def test_numbers_that_yaml_takes_for_text_are_numbers(file):
-    assert read_config(file, ["train_amn.lr=1e-4"]).train_amn.lr == 1e-4
+def quirks(config):
+    return {
+        "momentum": (config.train_cam.momentum, config.train_irn.momentum),
+        "rates": (config.train_cam.lr, config.train_cam.new_lr, config.train_irn.lr, config.train_irn.new_lr),
+        "pad": config.edge.pad,
+        "softmax": config.amn.softmax,
+        "maximum": config.mask.maximum,
+    }
 
 
-def test_a_folder_of_a_shipped_name_does_not_hide_it(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "demo").mkdir()
-    assert read_config("demo") == read_config(SHIPPED / "demo.yaml")
+def test_modes_set_defaults_and_a_named_setting_wins(file, capsys):
+    compat = {"momentum": (1e-4, 1e-4), "rates": (0.1, 1, 0.1, 1), "pad": 512, "softmax": "all", "maximum": "global"}
+    fixed = {"momentum": (0.9, 0.9), "rates": (0.01, 0.1, 0.01, 0.1), "pad": 0, "softmax": "image"}
+    assert quirks(read_config(file)) == quirks(read_config(file, ["mode=compat"])) == compat
+    assert quirks(read_config(file, ["mode=fixed"])) == fixed | {"maximum": "class"}
+    config = read_config(file, ["mode=fixed", "mask.maximum=global", "train_cam.momentum=0.5", "train_cam.epochs=2"])
+    assert (config.mask.maximum, config.train_cam.momentum, config.train_cam.lr) == ("global", 0.5, 0.01)
+    assert capsys.readouterr().err == ""
+    # Names of earlier versions.
+    old = read_config(file, ["mode=fixed", "train_irn.pad=7", "amn.softmax=picture"])
+    assert (old.edge.pad, old.amn.softmax) == (7, "image")
+    assert capsys.readouterr().err.count("\n") == 1
 
 
 def test_a_file_that_is_not_there_is_answered_with_what_is():
@@ -95,36 +139,39 @@ def test_a_file_that_is_not_there_is_answered_with_what_is():
     )
 
 
-@pytest.mark.parametrize(
-    ("content", "sentence"),
-    [
+def test_files_of_another_kind(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "bad.yaml"
+    bomb = "a0: &a0 [x]\n" + "".join(f"a{k}: &a{k} [{', '.join([f'*a{k - 1}'] * 9)}]\n" for k in range(1, 30))
+    for content, sentence in (
         (b"name: [", "is not YAML"),
         (b"\xff\xfe\x00", "is not YAML"),
         (b"a: !!python/object/apply:os.system ['touch owned']", "is not YAML"),
         (b"", "holds NoneType, expected names and values"),
         (b"- a\n- b\n", "holds list, expected names and values"),
         (b"{}", "name is missing; data is missing; run is missing"),
-    ],
-    ids=["open bracket", "not UTF-8", "code", "empty", "a list", "nothing in it"],
-)
-def test_files_of_another_kind(tmp_path, monkeypatch, content, sentence):
-    monkeypatch.chdir(tmp_path)
-    path = tmp_path / "bad.yaml"
-    path.write_bytes(content)
-    text = refusal(path)
-    assert str(path) in text
-    assert sentence in text
+        (bomb.encode(), "refers to *a0, expected every value written out"),
+        (b"name: " + b"[" * 50_000, "nested deeper than 20 levels"),
+        (b"seed: " + b"9" * 5_000, "is not YAML: Exceeds the limit"),
+        (b"name: x\ndata: {kind: folder}\nrun: r\nseed: " + b"9" * 4_000, "seed is 9999"),
+        (b"name: x\n" + b"#" * 1_000_000, "has 1,000,008 bytes, expected at most 1,000,000"),
+    ):
+        path.write_bytes(content)
+        text = refusal(path)
+        assert str(path) in text
+        assert sentence in text
     assert [p.name for p in tmp_path.iterdir()] == ["bad.yaml"]
 
 
-@pytest.mark.parametrize(
-    ("override", "sentence"),
-    [
+def test_wrong_settings_are_named(file):
+    for override, sentence in (
         ("maks.background=0.3", "maks is not a known name"),
         ("mask.backgruond=0.3", "mask.backgruond is not a known name"),
         ("mask.background=1.5", "mask.background is 1.5: Input should be less than or equal to 1"),
         ("mask.background=.nan", "mask.background is nan"),
         ("mask.maximum=both", "mask.maximum is 'both': Input should be 'global' or 'class'"),
+        (f"mask.radius={MAX_RADIUS + 1}", f"mask.radius is {MAX_RADIUS + 1}: Input should be less than or equal to"),
+        (f"mask.exp_times={MAX_EXP_TIMES['chebyshev'] + 1}", "mask.exp_times is 31: Input should be less than"),
         ("train_cam.epochs=0", "train_cam.epochs is 0: Input should be greater than or equal to 1"),
         ("train_cam.epochs=two", "train_cam.epochs is 'two'"),
         ("train_amn.lr=.inf", "train_amn.lr is inf"),
@@ -133,71 +180,44 @@ def test_files_of_another_kind(tmp_path, monkeypatch, content, sentence):
         ("train_cam.long_side=[640, 320]", "train_cam: long_side (640, 320), expected shortest <= longest"),
         ("train_cam.long_side=[0, 320]", "train_cam.long_side.0 is 0"),
         ("train_amn.rescale=[1.5, 0.5]", "train_amn: rescale (1.5, 0.5), expected smallest <= largest"),
-        ("train_irn.rescale=[1.5, 0.5]", "train_irn: rescale (1.5, 0.5), expected smallest <= largest"),
-        ("train_amn.rescale=[-1, 0.5]", "train_amn.rescale.0 is -1"),
+        ("train_irn.rescale=[-1, 0.5]", "train_irn.rescale.0 is -1"),
         ("train_irn={crop: 64}", "crop 64 leaves no room for pairs of radius 10, expected 80 or more"),
         ("cam.scales=[]", "cam.scales is []"),
         ("amn.scales=[1.0, 0]", "amn.scales.1 is 0"),
         ("cam_seed={fg: 0.2, bg: 0.3}", "bg threshold 0.3 is above fg threshold 0.2, expected bg <= fg"),
-        ("cam_seed={fg: 0.2}", "cam_seed.bg is missing"),
+        ("cam_seed.fg=0.01", "bg threshold 0.05 is above fg threshold 0.01, expected bg <= fg"),
         ("amn_seed={fg: 0.4, bg: 0.1, bilateral: [50, 0, 10]}", "amn_seed.bilateral.1 is 0"),
         ("seed=-1", "seed is -1"),
         ("seed=99999999999999999999", "seed is 99999999999999999999"),
+        ("workers=100000", "workers is 100000: Input should be less than or equal to 256"),
         ("data.kind=coco2014", "data.kind is 'coco2014': Input should be 'demo', 'folder', 'voc' or 'coco'"),
         ("device=tpu", "device is 'tpu'"),
+        ("backend=fpga", "backend is 'fpga'"),
+        ("mode=published", "mode is 'published': Input should be 'compat' or 'fixed'"),
+        ("mode=[fixed]", "mode is ['fixed']"),
         ("name.x=1", "override 'name.x=1': name is a value, not a section"),
         ("mask.background", "override 'mask.background' has no '=', expected section.key=value"),
         ("mask.background=[", "override 'mask.background=[' has a value that is not YAML"),
-    ],
-)
-def test_wrong_settings_are_named(file, override, sentence):
-    assert sentence in refusal(file, [override])
-
-
-def test_several_faults_are_said_at_once(file):
+        (f"seed={'9' * 5000}", "has a value that is not YAML"),
+    ):
+        assert sentence in refusal(file, [override]), override
     text = refusal(file, ["mask.background=2", "maks=1", "train_cam.epochs=0"])
-    assert "mask.background" in text
-    assert "maks" in text
-    assert "train_cam.epochs" in text
+    assert all(name in text for name in ("mask.background", "maks", "train_cam.epochs"))
 
 
-def test_a_configuration_is_not_changed_by_accident(file):
-    config = read_config(file)
-    with pytest.raises(ValueError, match="frozen"):
-        config.seed = 3
-    assert isinstance(config, Config)
+def test_bounds_of_the_walk_are_those_of_the_operation(file):
+    """The configuration takes what the operation takes, and refuses what it refuses."""
+    maps, edge = np.ones((1, 2, 2), np.float32), np.zeros((2, 2), np.float32)
 
+    def taken(call):
+        try:
+            call()
+        except InputError:
+            return False
+        return True
 
-def slips(config):
-    return {
-        "momentum": (config.train_cam.momentum, config.train_irn.momentum),
-        "rates": (config.train_cam.lr, config.train_cam.new_lr, config.train_irn.lr, config.train_irn.new_lr),
-        "pad": config.train_irn.pad,
-        "softmax": config.amn.softmax,
-        "maximum": config.mask.maximum,
-    }
-
-
-def test_the_modes_set_what_the_published_code_slips_on(file):
-    compat = {"momentum": (1e-4, 1e-4), "rates": (0.1, 1, 0.1, 1), "pad": 512, "softmax": "all", "maximum": "global"}
-    fixed = {"momentum": (0.9, 0.9), "rates": (0.01, 0.1, 0.01, 0.1), "pad": 0, "softmax": "picture"}
-    assert slips(read_config(file)) == slips(read_config(file, ["mode=compat"])) == compat
-    assert slips(read_config(file, ["mode=fixed"])) == fixed | {"maximum": "class"}
-
-
-def test_a_given_setting_goes_before_the_modes(file):
-    config = read_config(file, ["mode=fixed", "mask.maximum=global", "train_cam.momentum=0.5", "train_cam.epochs=2"])
-    assert (config.mask.maximum, config.train_cam.momentum, config.train_cam.lr) == ("global", 0.5, 0.01)
-    assert read_config("voc12").mode == read_config("coco14").mode == "compat"
-
-
-def test_a_resolved_configuration_keeps_its_values_when_read_again(file, tmp_path):
-    config = read_config(file, ["mode=fixed", "mask.maximum=global"])
-    (tmp_path / "config.yaml").write_text(to_yaml(config))
-    assert read_config(tmp_path / "config.yaml") == config
-
-
-@pytest.mark.parametrize("mode", ["published", "3", "[fixed]"])
-def test_an_unknown_mode_is_named(file, mode):
-    assert "mode is" in refusal(file, [f"mode={mode}"])
-    assert "'compat' or 'fixed'" in refusal(file, [f"mode={mode}"])
+    for key, bound in (("radius", MAX_RADIUS), ("exp_times", MAX_EXP_TIMES["chebyshev"])):
+        for value in (-1, 0, 1, bound, bound + 1):
+            walk = {"exp_times": 1, key: value}
+            configured = taken(lambda key=key, value=value: read_config(file, [f"mask.{key}={value}"]))
+            assert configured == taken(lambda walk=walk: random_walk(maps, edge, **walk)), (key, value)

@@ -1,6 +1,7 @@
 """What a data set is to the rest of the project: ids, images, image-level labels and perhaps ground truth."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
@@ -34,6 +35,14 @@ class Dataset(Protocol):
 
     def truth(self, id: str) -> NDArray[np.uint8] | None:
         """The former name of `ground_truth`."""
+        ...
+
+    def image_file(self, id: str) -> Path | None:
+        """The file that holds the image; None where there is none."""
+        ...
+
+    def truth_file(self, id: str) -> Path | None:
+        """The file from which the ground-truth mask is read; None where there is none."""
         ...
 
     def missing(self) -> dict[str, list[str]]:

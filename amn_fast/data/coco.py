@@ -172,6 +172,9 @@ class InstanceMasks:
     def __init__(self, instances: Instances, images: Mapping[str, Path]) -> None:
         self._instances, self._images = instances, images
 
+    def file(self, id: str) -> Path | None:
+        return self._instances.path if id in self._instances.file_names else None
+
     def __call__(self, id: str) -> NDArray[np.uint8] | None:
         if id not in self._instances.file_names:
             return None
@@ -192,7 +195,9 @@ def _find_images(root: Path, folder: Path, file_names: Mapping[str, str]) -> dic
         if name in present:
             found[id] = folder / name
         elif "/" in name and not name.startswith(("../", "/")):
-            found |= {id: place / name for place in (root, folder) if (place / name).is_file()}
+            place = next((place for place in (folder, root) if (place / name).is_file()), None)
+            if place is not None:
+                found[id] = place / name
     return found
 
 

@@ -1,7 +1,8 @@
 """A data set in files of any layout: images, a source of labels and perhaps masks, joined by id."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +19,17 @@ __all__ = ["FileDataset", "GroundTruth", "MaskFiles", "find_images", "find_pictu
 find_pictures = find_images
 """The former name of `find_images`."""
 
-GroundTruth = Callable[[str], NDArray[np.uint8] | None]
+
+class GroundTruth(Protocol):
+    """Ground truth by id."""
+
+    def __call__(self, id: str) -> NDArray[np.uint8] | None:
+        """The mask, (H, W) uint8; None where there is none."""
+        ...
+
+    def file(self, id: str) -> Path | None:
+        """The file that the mask is read from; None where there is none."""
+        ...
 
 
 class FileDataset:
@@ -58,6 +69,12 @@ class FileDataset:
 
     truth = ground_truth
 
+    def image_file(self, id: str) -> Path | None:
+        return self._images.get(id)
+
+    def truth_file(self, id: str) -> Path | None:
+        return self._ground_truth.file(id) if self._ground_truth else None
+
     def missing(self) -> dict[str, list[str]]:
         return {
             "image": [id for id in self.ids if id not in self._images],
@@ -79,9 +96,7 @@ class FileDataset:
 class MaskFiles:
     """Ground truth from the masks `folder/ID.png`; None where there is no such file."""
 
-    def __init__(
-        self, folder: Path, images: Mapping[str, Path], n_classes: int, foreground: int | None = None
-    ) -> None:
+    def __init__(self, folder: Path, images: Mapping[str, Path], n_classes: int, foreground: int | None = None) -> None:
         """Find the masks.
 
         Args:
@@ -99,6 +114,9 @@ class MaskFiles:
         require_some_match(self._files, images, folder, "masks")
         if foreground is None:
             require_class_ids((path for id, path in self._files.items() if id in images), n_classes)
+
+    def file(self, id: str) -> Path | None:
+        return self._files.get(id)
 
     def __call__(self, id: str) -> NDArray[np.uint8] | None:
         path = self._files.get(id)

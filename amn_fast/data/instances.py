@@ -58,7 +58,9 @@ class Instances:
             number = _number(row.get("id"), f"{self.path}: a category's id")
             name = row.get("name")
             if number in named:
-                raise InputError(f"{self.path}: the categories {named[number]!r} and {name!r} have the same id {number}")
+                raise InputError(
+                    f"{self.path}: the categories {named[number]!r} and {name!r} have the same id {number}"
+                )
             named[number] = name
             if is_background(name):
                 self._background_ids.add(number)
@@ -75,13 +77,16 @@ class Instances:
                 raise InputError(f"{self.path}: the images {self.file_names[id]!r} and {name!r} have the same id {id}")
             if name in id_of:
                 raise InputError(f"{self.path}: the images {id_of[name]} and {id} have the same file_name {name!r}")
-            size = tuple(row.get(side) for side in ("height", "width"))
-            if not all(type(side) is int and side > 0 for side in size) or math.prod(size) > _MOST_PIXELS:
-                found = f"{size[0]!r:.20} and {size[1]!r:.20}" if None not in size else "none"
-                raise InputError(f"{self.path}: image {id} has as height and width {found}, expected integers")
+            height: Any = row.get("height")
+            width: Any = row.get("width")
+            if not (_is_side(height) and _is_side(width) and height * width <= _MOST_PIXELS):
+                found = f"{_shown(height)} and {_shown(width)}"
+                raise InputError(
+                    f"{self.path}: height and width of image {id} are {found}, expected integers from 1 on"
+                )
             id_of[name] = id
             self.file_names[id] = name
-            self.sizes[id] = size
+            self.sizes[id] = (height, width)
 
     def _read_annotations(self, rows: Iterable[dict[str, Any]]) -> None:
         image_of: dict[int, str] = {}
@@ -161,7 +166,7 @@ def _rows(value: Any, key: str, path: Path) -> list[dict[str, Any]]:
     rows = value.get(key) if isinstance(value, dict) else None
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
         raise InputError(
-            f"{path}: is {describe_json(value)}, no instances file; expected lists of images, categories and annotations"
+            f"{path}: is {describe_json(value)}, no instances file; expected lists of images, categories, annotations"
         )
     return rows
 
@@ -190,6 +195,10 @@ def _box(box: Any, size: tuple[int, int], what: str) -> NDArray[np.bool_]:
 
 def _clip(value: int, most: int) -> int:
     return max(0, min(value, most))
+
+
+def _is_side(value: Any) -> bool:
+    return type(value) is int and value > 0
 
 
 def _is_finite(value: Any) -> bool:

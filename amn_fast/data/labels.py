@@ -46,14 +46,12 @@ _ONE_LABEL = frozenset({"label", "class", "category", "tag", "class_name"})
 _ALL_LABELS = frozenset({"labels", "classes", "categories", "tags", "class_names"})
 
 
-def open_labels(
-    source: Path | str, classes: tuple[str, ...] | None = None, *, foreground: int | None = None
-) -> Labels:
+def open_labels(source: Path | str, classes: tuple[str, ...] | None = None, *, foreground: int | None = None) -> Labels:
     """Open a source of image-level labels.
 
     Args:
-        source: a label file (`.csv`, `.tsv`, `.txt`, `.json`), COCO's instances (`.json`), `cls_labels.npy` of IRN's and
-            AMN's code, a folder of VOC annotations (`.xml`), or a folder of masks (`.png`).
+        source: a label file (`.csv`, `.tsv`, `.txt`, `.json`), COCO's instances (`.json`), IRN's and AMN's
+            `cls_labels.npy`, a folder of VOC annotations (`.xml`), or a folder of masks (`.png`).
         classes: the names, in the order of the vectors; without them a file's own names count, in its order.
         foreground: the value of the foreground in binary masks, see `amn_fast.data.image.read_mask`.
 
@@ -75,7 +73,9 @@ def open_labels(
     if suffix == ".npy":
         return _from_npy(source, classes)
     found = describe_content(read_bytes(source)[:512]) if source.is_file() else "missing"
-    raise InputError(f"{source}: is {found}, no source of labels; expected .csv, .json, .npy, a folder of .xml or of masks")
+    raise InputError(
+        f"{source}: is {found}, no source of labels; expected .csv, .json, .npy, a folder of .xml or of masks"
+    )
 
 
 def describe_labels(labels: Labels) -> str:
@@ -110,7 +110,9 @@ def write_labels(path: Path | str, labels: Mapping[str, Vector], classes: Sequen
         write_json(path, {"classes": list(classes), "labels": named})
     elif path.suffix.lower() == ".csv":
         if len(classes) == 1 and classes[0].lower() in _ONE_LABEL | _ALL_LABELS:
-            raise InputError(f"{path}: a single class called {classes[0]!r} cannot be told from the column of that name")
+            raise InputError(
+                f"{path}: a single class called {classes[0]!r} cannot be told from the column of that name"
+            )
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
         writer.writerow(["id", *classes])
@@ -210,7 +212,9 @@ def _parse_json(value: Any, path: Path) -> tuple[tuple[str, ...], dict[str, list
     rows = value["labels"] if full else value
     if not isinstance(rows, dict) or not all(isinstance(names, list) for names in rows.values()):
         found = describe_json(value)
-        if isinstance(rows, dict) and (wrong := next((id for id, names in rows.items() if not isinstance(names, list)), None)):
+        if isinstance(rows, dict) and (
+            wrong := next((id for id, names in rows.items() if not isinstance(names, list)), None)
+        ):
             found += f", where {wrong[:30]!r} is {describe_json(rows[wrong])}"
         raise InputError(f'{path}: is {found}; expected {{"classes": [names], "labels": {{id: [names]}}}}')
     for id, names in rows.items():
@@ -245,7 +249,7 @@ def _from_npy(path: Path, classes: tuple[str, ...] | None) -> Labels:
 
 
 def _from_xml(folder: Path, files: dict[str, Path], classes: tuple[str, ...] | None) -> Labels:
-    """The names of the objects in VOC annotations, `difficult` ones included as in the labels of IRN's and AMN's code."""
+    """The names of the objects in VOC annotations, `difficult` ones included, as in IRN's and AMN's labels."""
     if classes is None:
         classes = check_classes(sorted({name for path in files.values() for name in _objects(path)}), folder)
     return Labels(classes, files, partial(_xml_vector, files, classes))

@@ -9,7 +9,7 @@ import io
 import math
 import pickle
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -206,24 +206,27 @@ for _core in ("numpy.core", "numpy._core"):
     _ALLOWED[f"{_core}.numeric", "_frombuffer"] = _from_buffer
 
 
+_PythonUnpickler: Any = pickle._Unpickler  # the stubs say that it is the one in C
 _UNUSED = frozenset(
     (
         pickle.INST, pickle.OBJ, pickle.NEWOBJ, pickle.NEWOBJ_EX, pickle.EXT1, pickle.EXT2, pickle.EXT4, pickle.PERSID,
-        pickle.BINPERSID, pickle.EMPTY_SET, pickle.ADDITEMS, pickle.FROZENSET, pickle.BYTEARRAY8, pickle.NEXT_BUFFER,
+        pickle.BINPERSID, pickle.EMPTY_SET, pickle.ADDITEMS, pickle.FROZENSET, pickle.NEXT_BUFFER,
         pickle.READONLY_BUFFER,
     )
 )  # fmt: skip
 """Instructions that no such file has."""
 
 
-class _Reader(pickle._Unpickler):
+class _Reader(_PythonUnpickler):
     """The unpickler in Python, kept to the instructions of plain data, `np.save` and `torch.save`.
 
     Its table of memorised objects is a dictionary, where the one in C takes gigabytes for a large index. No instruction
     hashes a nest of tuples, and none changes anything but the stand-ins.
     """
 
-    dispatch = {code: run for code, run in pickle._Unpickler.dispatch.items() if bytes([code]) not in _UNUSED}
+    dispatch: ClassVar[dict[int, Any]] = {
+        code: run for code, run in _PythonUnpickler.dispatch.items() if bytes([code]) not in _UNUSED
+    }
 
     def find_class(self, module: str, name: str) -> Any:
         try:
@@ -247,6 +250,13 @@ class _Reader(pickle._Unpickler):
     def load_setitems(self) -> None:
         self._set(self.pop_mark())
 
+    def load_bytearray8(self) -> None:
+        size = int.from_bytes(self.read(8), "little")
+        content = self.read(size)  # before the room for it is made
+        if len(content) != size:
+            raise EOFError
+        self.stack.append(bytearray(content))
+
     def load_dict(self) -> None:
         items = self.pop_mark()
         self.stack.append({})
@@ -266,6 +276,7 @@ class _Reader(pickle._Unpickler):
         pickle.SETITEM[0]: load_setitem,
         pickle.SETITEMS[0]: load_setitems,
         pickle.DICT[0]: load_dict,
+        pickle.BYTEARRAY8[0]: load_bytearray8,
     }
 
 

@@ -77,7 +77,9 @@ def check_ids(path: Path | str, mask: NDArray[np.uint8], n_classes: int) -> None
         raise InputError(f"{path}: holds the unknown ids {found}, expected 0..{n_classes} or {IGNORE}{remedy}")
 
 
-def check_labels(path: Path | str, mask: NDArray[np.uint8], labels: NDArray[np.bool_], classes: tuple[str, ...]) -> None:
+def check_labels(
+    path: Path | str, mask: NDArray[np.uint8], labels: NDArray[np.bool_], classes: tuple[str, ...]
+) -> None:
     """Raise InputError when `mask`, read from `path`, shows a class that the image's `labels`, (C,) bool, lack."""
     shown = np.unique(mask[(mask > 0) & (mask != IGNORE)]) - 1
     extra = [classes[index] for index in shown if not labels[index]]

@@ -14,8 +14,33 @@ IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".
 """The endings of the image files that are read."""
 
 OTHER_IMAGE_SUFFIXES = frozenset(
-    ".heic .heif .avif .jxl .jp2 .j2k .jfif .jpe .ppm .pgm .pbm .pnm .tga .psd .exr .hdr .svg .eps .dcm .nii .dng .cr2 "
-    ".nef .arw .raw".split()
+    [
+        ".heic",
+        ".heif",
+        ".avif",
+        ".jxl",
+        ".jp2",
+        ".j2k",
+        ".jfif",
+        ".jpe",
+        ".ppm",
+        ".pgm",
+        ".pbm",
+        ".pnm",
+        ".tga",
+        ".psd",
+        ".exr",
+        ".hdr",
+        ".svg",
+        ".eps",
+        ".dcm",
+        ".nii",
+        ".dng",
+        ".cr2",
+        ".nef",
+        ".arw",
+        ".raw",
+    ]
 )
 """The endings of image files that are not read, so that they can be named."""
 
@@ -179,6 +204,5 @@ def require_some_match(found: dict[str, Path], ids: Collection[str], folder: Pat
     """Raise InputError when `folder` holds `what`, and none of them has the id of an image."""
     if found and ids and not any(id in ids for id in found):
         raise InputError(
-            f"{folder}: none of its {what}, {list_ids(sorted(found), 3)}, has the id of an image, "
-            f"such as {min(ids)!r}"
+            f"{folder}: none of its {what}, {list_ids(sorted(found), 3)}, has the id of an image, such as {min(ids)!r}"
         )

@@ -18,8 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from amn_fast._extras import require
-from amn_fast.data.names import find_files, find_images
 from amn_fast.data.legacy import read_legacy, write_legacy
+from amn_fast.data.names import find_files, find_images
 from amn_fast.data.store import Activations, read_activations, write_activations
 from amn_fast.errors import InputError
 
@@ -97,9 +97,9 @@ def write_published(path: Path | str, activations: Activations, *, background: b
     Args:
         path: the file to write.
         activations: labels from 1.
-        background: with AMN's channel for the background before the classes, which its steps after AMN expect. The store
-            does not hold it: it is written as 1 - the highest class, and skipped there. An image without any class gets
-            `keys` alone, as in the COCO variant.
+        background: with AMN's channel for the background before the classes, which its steps after AMN expect. The
+            store does not hold it: it is written as 1 - the highest class, and skipped there. An image without any
+            class gets `keys` alone, as in the COCO variant.
 
     Raises:
         MissingExtra: PyTorch is not installed; `keys` and `cam` are tensors.

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from amn_fast.errors import InputError
 from amn_fast.ops import random_walk as ops
-from amn_fast.ops._backend import choose
+from amn_fast.ops._arrays import choose_backend
 
 
 def walk_tensors(xs: list[Any], edges: list[Any], settings: ops.WalkSettings) -> list[Tensor]:
@@ -22,7 +22,7 @@ def walk_tensors(xs: list[Any], edges: list[Any], settings: ops.WalkSettings) ->
     ops.checked_radius(settings.radius)
     ops.checked_beta(settings.beta)
     ops.polynomials([settings.exp_times], settings.method, settings.tolerance)
-    backend = choose(settings.backend, "random_walk", _tensor_backends(xs[0].device))
+    backend = choose_backend(settings.backend, "random_walk", _tensor_backends(xs[0].device))
     return torch.ops.amn_fast.random_walk(xs, edges, *settings._replace(beta=float(settings.beta), backend=backend))
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from amn_fast._native import native
 from amn_fast.errors import InputError
 from amn_fast.kernels.merge import reference
-from amn_fast.ops._torch import resolve
+from amn_fast.ops._arrays import tensor_backend
 
 Array = NDArray[np.floating]
 
@@ -43,7 +43,7 @@ def merge_cam(maps, size, valid, *, backend="auto"):  # type: ignore[no-untyped-
         InputError: a shape or a value is not as above, or a map holds NaN or infinity.
     """
     tensors, size, classes = _checked("merge_cam", maps, size, valid, 0)
-    chosen = resolve(backend, "merge_cam", tensors[0].device.type)
+    chosen = tensor_backend(backend, "merge_cam", tensors[0].device.type)
     if chosen == "reference":
         if not torch.compiler.is_compiling():
             _check_finite("merge_cam", tensors)
@@ -93,7 +93,7 @@ def merge_amn(maps, size, valid, seed, *, backend="auto"):  # type: ignore[no-un
         raise InputError(f"merge_amn: seed is {tuple(seed.shape)} {seed.dtype}, expected {size} torch.uint8")
     if seed.device != tensors[0].device:
         raise InputError(f"merge_amn: seed is on {seed.device}, expected {tensors[0].device}, as the maps")
-    chosen = resolve(backend, "merge_amn", tensors[0].device.type)
+    chosen = tensor_backend(backend, "merge_amn", tensors[0].device.type)
     if chosen == "reference":
         if not torch.compiler.is_compiling():
             _check_finite("merge_amn", tensors)

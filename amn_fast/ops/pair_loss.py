@@ -1,6 +1,5 @@
 """IRN's affinity and displacement losses over pairs of pixels."""
 
-from functools import cache
 from typing import Any, NamedTuple
 
 import torch
@@ -9,8 +8,7 @@ from torch import Tensor
 from amn_fast._native import native
 from amn_fast.errors import InputError
 from amn_fast.kernels.pair_loss import reference
-from amn_fast.kernels.pair_loss.paths import half_plane, path
-from amn_fast.ops._torch import resolve
+from amn_fast.ops._arrays import tensor_backend
 
 
 class PairLossTerms(NamedTuple):
@@ -90,7 +88,7 @@ def pair_sums(
     For means over more than one batch or process: add both, then `pair_means`.
     """
     _check(edge_logits, displacement, labels, radius)
-    chosen = resolve(backend, "pair_loss", edge_logits.device.type)
+    chosen = tensor_backend(backend, "pair_loss", edge_logits.device.type)
     if chosen == "reference":
         return reference.pair_sums(edge_logits, displacement, labels, radius, ignore_index)
     sums, counts, _ = _pair_sums(edge_logits, displacement, labels, radius, ignore_index, chosen)
@@ -109,7 +107,7 @@ def _pair_sums(
 
         return triton.forward(edge, moved, labels, radius, ignore_index)
     tallies = labels.new_empty((len(labels), 7, *labels.shape[1:]), dtype=torch.int32)
-    sums, counts = _problem(edge, moved, labels, radius, ignore_index).forward(_offsets(radius), tallies.data_ptr())
+    sums, counts = _problem(edge, moved, labels, radius, ignore_index).forward(tallies.data_ptr())
     return torch.tensor(sums, dtype=edge.dtype), torch.tensor(counts), tallies
 
 
@@ -172,7 +170,7 @@ def _dense(edge_logits: Tensor, displacement: Tensor) -> tuple[Tensor, Tensor]:
 
 def _problem(edge: Tensor, displacement: Tensor, labels: Tensor, radius: int, ignore_index: int) -> Any:
     """The C++ kernel's view of the tensors, which must outlive it."""
-    assert native is not None  # `resolve` has seen to it
+    assert native is not None  # `tensor_backend` has seen to it
     kind = native.PairLoss64 if edge.dtype == torch.float64 else native.PairLoss32
     return kind(
         edge=edge.data_ptr(),
@@ -183,13 +181,6 @@ def _problem(edge: Tensor, displacement: Tensor, labels: Tensor, radius: int, ig
         ignore_index=ignore_index,
         threads=torch.get_num_threads(),
     )
-
-
-@cache
-def _offsets(radius: int) -> list[Any]:
-    """The half-plane and its paths for the C++ kernel."""
-    assert native is not None
-    return [native.PairOffset(*offset, path(offset)) for offset in half_plane(radius)]
 
 
 def _check(edge_logits: Tensor, displacement: Tensor, labels: Tensor, radius: int) -> None:

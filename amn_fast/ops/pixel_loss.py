@@ -8,7 +8,7 @@ from torch import Tensor
 from amn_fast._native import native
 from amn_fast.errors import InputError
 from amn_fast.kernels.pixel_loss import reference
-from amn_fast.ops._torch import resolve
+from amn_fast.ops._arrays import tensor_backend
 
 TYPES = {torch.float32: 0, torch.float64: 1, torch.float16: 2, torch.bfloat16: 3}  # of kernels/pixel_loss/cpu.hpp
 
@@ -52,7 +52,7 @@ def pixel_sums(
     For means over more than one batch or process: add both, then `balanced_mean`.
     """
     _check(logits, labels, eps)
-    chosen = resolve(backend, "pixel_loss", logits.device.type)
+    chosen = tensor_backend(backend, "pixel_loss", logits.device.type)
     if chosen == "reference":
         if not torch.compiler.is_compiling():
             small = reference.sample_labels(labels, *logits.shape[2:])
@@ -152,7 +152,7 @@ def _arithmetic(logits: Tensor) -> torch.dtype:
 
 def _problem(logits: Tensor, labels: Tensor, eps: float, ignore_index: int) -> Any:
     """The C++ kernel's view of the tensors, which must outlive it."""
-    assert native is not None  # `resolve` has seen to it
+    assert native is not None  # `tensor_backend` has seen to it
     return native.PixelLoss(
         logits=logits.data_ptr(),
         type=TYPES[logits.dtype],

@@ -5,7 +5,6 @@ The published walk squares a dense (h·w)² matrix; this one takes steps over th
 and by default only as many as a Chebyshev expansion of the matrix power needs.
 """
 
-import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
@@ -16,7 +15,7 @@ from numpy.typing import NDArray
 from amn_fast import _native
 from amn_fast.errors import InputError
 from amn_fast.kernels.random_walk import reference
-from amn_fast.ops._backend import choose
+from amn_fast.ops._arrays import choose_backend, is_tensor, thread_count
 
 METHODS = ("chebyshev", "steps")
 TOLERANCE = 1e-6
@@ -72,7 +71,7 @@ def random_walk(
     maps, edges = (list(x), list(edge)) if several else ([x], [edge])
     settings = WalkSettings(radius, beta, exp_times, method, tolerance, backend, thread_count(threads))
     results: list[Any]
-    if any(_is_tensor(part) for part in maps):
+    if any(is_tensor(part) for part in maps):
         from amn_fast.ops._walk_tensors import walk_tensors
 
         results = walk_tensors(maps, edges, settings)
@@ -95,7 +94,7 @@ class Affinities:
     def __init__(self, edge: Array, *, radius: int = 5, beta: float = 10, backend: str = "auto") -> None:
         self.radius, self.beta = checked_radius(radius), checked_beta(beta)
         self.edge = _checked_edge(np.asarray(edge))
-        self.backend = choose(backend, "random_walk", _array_backends())
+        self.backend = choose_backend(backend, "random_walk", _array_backends())
         if self.backend == "cpu":
             self._native = _native.native.WalkAffinities(  # type: ignore[union-attr]
                 np.ascontiguousarray(self.edge, np.float32), self.radius, self.beta
@@ -158,11 +157,6 @@ def walk_arrays(xs: Sequence[Array], edges: Sequence[Array], settings: WalkSetti
         return list(pool.map(walk_one, xs, edges))
 
 
-def _is_tensor(value: Any) -> bool:
-    """Without importing PyTorch."""
-    return type(value).__module__.partition(".")[0] == "torch"
-
-
 def _array_backends() -> dict[str, str]:
     return {"cpu": _native.missing, "reference": "", "triton": "it takes CUDA tensors, not arrays on the CPU"}
 
@@ -187,14 +181,6 @@ def polynomials(exp_times: list[int], method: str, tolerance: float) -> NDArray[
     for row, values in zip(result, rows, strict=True):
         row[: len(values)] = values
     return result
-
-
-def thread_count(threads: int | None) -> int:
-    if threads is None:
-        return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    if not isinstance(threads, int | np.integer) or threads < 1:
-        raise InputError(f"threads is {threads!r}, expected a whole number of at least 1, or None for all")
-    return int(threads)
 
 
 def checked_radius(radius: int) -> int:

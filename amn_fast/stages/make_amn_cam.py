@@ -35,7 +35,7 @@ def activate(
         for scale in settings.scales
     ]
     kept = valid
-    if settings.softmax == "picture":
+    if settings.softmax == "image":
         maps = [m[[0, *(valid + 1)]] for m in maps]
         kept = np.arange(len(valid))
     strided, full = merge_amn(maps, (height, width), kept.tolist(), torch.from_numpy(np.array(seed)).to(device))

@@ -70,7 +70,7 @@ def _make(work: Workspace) -> None:
         if work.item("masks", id).exists():
             return
         found = read_activations(work.item("amn", id))
-        edge = find_edge(net, work.dataset.image(id), work.config.train_irn.pad, work.device)
+        edge = find_edge(net, work.dataset.image(id), work.config.edge.pad, work.device)
         write_edge(work.item("edge", id), edge)
         labels = np.concatenate([[0], found.keys])
         write_mask(work.item("masks", id), mask_from_scores(scores(found, edge, settings), labels, settings.background))
@@ -79,5 +79,5 @@ def _make(work: Workspace) -> None:
     check_masks(work.root / "masks", work.dataset)
 
 
-stage = Stage(name="make-mask", uses=("mask",), needs=(train_irn.stage,), makes=("edge", "masks"), work=_make)
+stage = Stage(name="make-mask", uses=("edge", "mask"), needs=(train_irn.stage,), makes=("edge", "masks"), work=_make)
 run = stage.run

@@ -2,10 +2,13 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include "common/gil.hpp"
 #include "dense_crf/cpu.hpp"
 
 namespace py = pybind11;
 using namespace amn::dense_crf;
+using amn::Buffer;
+using amn::Pool;
 using Floats = py::array_t<float, py::array::c_style>;
 using LatticePtr = std::shared_ptr<Lattice>;
 
@@ -27,13 +30,13 @@ LatticePtr lattice_of_matrix(const Floats& features, int threads) {
     const float* data = features.data();
     const int d = static_cast<int>(features.shape(0));
     const int64_t n = features.shape(1);
-    py::gil_scoped_release release;
+    const amn::GilRelease release;
     return std::make_shared<Lattice>(Features(data, d, n), threads);
 }
 
 LatticePtr lattice_of_grid(int64_t height, int64_t width, double sx, double sy, int threads) {
     if (height < 1 || width < 1) throw py::value_error("the grid must have at least one pixel");
-    py::gil_scoped_release release;
+    const amn::GilRelease release;
     return std::make_shared<Lattice>(Features(height, width, sx, sy), threads);
 }
 
@@ -43,7 +46,7 @@ LatticePtr lattice_of_image(const py::array_t<uint8_t>& image, double sx, double
     const int64_t strides[3] = {image.strides(0), image.strides(1), image.strides(2)};
     const int64_t height = image.shape(0), width = image.shape(1);
     const uint8_t* data = image.data();
-    py::gil_scoped_release release;
+    const amn::GilRelease release;
     return std::make_shared<Lattice>(Features(data, height, width, strides, sx, sy, colours.data()), threads);
 }
 
@@ -53,7 +56,7 @@ Floats filter(const Lattice& lattice, const Floats& values, int threads) {
     const float* in = values.data();
     float* result = out.mutable_data();
     {
-        py::gil_scoped_release release;
+        const amn::GilRelease release;
         lattice.filter(in, result, values.shape(0), threads);
     }
     return out;
@@ -90,7 +93,7 @@ py::list solve(std::vector<Unary>& problems, int64_t labels, int64_t n, const st
         }
     }
     {
-        py::gil_scoped_release release;
+        const amn::GilRelease release;
         mean_field(problems, labels, n, kernels, iterations, threads);
     }
     return answers;
@@ -133,6 +136,7 @@ py::list mean_field_labels(const std::vector<py::array_t<uint8_t, py::array::c_s
 }  // namespace
 
 void bind_dense_crf(py::module_& m) {
+    Pool::shared();  // made before any thread that a fork could catch making it
     py::enum_<Normalization>(m, "CrfNormalization")
         .value("symmetric", Normalization::symmetric)
         .value("before", Normalization::before)

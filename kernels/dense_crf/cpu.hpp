@@ -12,8 +12,8 @@
 #include <vector>
 
 #include "dense_crf/passes.hpp"
-#include "dense_crf/pool.hpp"
-#include "dense_crf/team.hpp"
+#include "common/memory.hpp"
+#include "common/parallel.hpp"
 
 namespace amn::dense_crf {
 

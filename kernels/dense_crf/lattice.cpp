@@ -193,7 +193,8 @@ void Lattice::build(const Features& features, const typename Table::Packing& pac
     tables.reserve(bands + 1);
     for (const Band& band : bands_)
         tables.emplace_back(packing, std::max<size_t>(64, (band.last_tile - band.first_tile) * tile_points));
-    run_tasks(threads, bands, [&](int b) { build_band(features, packing, bands_[b], tables[b]); });
+    const auto embed_band = [&](int64_t b) { build_band(features, packing, bands_[b], tables[b]); };
+    parallel_for(bands, threads, [&] { return embed_band; });
     for (Band& band : bands_) {
         band.first_row = rows_;
         rows_ += band.rows;
@@ -218,7 +219,10 @@ void Lattice::build(const Features& features, const typename Table::Packing& pac
         }
     }
     Bits occupied = hashes_of(tables.back());
-    run_tasks(threads, d_ + 1, [&](int axis) { build_axis(tables.back(), packing, axis, ghost, occupied); });
+    const auto link_axis = [&](int64_t axis) {
+        build_axis(tables.back(), packing, static_cast<int>(axis), ghost, occupied);
+    };
+    parallel_for(d_ + 1, threads, [&] { return link_axis; });
 }
 
 template <class Table>

@@ -164,7 +164,7 @@ Term prepare(const Kernel& kernel, bool weigh, int threads) {
     const float* mass = kernel.normalization == Normalization::none ? nullptr : lattice.mass(threads);
     const auto kind = kernel.normalization;
     const float root = static_cast<float>(even ? std::sqrt(factor) : 1.0), whole = static_cast<float>(even ? 1.0 : factor);
-    run_tasks(threads, threads, [&](int part) {
+    const auto weigh_part = [&](int64_t part) {
         constexpr int64_t step = 64;
         float before[step], after[step];
         for (int64_t first = n * part / threads; first < n * (part + 1) / threads; first += step) {
@@ -183,7 +183,8 @@ Term prepare(const Kernel& kernel, bool weigh, int threads) {
             scale_weights(lattice.weight(), before, vertices, first, count, term.splat.data());
             if (!even) scale_weights(lattice.weight(), after, vertices, first, count, term.slice_own.data());
         }
-    });
+    };
+    parallel_for(threads, threads, [&] { return weigh_part; });
     return term;
 }
 
@@ -502,7 +503,7 @@ Energies examine(const float* energies, int64_t labels, int64_t n, int threads, 
     std::vector<int> found(threads, 0);
     constexpr int forbids = 1, invalid = 2, other = 4;
     constexpr int64_t step = 512;
-    run_tasks(threads, threads, [&](int part) {
+    const auto examine_part = [&](int64_t part) {
         float suspicion[step], lowest[step];
         int lower[step], higher[step], same[step], label[step];
         if (labels > 255 || !(low < high)) found[part] |= other;
@@ -550,7 +551,8 @@ Energies examine(const float* energies, int64_t labels, int64_t n, int threads, 
             }
             if (strange) found[part] |= other;
         }
-    });
+    };
+    parallel_for(threads, threads, [&] { return examine_part; });
     int all = 0;
     for (int flags : found) all |= flags;
     if (all & invalid)

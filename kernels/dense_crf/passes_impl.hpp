@@ -1,7 +1,7 @@
 // The hot loops, once for each instruction set: a unit sets its target, then includes this.
 #include <type_traits>
 
-#include "dense_crf/simd.hpp"
+#include "common/vectors.hpp"
 
 #include "dense_crf/lattice.hpp"
 #include "dense_crf/passes.hpp"

@@ -9,7 +9,7 @@
 #include <cstring>
 
 #include "dense_crf/passes.hpp"
-#include "dense_crf/pool.hpp"
+#include "common/memory.hpp"
 
 namespace amn::dense_crf {
 

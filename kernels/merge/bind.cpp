@@ -2,6 +2,7 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include "common/gil.hpp"
 #include "merge/cpu.hpp"
 
 namespace py = pybind11;
@@ -26,7 +27,7 @@ void bind(py::module_& m, const char* cam_name, const char* amn_name) {
             amn::merge::cam<F>(scales<F>(maps), kept, {reinterpret_cast<F*>(out), size, extent}, threads);
         },
         py::kw_only(), py::arg("maps"), py::arg("kept"), py::arg("out"), py::arg("size"), py::arg("extent"),
-        py::arg("threads"), py::call_guard<py::gil_scoped_release>());
+        py::arg("threads"), py::call_guard<amn::GilRelease>());
     m.def(
         amn_name,
         [](const Maps& maps, std::int64_t channels, const std::vector<std::int64_t>& kept, std::uintptr_t seed,
@@ -35,7 +36,7 @@ void bind(py::module_& m, const char* cam_name, const char* amn_name) {
                                {reinterpret_cast<F*>(out), size, size}, threads);
         },
         py::kw_only(), py::arg("maps"), py::arg("channels"), py::arg("kept"), py::arg("seed"), py::arg("seed_size"),
-        py::arg("out"), py::arg("size"), py::arg("threads"), py::call_guard<py::gil_scoped_release>());
+        py::arg("out"), py::arg("size"), py::arg("threads"), py::call_guard<amn::GilRelease>());
 }
 
 }  // namespace

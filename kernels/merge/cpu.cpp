@@ -10,9 +10,9 @@
 #include <cmath>
 #include <limits>
 
-#include "nearest.hpp"
-#include "parallel.hpp"
-#include "simd.hpp"
+#include "common/nearest.hpp"
+#include "common/parallel.hpp"
+#include "common/simd.hpp"
 
 namespace amn::merge {
 namespace {

@@ -2,10 +2,10 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include "common/gil.hpp"
 #include "pair_loss/cpu.hpp"
 
 namespace py = pybind11;
-using amn::pair_loss::Offset;
 using amn::pair_loss::Problem;
 
 namespace {
@@ -24,8 +24,8 @@ void bind(py::module_& m, const char* name) {
                           ignore_index,
                           threads};
     };
-    const auto forward = [](const Problem<F>& p, const std::vector<Offset>& offsets, std::uintptr_t tallies) {
-        const auto sums = amn::pair_loss::forward(p, offsets, reinterpret_cast<std::int32_t*>(tallies));
+    const auto forward = [](const Problem<F>& p, std::uintptr_t tallies) {
+        const auto sums = amn::pair_loss::forward(p, reinterpret_cast<std::int32_t*>(tallies));
         return std::pair(sums.losses, sums.pairs);
     };
     const auto backward = [](const Problem<F>& p, std::uintptr_t tallies, const std::array<double, 5>& weights,
@@ -36,17 +36,13 @@ void bind(py::module_& m, const char* name) {
     py::class_<Problem<F>>(m, name)
         .def(py::init(make), py::kw_only(), py::arg("edge"), py::arg("displacement"), py::arg("labels"), py::arg("shape"),
              py::arg("radius"), py::arg("ignore_index"), py::arg("threads"))
-        .def("forward", forward, py::call_guard<py::gil_scoped_release>())
-        .def("backward", backward, py::call_guard<py::gil_scoped_release>());
+        .def("forward", forward, py::call_guard<amn::GilRelease>())
+        .def("backward", backward, py::call_guard<amn::GilRelease>());
 }
 
 }  // namespace
 
 void bind_pair_loss(py::module_& m) {
-    py::class_<Offset>(m, "PairOffset")
-        .def(py::init([](std::int64_t dy, std::int64_t dx, std::vector<std::array<std::int64_t, 2>> path) {
-            return Offset{dy, dx, std::move(path)};
-        }));
     bind<float>(m, "PairLoss32");
     bind<double>(m, "PairLoss64");
 }

@@ -16,9 +16,11 @@
 #include <mutex>
 #include <stdexcept>
 #include <type_traits>
+#include <vector>
 
-#include "parallel.hpp"
-#include "simd.hpp"
+#include "common/parallel.hpp"
+#include "common/paths.hpp"
+#include "common/simd.hpp"
 
 namespace amn::pair_loss {
 namespace {
@@ -144,7 +146,7 @@ std::vector<FlatOffset> flatten(const std::vector<Offset>& offsets, std::int64_t
     std::vector<FlatOffset> flat;
     for (const auto& o : offsets) {
         FlatOffset f{o.dy * width + o.dx, {}};
-        for (const auto& [y, x] : o.path) f.path.push_back(static_cast<std::int32_t>(y * width + x));
+        for (const auto& [y, x] : path(o)) f.path.push_back(static_cast<std::int32_t>(y * width + x));
         flat.push_back(std::move(f));
     }
     return flat;
@@ -186,10 +188,11 @@ struct Decided {
 }  // namespace
 
 template <class F>
-Sums forward(const Problem<F>& p, const std::vector<Offset>& offsets, std::int32_t* tallies) {
+Sums forward(const Problem<F>& p, std::int32_t* tallies) {
     const std::int64_t reach = p.radius - 1, pixels = p.height * p.width;
     if (p.radius * p.width > std::numeric_limits<std::int32_t>::max())
         throw std::invalid_argument("the maps are too wide for this radius");
+    const auto offsets = half_plane(p.radius);
     const auto flat = flatten(offsets, p.width);
     const std::int64_t rows = p.height - reach, columns = p.width - 2 * reach;
     // Images first; an image is cut into bands of rows only where there are more threads than images.
@@ -285,8 +288,8 @@ void backward(const Problem<F>& p, const std::int32_t* tallies, const std::array
     parallel_for(p.batch, p.threads, [&] { return one_image; });
 }
 
-template Sums forward(const Problem<float>&, const std::vector<Offset>&, std::int32_t*);
-template Sums forward(const Problem<double>&, const std::vector<Offset>&, std::int32_t*);
+template Sums forward(const Problem<float>&, std::int32_t*);
+template Sums forward(const Problem<double>&, std::int32_t*);
 template void backward(const Problem<float>&, const std::int32_t*, const std::array<double, 5>&, float*, float*);
 template void backward(const Problem<double>&, const std::int32_t*, const std::array<double, 5>&, double*, double*);
 

@@ -3,15 +3,8 @@
 
 #include <array>
 #include <cstdint>
-#include <vector>
 
 namespace amn::pair_loss {
-
-// One half-plane offset and the path to it.
-struct Offset {
-    std::int64_t dy, dx;
-    std::vector<std::array<std::int64_t, 2>> path;
-};
 
 // Dense maps, row-major. F is float or double.
 template <class F>
@@ -37,7 +30,7 @@ struct Sums {
 
 // Fills `tallies` (batch, planes, height, width) and returns the losses summed over their pairs.
 template <class F>
-Sums forward(const Problem<F>& problem, const std::vector<Offset>& offsets, std::int32_t* tallies);
+Sums forward(const Problem<F>& problem, std::int32_t* tallies);
 
 // Writes the gradients of Σ weights[k] * losses[k].
 template <class F>

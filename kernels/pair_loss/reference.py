@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from amn_fast.kernels.pair_loss.paths import Offset, half_plane, path
+from amn_fast.kernels.common.paths import Offset, half_plane, path
 
 TINY = 1e-5
 

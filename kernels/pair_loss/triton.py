@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from amn_fast.kernels.pair_loss.paths import half_plane, path
+from amn_fast.kernels.common.paths import half_plane, path
 from amn_fast.kernels.pair_loss.reference import TINY
 
 BLOCK = 128

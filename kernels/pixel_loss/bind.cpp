@@ -2,6 +2,7 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include "common/gil.hpp"
 #include "pixel_loss/cpu.hpp"
 
 namespace py = pybind11;
@@ -42,7 +43,7 @@ void bind_pixel_loss(py::module_& m) {
             [](const Problem& p, std::uintptr_t normaliser) {
                 return amn::pixel_loss::forward(p, reinterpret_cast<void*>(normaliser));
             },
-            py::call_guard<py::gil_scoped_release>())
+            py::call_guard<amn::GilRelease>())
         .def(
             "backward",
             [](const Problem& p, std::uintptr_t normaliser, std::array<double, 2> weights, std::uintptr_t gradient,
@@ -50,5 +51,5 @@ void bind_pixel_loss(py::module_& m) {
                 amn::pixel_loss::backward(p, reinterpret_cast<const void*>(normaliser), weights,
                                           reinterpret_cast<void*>(gradient), strides);
             },
-            py::call_guard<py::gil_scoped_release>());
+            py::call_guard<amn::GilRelease>());
 }

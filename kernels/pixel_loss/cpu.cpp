@@ -10,10 +10,10 @@
 #include <memory>
 #include <vector>
 
-#include "huge_pages.hpp"
-#include "nearest.hpp"
-#include "parallel.hpp"
-#include "simd.hpp"
+#include "common/huge_pages.hpp"
+#include "common/nearest.hpp"
+#include "common/parallel.hpp"
+#include "common/simd.hpp"
 
 namespace amn::pixel_loss {
 namespace {

@@ -1,4 +1,4 @@
-#include "affinity.hpp"
+#include "random_walk/affinity.hpp"
 
 #include <algorithm>
 #include <cmath>
@@ -10,23 +10,6 @@ namespace {
 constexpr int64_t kVector = 16;  // floats in the widest vector
 
 int64_t round_up(int64_t n, int64_t step) { return (n + step - 1) / step * step; }
-
-// Whether the pixel is closer than 1 to the line from (0, 0) to the offset, and between its ends.
-bool on_path(Offset o, Offset pixel) {
-    const int64_t cross = o.dy * pixel.dx - o.dx * pixel.dy;
-    return pixel.dy >= 0 && pixel.dy <= o.dy && pixel.dx >= std::min<int64_t>(o.dx, 0) &&
-           pixel.dx <= std::max<int64_t>(o.dx, 0) && cross * cross < o.dy * o.dy + o.dx * o.dx;
-}
-
-std::vector<Offset> path(Offset o) {
-    std::vector<Offset> pixels;
-    for (int64_t y = 0; y <= o.dy; ++y) {
-        for (int64_t x = std::min<int64_t>(o.dx, 0); x <= std::max<int64_t>(o.dx, 0); ++x) {
-            if (on_path(o, {y, x})) pixels.push_back({y, x});
-        }
-    }
-    return pixels;
-}
 
 // A part of a path: the path of a shorter offset starting at `start`, or that pixel alone (plane -1).
 struct Piece {
@@ -79,23 +62,19 @@ std::vector<std::vector<Piece>> share_paths(const std::vector<Offset>& offsets) 
     return plan;
 }
 
-}  // namespace
-
-std::vector<Offset> half_plane(int64_t radius) {
-    std::vector<Offset> offsets;
-    for (int64_t dy = 0; dy < radius; ++dy) {
-        for (int64_t dx = 1 - radius; dx < radius; ++dx) {
-            if ((dy > 0 || dx > 0) && dy * dy + dx * dx < radius * radius) offsets.push_back({dy, dx});
-        }
-    }
+// The offsets of the half-plane, short ones first.
+std::vector<Offset> short_first(int64_t radius) {
+    auto offsets = half_plane(radius);
     std::stable_sort(offsets.begin(), offsets.end(), [](const Offset& a, const Offset& b) {
         return a.dy * a.dy + a.dx * a.dx < b.dy * b.dy + b.dx * b.dx;
     });
     return offsets;
 }
 
+}  // namespace
+
 Affinities::Affinities(const float* edge, int64_t height_, int64_t width_, int64_t radius, double beta)
-    : height(height_), width(width_), reach(radius - 1), offsets(half_plane(radius)) {
+    : height(height_), width(width_), reach(radius - 1), offsets(short_first(radius)) {
     const int64_t planes = static_cast<int64_t>(offsets.size());
     left = round_up(std::max<int64_t>(reach, 1), kVector);
     columns = round_up(width, kVector);

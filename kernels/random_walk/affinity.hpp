@@ -6,6 +6,8 @@
 #include <new>
 #include <vector>
 
+#include "common/paths.hpp"
+
 namespace amn::random_walk {
 
 // Numbers that begin on a cache line: a vector of 64 bytes then lies in one line, not two.
@@ -21,13 +23,6 @@ struct CacheLineAllocator {
     bool operator==(const CacheLineAllocator&) const { return true; }
 };
 using Numbers = std::vector<float, CacheLineAllocator<float>>;
-
-struct Offset {
-    int64_t dy, dx;
-};
-
-// The offsets with dy² + dx² < radius² in one half-plane, short ones first.
-std::vector<Offset> half_plane(int64_t radius);
 
 // A holds the affinities to the power beta, A_ii = 1; c its column sums.
 //

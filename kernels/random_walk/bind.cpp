@@ -4,8 +4,10 @@
 #include <stdexcept>
 #include <string>
 
-#include "affinity.hpp"
-#include "cpu.hpp"
+#include "common/gil.hpp"
+#include "common/instruction_set.hpp"
+#include "random_walk/affinity.hpp"
+#include "random_walk/cpu.hpp"
 
 namespace py = pybind11;
 using namespace amn::random_walk;
@@ -21,7 +23,7 @@ Affinities affinities(const Array<float>& edge, int64_t radius, double beta) {
     const float* data = edge.data();
     const int64_t height = edge.shape(0);
     const int64_t width = edge.shape(1);
-    const py::gil_scoped_release unlocked;
+    const amn::GilRelease unlocked;
     return {data, height, width, radius, beta};
 }
 
@@ -38,7 +40,7 @@ py::array_t<float> walked(const Affinities& self, const Array<float>& x, const A
     const float* from = x.data();
     float* to = out.mutable_data();
     const int64_t maps = x.shape(0);
-    const py::gil_scoped_release unlocked;
+    const amn::GilRelease unlocked;
     walk(self, from, maps, polynomials, threads < 1 ? 1 : threads, instructions, to);
     return out;
 }
@@ -56,5 +58,5 @@ void bind_random_walk(py::module_& m) {
              py::arg("instructions") = "",
              "x (K, h, w) times (1 - edge) and each polynomial of the transition matrix: (polynomials, K, h, w).")
         .def_property_readonly("nbytes", &bytes);
-    m.def("walk_instructions", &best_instructions, "The instruction set that the walk uses on this machine.");
+    m.def("walk_instructions", &amn::best_instruction_set, "The instruction set that the walk uses on this machine.");
 }

@@ -1,4 +1,4 @@
-#include "cpu.hpp"
+#include "random_walk/cpu.hpp"
 
 #include <algorithm>
 #include <atomic>
@@ -7,8 +7,9 @@
 #include <thread>
 #include <vector>
 
-#include "parallel.hpp"
-#include "rows.hpp"
+#include "common/instruction_set.hpp"
+#include "common/parallel.hpp"
+#include "random_walk/rows.hpp"
 
 #if defined(__x86_64__) || defined(_M_X64)
 #include <xmmintrin.h>
@@ -43,12 +44,12 @@ private:
 };
 
 RowFunction row_function(const std::string& instructions) {
+    if (!supports(instructions)) throw std::invalid_argument("this machine has no instruction set '" + instructions + "'");
 #ifdef AMN_X86_DISPATCH
-    if (instructions == "avx512" && __builtin_cpu_supports("avx512f")) return row_avx512;
-    if (instructions == "avx2" && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return row_avx2;
+    if (instructions == "avx512") return row_avx512;
+    if (instructions == "avx2") return row_avx2;
 #endif
-    if (instructions == "baseline") return row_baseline;
-    throw std::invalid_argument("this machine has no instruction set '" + instructions + "'");
+    return row_baseline;
 }
 
 // Up to 4 maps walking together.
@@ -213,18 +214,10 @@ private:
 
 }  // namespace
 
-std::string best_instructions() {
-#ifdef AMN_X86_DISPATCH
-    if (__builtin_cpu_supports("avx512f")) return "avx512";
-    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return "avx2";
-#endif
-    return "baseline";
-}
-
 void walk(const Affinities& affinities, const float* x, int64_t maps, const Polynomials& polynomials, int64_t threads,
           const std::string& instructions, float* out) {
     constexpr int64_t kMaps = 4;
-    const RowFunction row = row_function(instructions.empty() ? best_instructions() : instructions);
+    const RowFunction row = row_function(instructions.empty() ? best_instruction_set() : instructions);
     const int64_t blocks = (maps + kMaps - 1) / kMaps;
     const int64_t map_size = affinities.height * affinities.width;
     const auto run = [&](int64_t block, int64_t with_threads) {

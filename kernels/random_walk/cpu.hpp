@@ -4,7 +4,7 @@
 #include <cstdint>
 #include <string>
 
-#include "affinity.hpp"
+#include "random_walk/affinity.hpp"
 
 namespace amn::random_walk {
 
@@ -15,9 +15,6 @@ struct Polynomials {
     int64_t count, degree;
     bool chebyshev;
 };
-
-// The instruction sets of this machine, best first: "avx512", "avx2", "baseline".
-std::string best_instructions();
 
 // x: (maps, h, w). out: (count, maps, h, w) = x (1 - edge) times each polynomial of the transition matrix.
 // The same bits for any number of threads, and for any instruction set that multiplies and adds in one rounding

@@ -8,7 +8,7 @@ Two forms give the same answer: `walk_dense` builds the transition matrix of all
 import numpy as np
 from numpy.typing import NDArray
 
-from amn_fast.kernels.pair_loss.paths import half_plane, path
+from amn_fast.kernels.common.paths import half_plane, path
 
 Float = NDArray[np.float64]
 

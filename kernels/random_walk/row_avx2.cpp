@@ -1,5 +1,5 @@
 // AVX2 and FMA, for machines that have it. The target holds to the end of the file, where the templates are instantiated.
-#include "rows.hpp"
+#include "random_walk/rows.hpp"
 
 #ifdef AMN_X86_DISPATCH
 #if defined(__clang__)
@@ -28,7 +28,7 @@ struct Vec {
 }  // namespace
 }  // namespace amn::random_walk
 
-#include "row_body.hpp"
+#include "random_walk/row_body.hpp"
 
 namespace amn::random_walk {
 void row_avx2(const Row& row) { whole_row(row); }

@@ -1,5 +1,5 @@
 // AVX-512, for machines that have it. The target holds to the end of the file, where the templates are instantiated.
-#include "rows.hpp"
+#include "random_walk/rows.hpp"
 
 #ifdef AMN_X86_DISPATCH
 #if defined(__clang__)
@@ -34,7 +34,7 @@ struct Vec {
 }  // namespace
 }  // namespace amn::random_walk
 
-#include "row_body.hpp"
+#include "random_walk/row_body.hpp"
 
 namespace amn::random_walk {
 void row_avx512(const Row& row) { whole_row(row); }

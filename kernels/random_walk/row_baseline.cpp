@@ -1,5 +1,5 @@
 // The instruction set that every machine of the architecture has: SSE2 on x86-64, NEON on arm64, else plain C++.
-#include "rows.hpp"
+#include "random_walk/rows.hpp"
 
 #if defined(__aarch64__) || defined(_M_ARM64)
 #include <arm_neon.h>
@@ -54,7 +54,7 @@ struct Vec {
 }  // namespace
 }  // namespace amn::random_walk
 
-#include "row_body.hpp"
+#include "random_walk/row_body.hpp"
 
 namespace amn::random_walk {
 void row_baseline(const Row& row) { whole_row(row); }

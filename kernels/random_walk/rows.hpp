@@ -3,6 +3,8 @@
 
 #include <cstdint>
 
+#include "common/instruction_set.hpp"
+
 namespace amn::random_walk {
 
 struct Neighbour {
@@ -39,8 +41,7 @@ struct Row {
 using RowFunction = void (*)(const Row&);
 
 void row_baseline(const Row& row);
-#if (defined(__x86_64__) || defined(__i386__)) && (defined(__GNUC__) || defined(__clang__))
-#define AMN_X86_DISPATCH 1
+#ifdef AMN_X86_DISPATCH
 void row_avx2(const Row& row);
 void row_avx512(const Row& row);
 #endif

@@ -20,7 +20,7 @@ import torch
 import triton
 import triton.language as tl
 
-from amn_fast.kernels.pair_loss.paths import half_plane, path
+from amn_fast.kernels.common.paths import half_plane, path
 
 # Columns of the picture table: sizes, then the first index of the picture's part in each buffer.
 HEIGHT, WIDTH, MAPS, STRIDE, PAD, EDGE_AT, X_AT, PIXEL_AT, MAP_AT, PLANE_AT = range(10)

@@ -11,7 +11,7 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from amn_fast.errors import InputError  # noqa: E402
-from amn_fast.kernels.pair_loss.paths import half_plane, path  # noqa: E402
+from amn_fast.kernels.common.paths import half_plane, path  # noqa: E402
 from amn_fast.ops.pair_loss import PairLossTerms, pair_loss, pair_means, pair_sums  # noqa: E402
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "amn"

@@ -35,7 +35,8 @@ SETTINGS = {
     "cam_seed": {"fg": 0.6, "bg": 0.3},
     "train_amn": TRAINING | {"epochs": 4, "lr": 5e-4, "new_lr": 1e-3, "eps": 0.0},
     "amn": {"scales": [1.0]},
-    "train_irn": TRAINING | {"epochs": 1, "pad": 0},
+    "train_irn": TRAINING | {"epochs": 1},
+    "edge": {"pad": 0},
 }
 
 

@@ -48,7 +48,7 @@ def test_make_mask_and_evaluate_go_on_from_published_files(finished, published, 
         image = dataset.image(id)
         mask = read_mask(config.run / "masks" / f"{id}.png")
         found = read_published(published / "result" / "amn_cam" / f"{id}.npy", {id: image.shape[:2]}.__getitem__)
-        edge = stage.find_edge(net, image, config.train_irn.pad, torch.device("cpu"))
+        edge = stage.find_edge(net, image, config.edge.pad, torch.device("cpu"))
         expected = make_mask(found.strided, edge, [0, *found.keys], image.shape[:2])
         assert (mask != expected).mean() < 1e-3, id
     before = {path: path.stat().st_mtime_ns for path in (config.run / "amn").iterdir()}

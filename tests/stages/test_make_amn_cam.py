@@ -10,7 +10,7 @@ from amn_fast.config import AmnInference
 from amn_fast.stages.make_amn_cam import activate
 
 
-@pytest.mark.parametrize("softmax", ["all", "picture"])
+@pytest.mark.parametrize("softmax", ["all", "image"])
 def test_softmax_over_all_channels_or_the_pictures_own(softmax):
     logits = torch.tensor([0.0, 1.0, 5.0, 2.0])[:, None, None].expand(4, 2, 3)  # background, three classes
     net = SimpleNamespace(

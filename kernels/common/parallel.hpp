@@ -1,0 +1,101 @@
+// Threads. Work is divided by its size alone, never by the number of threads, and each piece writes its own results, so
+// that results are bit-identical for any thread count.
+//
+// Threads are started for each call and joined before it returns: nothing survives that a fork could break. If the system
+// refuses a thread, the work runs on those that started.
+#pragma once
+
+#include <atomic>
+#include <barrier>
+#include <cstdint>
+#include <exception>
+#include <mutex>
+#include <optional>
+#include <system_error>
+#include <thread>
+#include <utility>
+#include <vector>
+
+#include "common/interrupt.hpp"
+
+namespace amn {
+
+// Starts up to `count` threads that run body(index), index from 1. Returns those that the system granted.
+template <class Body>
+std::vector<std::thread> start_threads(int count, const Body& body) {
+    std::vector<std::thread> threads;
+    if (count <= 0) return threads;
+    threads.reserve(static_cast<std::size_t>(count));
+    try {
+        for (int i = 1; i <= count; ++i) threads.emplace_back([&body, i] { body(i); });
+    } catch (const std::system_error&) {  // no thread to spare
+    }
+    return threads;
+}
+
+// Calls work(piece) for every piece in [0, pieces), on at most `threads` threads. Each thread makes its own `work` by
+// make_work(), which may hold buffers. Rethrows the first exception, after all threads have stopped. The caller checks
+// for an interrupt (Ctrl-C) between pieces.
+template <class MakeWork>
+void parallel_for(std::int64_t pieces, int threads, const MakeWork& make_work) {
+    if (threads > pieces) threads = static_cast<int>(pieces);
+    if (pieces == 0) return;
+    if (threads <= 1) {
+        auto work = make_work();
+        for (std::int64_t piece = 0; piece < pieces; ++piece) {
+            check_interrupt();
+            work(piece);
+        }
+        return;
+    }
+    std::atomic<std::int64_t> next{0};
+    std::exception_ptr error;
+    std::mutex guard;
+    const auto run = [&](int) {
+        try {
+            auto work = make_work();
+            for (std::int64_t piece; (piece = next.fetch_add(1)) < pieces;) {
+                check_interrupt();
+                work(piece);
+            }
+        } catch (...) {
+            const std::lock_guard<std::mutex> lock(guard);
+            if (!error) error = std::current_exception();
+            next = pieces;
+        }
+    };
+    auto others = start_threads(threads - 1, run);
+    run(0);
+    for (auto& thread : others) thread.join();
+    if (error) std::rethrow_exception(error);
+}
+
+// A thread of a team.
+struct Member {
+    int index, count;
+    std::barrier<>* barrier;
+    void sync() const {
+        if (barrier) barrier->arrive_and_wait();
+    }
+};
+
+// Runs work(member) on at most `threads` threads in step, the caller among them as member 0. Members begin when the
+// number of threads that the system grants is known: the barrier counts exactly those. `work` must not throw.
+template <class Work>
+void run_team(int threads, const Work& work) {
+    std::optional<std::barrier<>> barrier;
+    std::atomic<int> count{0};
+    const auto others = [&](int index) {
+        count.wait(0);
+        work(Member{index, count, &*barrier});
+    };
+    auto started = start_threads(threads - 1, others);
+    const int members = static_cast<int>(started.size()) + 1;
+    if (members > 1) barrier.emplace(members);
+    count = members;
+    count.notify_all();
+    work(Member{0, members, members > 1 ? &*barrier : nullptr});
+    for (auto& thread : started) thread.join();
+}
+
+}  // namespace amn
