@@ -1,5 +1,6 @@
 """Builds the CPU kernels; everything else about the package is in pyproject.toml."""
 
+import os
 import sys
 from pathlib import Path
 
@@ -24,7 +25,8 @@ native = Pybind11Extension(
     cxx_std=20,
     extra_compile_args=FLAGS,
     extra_link_args=[] if sys.platform == "win32" else ["-pthread"],
-    optional=True,  # without a C++ compiler the package installs all the same and runs on its references
+    # Without a C++ compiler the package installs all the same and runs on its references; a wheel must not.
+    optional="AMN_FAST_REQUIRE_NATIVE" not in os.environ,
 )
 
 setup(
@@ -35,7 +37,8 @@ setup(
     ],
     package_dir={"amn_fast": "amn_fast", "amn_fast.kernels": "kernels"},
     package_data={
-        "amn_fast": ["py.typed", "configs/*.yaml", "*.jinja"],
+        "amn_fast": ["py.typed", "configs/*.yaml"],
+        "amn_fast.report": ["*.jinja"],
         "amn_fast.kernels": ["**/*.cu", "**/*.hpp"],
     },
     include_package_data=False,  # the sources of the extension are for the sdist alone
