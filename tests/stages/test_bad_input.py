@@ -93,7 +93,8 @@ def test_labels_naming_an_unknown_class(spoilt, refused):
 
 def test_an_unknown_option_of_the_data_set(spoilt, refused):
     sentence = refused("run", spoilt[1], "--set", "data.options.split=train")
-    assert sentence == "a data set of kind folder has no option 'split', expected images, labels, masks, classes, ids, foreground"
+    known = "images, labels, masks, classes, ids, foreground"
+    assert sentence == f"a data set of kind folder has no option 'split', expected {known}"
 
 
 def test_no_data_set_there(spoilt, refused, tmp_path):
