@@ -304,7 +304,9 @@ def _check(operation: str, image: Tensor, segmentations: Tensor, rois: Tensor, l
 
 
 def _check_labels(operation: str, labels: Tensor, channels: int) -> None:
-    outside = labels[((labels < 0) | (labels >= channels)) & (labels != 255)]
-    if len(outside):
-        expected = f"0..{channels - 1} (the segmentations' channels) or 255"
-        raise InputError(f"{operation}: labels hold {int(outside[0])}, expected {expected}")
+    if not labels.numel():
+        return
+    lowest, highest = (int(end) for end in labels.masked_fill(labels == 255, 0).aminmax())
+    if lowest < 0 or highest >= channels:
+        found, expected = lowest if lowest < 0 else highest, f"0..{channels - 1} (the segmentations' channels) or 255"
+        raise InputError(f"{operation}: labels hold {found}, expected {expected}")

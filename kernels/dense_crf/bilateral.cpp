@@ -2,10 +2,10 @@
 
 #include <algorithm>
 #include <cmath>
-#include <optional>
 #include <stdexcept>
 #include <string>
 
+#include "common/huge_pages.hpp"
 #include "common/memory.hpp"
 #include "common/parallel.hpp"
 #include "common/simd.hpp"
@@ -107,7 +107,6 @@ AMN_CLONES void raise_to(const float* values, int64_t count, float* highest) {
 AMN_CLONES void multiply(const float* by, int64_t count, float* values) {
     for (int64_t i = 0; i < count; ++i) values[i] *= by[i];
 }
-
 
 AMN_CLONES void add_and_multiply(const float* add, const float* by, int64_t count, float* values) {
     for (int64_t i = 0; i < count; ++i) values[i] = (values[i] + add[i]) * by[i];
@@ -215,6 +214,7 @@ std::vector<double> energies(const Energy& e, float* field, int threads) {
 
 void spread(const float* field, const Grid& g, int64_t planes, float factor, float* gradient, int threads) {
     const Pairs rows(g.height, g.full_height, g.step_y), columns(g.width, g.full_width, g.step_x);
+    advise_huge_pages(gradient, static_cast<size_t>(planes * g.full_height * g.full_width) * sizeof(float));
     parallel_for(planes, threads, [&] {
         return [&, row = std::vector<float>(static_cast<size_t>(g.full_width))](int64_t plane) mutable {
             float* out = gradient + plane * g.full_height * g.full_width;
