@@ -177,7 +177,7 @@ class DenseCRFLoss(nn.Module):
         if recompute_scale_factor is not None:
             self.recompute_scale_factor = recompute_scale_factor
 
-    def forward(self, images: Tensor, segmentations: Tensor, ROIs: Tensor) -> Tensor:  # noqa: N803
+    def forward(self, images: Tensor, segmentations: Tensor, ROIs: Tensor) -> Tensor:
         return self._energy(images, segmentations, ROIs, None)
 
     def _energy(self, images: Tensor, segmentations: Tensor, rois: Tensor, labels: Tensor | None) -> Tensor:
@@ -215,7 +215,7 @@ class DenseEnergyLoss(DenseCRFLoss):
         self,
         images: Tensor,
         segmentations: Tensor,
-        ROIs: Tensor,  # noqa: N803
+        ROIs: Tensor,
         seg_label: Tensor,
     ) -> Tensor:
         return self._energy(images, segmentations, ROIs, seg_label)

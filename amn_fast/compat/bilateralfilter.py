@@ -24,7 +24,7 @@ _warned = False
 
 
 def bilateralfilter(
-    image: ArrayLike, _in: ArrayLike, out: Floats, H: int, W: int, sigmargb: float, sigmaxy: float  # noqa: N803
+    image: ArrayLike, _in: ArrayLike, out: Floats, H: int, W: int, sigmargb: float, sigmaxy: float
 ) -> None:
     """Overwrite `out` with the filtered map `_in`: `bilateralfilter_batch` with one image and one channel.
 
@@ -40,10 +40,10 @@ def bilateralfilter_batch(
     images: ArrayLike,
     ins: ArrayLike,
     outs: Floats,
-    N: int,  # noqa: N803
-    K: int,  # noqa: N803
-    H: int,  # noqa: N803
-    W: int,  # noqa: N803
+    N: int,
+    K: int,
+    H: int,
+    W: int,
     sigmargb: float,
     sigmaxy: float,
 ) -> None:

@@ -285,7 +285,9 @@ def _check(operation: str, image: Tensor, segmentations: Tensor, rois: Tensor, l
         raise InputError(f"{operation}: segmentations is {found}, expected (B, K, H, W) of a floating type with K >= 1")
     if (len(segmentations), *segmentations.shape[2:]) != (batch, height, width):
         found = tuple(segmentations.shape)
-        raise InputError(f"{operation}: segmentations is {found}, expected ({batch}, K, {height}, {width}), as the image")
+        raise InputError(
+            f"{operation}: segmentations is {found}, expected ({batch}, K, {height}, {width}), as the image"
+        )
     if rois.shape != (batch, height, width):
         raise InputError(f"{operation}: ROIs is {tuple(rois.shape)}, expected {(batch, height, width)}, as the image")
     if labels is not None and labels.ndim == 4 and labels.shape[1] == 1:

@@ -76,7 +76,11 @@ def test_bad_calls_and_no_images():
 
 def test_normalised_images_give_one_warning(monkeypatch):
     monkeypatch.setattr(module, "_warned", False)
-    for scale, shift, expected in ((1, 0, 0), (1 / 255, 0, 1), (4 / 255, -2, 0)):  # the last one is the second of its kind
+    for scale, shift, expected in (
+        (1, 0, 0),
+        (1 / 255, 0, 1),
+        (4 / 255, -2, 0),
+    ):  # the last: a second one
         with warnings.catch_warnings(record=True) as found:
             warnings.simplefilter("always")
             module.bilateralfilter_batch(**GOOD | {"images": IMAGE * scale + shift, "outs": np.zeros(40, np.float32)})

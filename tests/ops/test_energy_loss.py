@@ -124,7 +124,12 @@ def test_pytorch_contract():
     torch.testing.assert_close(half, expected[0], rtol=1e-2, atol=0)
 
 
-IMAGE, MAPS, ROI, LABELS = torch.rand(1, 3, 6, 5), torch.rand(1, 2, 6, 5), torch.ones(1, 6, 5), torch.ones(1, 6, 5).byte()
+IMAGE, MAPS, ROI, LABELS = (
+    torch.rand(1, 3, 6, 5),
+    torch.rand(1, 2, 6, 5),
+    torch.ones(1, 6, 5),
+    torch.ones(1, 6, 5).byte(),
+)
 NAN = torch.full((1, 2, 6, 5), float("nan"))
 BAD = [
     ({"image": IMAGE[0]}, r"image is \(3, 6, 5\)"),
