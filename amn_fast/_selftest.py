@@ -18,7 +18,7 @@ import numpy as np
 from amn_fast import _native
 from amn_fast.errors import BackendError, InputError, MissingExtra
 from amn_fast.files import write_text
-from amn_fast.ops import _cuda
+from amn_fast.kernels.common import cuda as _cuda
 from amn_fast.ops._arrays import choice, triton_obstacle
 
 DEVICES = ("auto", "cpu", "cuda")
