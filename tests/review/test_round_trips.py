@@ -19,7 +19,7 @@ from amn_fast.errors import InputError
 from amn_fast.review import EXPORTERS, IMPORTERS, export_masks, import_masks, open_masks
 from amn_fast.review.exporting import Job
 from amn_fast.review.label_studio import decode_brush, encode_brush
-from amn_fast.review.objects import filled, find_regions, polygons
+from amn_fast.review.objects import filled, polygons
 from amn_fast.review.source import unknown_name
 from amn_fast.review.voc import label_map
 
