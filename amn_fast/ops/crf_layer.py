@@ -26,7 +26,9 @@ def crf_layer(
     gamma: float = 3,
     backend: str = "auto",
 ) -> Tensor:
-    """Logits after mean-field iterations logits <- U + M (W_s · K_s q / K_s 1 + W_b · K_b q / K_b 1), q = softmax(logits).
+    """Logits after mean-field iterations: logits <- U + M (W_s · K_s q / K_s 1 + W_b · K_b q / K_b 1).
+
+    q is the softmax of the logits, K_s the spatial and K_b the bilateral kernel.
 
     Equivalent to: crfasrnn_pytorch's CrfRnn (Zheng et al., "Conditional Random Fields as Recurrent Neural Networks",
     ICCV 2015), whose gradients take the filters for symmetric; here they are exact.
@@ -114,5 +116,5 @@ class _Filter(torch.autograd.Function):
         return _filter(values, lattices, transpose)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
         return _Filter.apply(gradient, ctx.lattices, not ctx.transpose), None, None
