@@ -1,8 +1,12 @@
 """The losses as modules for users' own training loops."""
 
+from collections.abc import Sequence
+
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from amn_fast.ops.energy_loss import dense_energy
+from amn_fast.ops.local_affinity import DILATIONS, pixel_adaptive_refinement
 from amn_fast.ops.pair_loss import PairLossTerms, pair_means, pair_sums
 from amn_fast.ops.pixel_loss import balanced_mean, pixel_sums
 
@@ -100,3 +104,118 @@ class PairLoss(nn.Module):
 
 BalancedPixelLoss = PixelLoss  # the former name
 over_group = sum_over_group  # the former name
+
+
+class PAR(nn.Module):
+    """Pixel-adaptive refinement as AFA, ToCo and others use it.
+
+    (image (B, C, H, W), mask (B, K, h, w)) -> (B, K, H, W).
+
+    Args:
+        dilations, num_iter: as published: distances of the neighbours in pixels, number of steps.
+        normalise, backend: as in `amn_fast.pixel_adaptive_refinement`.
+    """
+
+    kind = "par"
+
+    def __init__(
+        self, dilations: Sequence[int], num_iter: int, *, normalise: bool = False, backend: str = "auto"
+    ) -> None:
+        super().__init__()
+        self.dilations, self.num_iter, self.normalise, self.backend = tuple(dilations), num_iter, normalise, backend
+
+    def forward(self, imgs: Tensor, masks: Tensor) -> Tensor:
+        return pixel_adaptive_refinement(
+            imgs,
+            masks,
+            dilations=self.dilations,
+            iterations=self.num_iter,
+            kind=self.kind,
+            normalise=self.normalise,
+            backend=self.backend,
+        )
+
+
+class PAMR(PAR):
+    """Pixel-adaptive mask refinement of 1-stage-wseg, called as `PAR` is.
+
+    Args:
+        num_iter, dilations: as published, in this order.
+        backend: as in `amn_fast.pixel_adaptive_refinement`.
+    """
+
+    kind = "pamr"
+
+    def __init__(self, num_iter: int = 1, dilations: Sequence[int] = DILATIONS, *, backend: str = "auto") -> None:
+        super().__init__(dilations, num_iter, backend=backend)
+
+
+class DenseCRFLoss(nn.Module):
+    """rloss's DenseCRFLoss: (images (B, 3, H, W) in 0..255, probabilities (B, K, H, W), ROIs (B, H, W)) -> (1,).
+
+    Args:
+        weight, sigma_rgb, sigma_xy, scale_factor: as published.
+        recompute_scale_factor, gradient, backend: as in `amn_fast.ops.energy_loss.dense_energy`.
+    """
+
+    recompute_scale_factor = False
+
+    def __init__(
+        self,
+        weight: float,
+        sigma_rgb: float,
+        sigma_xy: float,
+        scale_factor: float,
+        *,
+        recompute_scale_factor: bool | None = None,
+        gradient: str = "published",
+        backend: str = "auto",
+    ) -> None:
+        super().__init__()
+        self.weight, self.sigma_rgb, self.sigma_xy, self.scale_factor = weight, sigma_rgb, sigma_xy, scale_factor
+        self.gradient, self.backend = gradient, backend
+        if recompute_scale_factor is not None:
+            self.recompute_scale_factor = recompute_scale_factor
+
+    def forward(self, images: Tensor, segmentations: Tensor, ROIs: Tensor) -> Tensor:
+        return self._energy(images, segmentations, ROIs, None)
+
+    def _energy(self, images: Tensor, segmentations: Tensor, rois: Tensor, labels: Tensor | None) -> Tensor:
+        return dense_energy(
+            images,
+            segmentations,
+            rois,
+            labels,
+            weight=self.weight,
+            sigma_rgb=self.sigma_rgb,
+            sigma_xy=self.sigma_xy,
+            scale_factor=self.scale_factor,
+            recompute_scale_factor=self.recompute_scale_factor,
+            gradient=self.gradient,
+            backend=self.backend,
+        )
+
+    def extra_repr(self) -> str:
+        return (
+            f"sigma_rgb={self.sigma_rgb}, sigma_xy={self.sigma_xy}, weight={self.weight}, "
+            f"scale_factor={self.scale_factor}"
+        )
+
+
+class DenseEnergyLoss(DenseCRFLoss):
+    """The DenseEnergyLoss of AFA, ToCo and SeCo: as `DenseCRFLoss`, with a fourth input, labels (B, [1,] H, W).
+
+    Samples as ToCo does. AFA samples otherwise at sizes that the scale factor does not divide: pass
+    recompute_scale_factor=False for it.
+    """
+
+    recompute_scale_factor = True
+
+    def forward(  # type: ignore[override]
+        self,
+        images: Tensor,
+        segmentations: Tensor,
+        ROIs: Tensor,
+        seg_label: Tensor,
+    ) -> Tensor:
+        return self._energy(images, segmentations, ROIs, seg_label)
