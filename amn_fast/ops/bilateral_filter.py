@@ -10,8 +10,8 @@ from torch import Tensor
 from amn_fast import _native
 from amn_fast._native import native
 from amn_fast.errors import InputError
+from amn_fast.kernels.common import cuda as cuda_runtime
 from amn_fast.kernels.dense_crf import bilateral_reference
-from amn_fast.ops import _cuda
 from amn_fast.ops._arrays import choose_backend, gpu_verdict, is_automatic, number
 
 
@@ -114,7 +114,7 @@ _bilateral_filter.register_autograd(_backward, setup_context=_setup_context)
 
 
 def _on_gpu(image: Tensor, values: Tensor, sigma_rgb: float, sigma_xy: float, transpose: bool) -> Tensor:
-    from amn_fast.ops._dense_crf_cuda import matrix_handle
+    from amn_fast.kernels.dense_crf.cuda.host import matrix_handle
 
     if not bool(values.isfinite().all()):
         raise InputError("bilateral_filter: values hold NaN or infinity, expected finite numbers")
@@ -129,7 +129,7 @@ def bilateral_backend(backend: str, operation: str, device_type: str) -> str:
     """The backend for tensors on a device type. See `choose_backend` for the errors."""
     elsewhere = f"the tensors are on device '{device_type}'"
     if device_type == "cuda":
-        cuda = _cuda.obstacle() or (gpu_verdict(operation, "cuda") if is_automatic(backend) else "")
+        cuda = cuda_runtime.obstacle() or (gpu_verdict(operation, "cuda") if is_automatic(backend) else "")
         return choose_backend(backend, operation, {"cuda": cuda, "cpu": elsewhere, "reference": elsewhere})
     missing = _native.missing if device_type == "cpu" else elsewhere
     reference = "" if device_type == "cpu" else elsewhere

@@ -284,9 +284,9 @@ def _check(operation: str, image: Tensor, segmentations: Tensor, rois: Tensor, l
         found = f"{tuple(segmentations.shape)} {segmentations.dtype}"
         raise InputError(f"{operation}: segmentations is {found}, expected (B, K, H, W) of a floating type with K >= 1")
     if (len(segmentations), *segmentations.shape[2:]) != (batch, height, width):
-        found = tuple(segmentations.shape)
         raise InputError(
-            f"{operation}: segmentations is {found}, expected ({batch}, K, {height}, {width}), as the image"
+            f"{operation}: segmentations is {tuple(segmentations.shape)}, expected ({batch}, K, {height}, {width}), "
+            "as the image"
         )
     if rois.shape != (batch, height, width):
         raise InputError(f"{operation}: ROIs is {tuple(rois.shape)}, expected {(batch, height, width)}, as the image")
