@@ -1,6 +1,7 @@
 """The report: what is on the page and in the gallery, what their images show, and that they stand alone."""
 
 import base64
+import doctest
 import json
 import re
 from html.parser import HTMLParser
@@ -13,10 +14,12 @@ import pytest
 pytest.importorskip("jinja2", reason="the report needs the pipeline extra")
 pytest.importorskip("matplotlib", reason="the report needs the pipeline extra")
 
+from amn_fast.data.labels import read_classes
 from amn_fast.errors import InputError
 from amn_fast.metrics import ActivationHistogram, Confusion, ThresholdCurve
-from amn_fast.report import Segmented, write_report
+from amn_fast.report import Segmented, legend, statistics, write_report
 from amn_fast.report.gallery import best_and_worst
+from amn_fast.report.legend import write_legend
 from amn_fast.report.statistics import LabelStatistics
 
 VOID_ELEMENTS = {"meta", "img", "br"}
@@ -488,3 +491,14 @@ def test_statistics_of_label_maps():
     assert statistics.to_json() == {
         "images": 2, "coverage": 0.75, "foreground": 0.333333, "share": [0.5, 0.166667], "empty": [0, 1],
     }  # fmt: skip
+
+
+def test_classes_and_colours_beside_the_masks(tmp_path):
+    write_legend(tmp_path, ["cat", '<b>&"', "猫"])
+    assert read_classes(tmp_path / "classes.txt") == ("cat", '<b>&"', "猫")
+    rows = [line.split("\t") for line in (tmp_path / "colours.txt").read_text(encoding="utf-8").splitlines()]
+    assert rows == [
+        ["0", "#000000", "background"], ["1", "#800000", "cat"], ["2", "#008000", '<b>&"'], ["3", "#808000", "猫"],
+        ["255", "#e0e0c0", "unknown"],
+    ]  # fmt: skip
+    assert not any(doctest.testmod(module).failed for module in (legend, statistics))
