@@ -23,8 +23,9 @@ $(VENV)-judges/stamp: tests/review/judges.txt
 	$(VENV)-judges/bin/python -m pip install --quiet --requirement $<
 	touch $@
 
+# make bench PROFILE=--quick or --full
 bench: $(VENV)/bench.stamp
-	$(BIN)/python -m pytest benchmarks
+	$(BIN)/python -m pytest benchmarks $(PROFILE)
 
 lint: $(VENV)/lint.stamp
 	$(BIN)/ruff check .

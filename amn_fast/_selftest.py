@@ -269,6 +269,32 @@ def _run_merge_amn(backend: str, place: Callable[[Any], Any]) -> Outputs:
     return list(merge_amn([place(m) for m in _maps(5)], (45, 61), [0, 2], place(seed), backend=backend))
 
 
+def _run_local_affinity(backend: str, place: Callable[[Any], Any]) -> Outputs:
+    from amn_fast.ops.local_affinity import local_affinity
+
+    image = place(np.random.default_rng(7).random((2, 3, 21, 30), dtype=np.float32))
+    return [local_affinity(image, kind=kind, backend=backend) for kind in ("par", "pamr")]
+
+
+def _run_propagate(backend: str, place: Callable[[Any], Any]) -> Outputs:
+    from amn_fast.ops.local_affinity import propagate
+
+    rng = np.random.default_rng(8)
+    affinity = place(rng.random((2, 16, 21, 30), dtype=np.float32) / 16)
+    mask = place(rng.random((2, 9, 21, 30), dtype=np.float32)).requires_grad_()
+    out = propagate(mask, affinity, dilations=(1, 25), iterations=3, backend=backend)
+    out.square().sum().backward()
+    return [out.detach(), mask.grad]
+
+
+def _run_pixel_adaptive_refinement(backend: str, place: Callable[[Any], Any]) -> Outputs:
+    from amn_fast.ops.local_affinity import pixel_adaptive_refinement
+
+    rng = np.random.default_rng(9)
+    image, mask = (place(rng.random((2, channels, 21, 30), dtype=np.float32)) for channels in (3, 5))
+    return [pixel_adaptive_refinement(image, mask, iterations=2, backend=backend)]
+
+
 CHECKS: tuple[Check, ...] = (
     Check("dense_crf", "cuda", 1e-4, _run_dense_crf, torch=False),
     Check("refine_seed", "cuda", 0, _run_refine_seed, torch=False),
@@ -277,6 +303,9 @@ CHECKS: tuple[Check, ...] = (
     Check("pair_loss", "triton", 1e-5, _run_pair_loss),
     Check("merge_cam", "triton", 1e-5, _run_merge_cam),
     Check("merge_amn", "triton", 1e-5, _run_merge_amn),
+    Check("local_affinity", "triton", 1e-5, _run_local_affinity),
+    Check("propagate", "triton", 1e-5, _run_propagate),
+    Check("pixel_adaptive_refinement", "triton", 1e-5, _run_pixel_adaptive_refinement),
 )
 """All operations. A new one is added here."""
 

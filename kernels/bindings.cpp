@@ -13,6 +13,7 @@
 namespace py = pybind11;
 
 void bind_dense_crf(py::module_&);
+void bind_local_refinement(py::module_&);
 void bind_merge(py::module_&);
 void bind_pair_loss(py::module_&);
 void bind_pixel_loss(py::module_&);
@@ -40,6 +41,7 @@ PYBIND11_MODULE(_native, m) {
     m.doc() = "amn_fast's CPU kernels: NumPy buffers in and out, the GIL released while they run.";
     amn::GilRelease::remember_main_thread();
     bind_dense_crf(m);
+    bind_local_refinement(m);
     bind_merge(m);
     bind_pair_loss(m);
     bind_pixel_loss(m);
