@@ -5,7 +5,6 @@ from pathlib import Path
 
 import typer
 from mkdocs.config.defaults import MkDocsConfig
-from mkdocs.exceptions import PluginError
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 from mkdocs.utils import get_relative_url
@@ -39,7 +38,10 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """On the API page, document each `amn_fast.NAME` from the module that defines it, since it is loaded lazily."""
+    """On the API page, document each `amn_fast.NAME` from the module that defines it, since it is loaded lazily.
+
+    Names that the page does not list come last.
+    """
     if page.file.src_uri != API:
         return markdown
 
@@ -51,9 +53,8 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
         return f"::: {amn_fast._NAMES[name]}.{name}\n    options: {{{options}}}\n"
 
     entries = re.compile(r"^::: amn_fast\.(?P<name>\w+)\n(?:    options: \{(?P<more>.*)\}\n)?", re.MULTILINE)
-    missing = set(amn_fast._NAMES) - {entry["name"] for entry in entries.finditer(markdown)}
-    if missing:
-        raise PluginError(f"{API} lacks {', '.join(sorted(missing))}")
+    others = sorted(set(amn_fast._NAMES) - {entry["name"] for entry in entries.finditer(markdown)})
+    markdown += "\n## Others\n\n" * bool(others) + "".join(f"::: amn_fast.{name}\n" for name in others)
     return entries.sub(flat, markdown)
 
 

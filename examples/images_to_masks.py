@@ -8,7 +8,7 @@ from amn_fast.config import Config
 from amn_fast.data.demo import make_demo
 
 folder = Path(tempfile.mkdtemp())
-make_demo(folder / "data", n=12)  # images/ and labels.csv; put your own here
+make_demo(folder / "data", n=8)  # images/ and labels.csv; put your own here
 
 config = Config.model_validate(
     {

@@ -179,7 +179,7 @@ EXAMPLES = {
     "replace_pydensecrf.py": r"identical argmax: True",
     "refine_probabilities.py": r"accuracy 0\.\d+ -> 0\.\d+",
     "batch_on_threads.py": r"8 images.*bit-identical: True",
-    "images_to_masks.py": r"12 masks in .*masks",
+    "images_to_masks.py": r"8 masks in .*masks",
     "random_walk.py": r"mass inside the object: 0\.\d+ -> 0\.\d+",
 }
 

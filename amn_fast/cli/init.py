@@ -41,7 +41,7 @@ class Found:
     """
 
     root: Path
-    options: dict[str, str]
+    options: dict[str, Any]
     ids: list[str]
     dataset: FileDataset | None = None
     remarks: list[str] = field(default_factory=list)
