@@ -156,7 +156,12 @@ def label_rows(metrics: Metrics, names: list[str]) -> dict[str, Any] | None:
         }
         for k, name in enumerate(names[1:])
     ]
-    return {"columns": [RESULTS[key] for key in columns], "rows": rows, "images": maps[columns[-1]]["images"]}
+    return {
+        "keys": columns,
+        "columns": [RESULTS[key] for key in columns],
+        "rows": rows,
+        "images": maps[columns[-1]]["images"],
+    }
 
 
 def training_rows(metrics: Metrics) -> list[dict[str, Any]]:
