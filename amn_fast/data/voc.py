@@ -35,12 +35,12 @@ VOC_CLASSES = (
 )
 
 _NOT_IN_VOC = {
-    "train_aug": "this list is not part of VOC: copy voc12/train_aug.txt of IRN's or AMN's code to ImageSets/Segmentation, "
-    "or set data.options.ids to train",
+    "train_aug": "this list is not part of VOC: copy voc12/train_aug.txt of IRN's or AMN's code to "
+    "ImageSets/Segmentation, or set data.options.ids to train",
     "SegmentationClassAug": "these masks are not part of VOC and serve scores only: set data.options.masks to "
     "SegmentationClass, which scores the images of VOC's list train, or to null",
 }
-"""What papers use beside VOC's own download, and what to do without it; docs/guides/voc-coco.md has the whole recipe."""
+"""What papers use beside VOC's own download, and what to do without it. The recipe is docs/guides/voc-coco.md."""
 
 _PAIR = re.compile(r"(?P<image>\S.*\.(?:jpe?g|png))\s+\S.*\.png", re.IGNORECASE)
 
