@@ -158,8 +158,8 @@ def _find_labels(found: Found, labels: Path | None) -> None:
         found.remarks.append(f"{found.root / option}: {_count_labels(found.dataset)}")
         if unlabelled:
             found.remarks.append(
-                f"  without a label: {_images(unlabelled)}; add labels, or list the ids of the others in a file and name it"
-                " as data.options.ids"
+                f"  without a label: {_images(unlabelled)}; add labels, or list the ids of the others in a file"
+                " and name it as data.options.ids"
             )
         return
     found.remarks += [f"not used: {reason}" for reason in refused]
