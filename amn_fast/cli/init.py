@@ -12,8 +12,8 @@ import typer
 
 from amn_fast._console import printable
 from amn_fast.cli._common import app, console
-from amn_fast.data.folder import FileDataset, find_pictures, open_folder
-from amn_fast.data.image import PICTURE_SUFFIXES
+from amn_fast.data.folder import FileDataset, find_images, open_folder
+from amn_fast.data.image import IMAGE_SUFFIXES
 from amn_fast.errors import InputError
 from amn_fast.files import write_text
 
@@ -93,7 +93,7 @@ def look(folder: Path, labels: Path | None = None) -> Found:
         InputError: there are no images, or `labels` cannot be used.
     """
     root, images = _find_root(folder)
-    found = Found(root, {"images": images}, sorted(find_pictures(root / images)))
+    found = Found(root, {"images": images}, sorted(find_images(root / images)))
     count = len(found.ids)
     found.remarks.append(f"{root / images}: {count} image{'s' * (count != 1)}")
     if (root / "classes.txt").is_file():
@@ -121,12 +121,12 @@ def _find_root(folder: Path) -> tuple[Path, str]:
             f"{folder}: has images in {len(inner)} subfolders ({', '.join(inner[:5])}{', ...' * (len(inner) > 5)}),"
             f" expected all in one; move them into {folder / 'images'} and name their classes in a label file"
         )
-    raise InputError(f"{folder}: holds no images ({', '.join(sorted(PICTURE_SUFFIXES))}), nor does a folder in it")
+    raise InputError(f"{folder}: holds no images ({', '.join(sorted(IMAGE_SUFFIXES))}), nor does a folder in it")
 
 
 def _holds_images(folder: Path) -> bool:
     return folder.is_dir() and any(
-        path.suffix.lower() in PICTURE_SUFFIXES and not path.name.startswith(".") for path in folder.iterdir()
+        path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".") for path in folder.iterdir()
     )
 
 
