@@ -2,9 +2,11 @@
 
 from collections.abc import Sequence
 
+import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from amn_fast.ops.crf_layer import crf_layer
 from amn_fast.ops.energy_loss import dense_energy
 from amn_fast.ops.local_affinity import DILATIONS, pixel_adaptive_refinement
 from amn_fast.ops.pair_loss import PairLossTerms, pair_means, pair_sums
@@ -219,3 +221,50 @@ class DenseEnergyLoss(DenseCRFLoss):
         seg_label: Tensor,
     ) -> Tensor:
         return self._energy(images, segmentations, ROIs, seg_label)
+
+
+class MeanField(nn.Module):
+    """The CRF-RNN layer: (image (B, 3, H, W) in 0..255, logits (B, K, H, W)) -> (B, K, H, W).
+
+    Its parameters bear the names of crfasrnn_pytorch's CrfRnn: `load_state_dict` takes them.
+
+    Args:
+        num_labels: K.
+        num_iterations: mean-field iterations.
+        alpha, beta, gamma: standard deviations as in `amn_fast.ops.crf_layer.crf_layer`.
+        spatial_ker_weight, bilateral_ker_weight: initial diagonals of the kernels' weights.
+        backend: as there.
+    """
+
+    def __init__(
+        self,
+        num_labels: int,
+        num_iterations: int = 5,
+        *,
+        alpha: float = 160,
+        beta: float = 3,
+        gamma: float = 3,
+        spatial_ker_weight: float = 3,
+        bilateral_ker_weight: float = 5,
+        backend: str = "auto",
+    ) -> None:
+        super().__init__()
+        self.num_iterations, self.alpha, self.beta, self.gamma = num_iterations, alpha, beta, gamma
+        self.backend = backend
+        self.spatial_ker_weights = nn.Parameter(spatial_ker_weight * torch.eye(num_labels))
+        self.bilateral_ker_weights = nn.Parameter(bilateral_ker_weight * torch.eye(num_labels))
+        self.compatibility_matrix = nn.Parameter(torch.eye(num_labels))
+
+    def forward(self, image: Tensor, logits: Tensor) -> Tensor:
+        return crf_layer(
+            image,
+            logits,
+            self.spatial_ker_weights,
+            self.bilateral_ker_weights,
+            self.compatibility_matrix,
+            iterations=self.num_iterations,
+            alpha=self.alpha,
+            beta=self.beta,
+            gamma=self.gamma,
+            backend=self.backend,
+        )

@@ -75,6 +75,7 @@ PUBLIC = {
     "unary_from_softmax": "softmax",
     "nn.DenseCRFLoss": "weight, sigma_rgb, sigma_xy, scale_factor",
     "nn.DenseEnergyLoss": "weight, sigma_rgb, sigma_xy, scale_factor",
+    "nn.MeanField": "num_labels, num_iterations=5",
     "nn.PAMR": "num_iter=1, dilations=(1, 2, 4, 8, 12, 24)",
     "nn.PAR": "dilations, num_iter",
     "nn.PairLoss": "radius=10, ignore_index=255",

@@ -129,7 +129,7 @@ def bilateral_backend(backend: str, operation: str, device_type: str) -> str:
     """The backend for tensors on a device type. See `choose_backend` for the errors."""
     elsewhere = f"the tensors are on device '{device_type}'"
     if device_type == "cuda":
-        cuda = cuda_runtime.obstacle() or (gpu_verdict(operation, "cuda") if is_automatic(backend) else "")
+        cuda = cuda_runtime.obstacle() or (gpu_verdict("bilateral_filter", "cuda") if is_automatic(backend) else "")
         return choose_backend(backend, operation, {"cuda": cuda, "cpu": elsewhere, "reference": elsewhere})
     missing = _native.missing if device_type == "cpu" else elsewhere
     reference = "" if device_type == "cpu" else elsewhere
