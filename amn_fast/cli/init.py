@@ -95,7 +95,7 @@ def look(folder: Path, labels: Path | None = None) -> Found:
     root, images = _find_root(folder)
     found = Found(root, {"images": images}, sorted(find_images(root / images)))
     count = len(found.ids)
-    found.remarks.append(f"{root / images}: {count} image{'s' * (count != 1)}")
+    found.remarks.append(f"{root / images}: {_images(count)}")
     if (root / "classes.txt").is_file():
         found.options["classes"] = "classes.txt"
     _find_labels(found, labels)
@@ -157,7 +157,10 @@ def _find_labels(found: Found, labels: Path | None) -> None:
         found.options["labels"] = option
         found.remarks.append(f"{found.root / option}: {_count_labels(found.dataset)}")
         if unlabelled:
-            found.remarks.append(f"  {unlabelled} images have no label; add them, or list the others in an `ids` file")
+            found.remarks.append(
+                f"  without a label: {_images(unlabelled)}; add labels, or list the ids of the others in a file"
+                " and name it as data.options.ids"
+            )
         return
     found.remarks += [f"not used: {reason}" for reason in refused]
     found.options["labels"] = "labels.csv"
@@ -183,7 +186,11 @@ def _count_labels(dataset: FileDataset) -> str:
     counts = np.sum([dataset.labels(id) for id in sorted(labelled)], axis=0)
     classes = ", ".join(f"{name} {count}" for name, count in zip(dataset.classes, counts, strict=True))
     plural = "es" * (len(dataset.classes) != 1)
-    return f"labels of {len(labelled)} images, {len(dataset.classes)} class{plural}: {classes}"
+    return f"labels of {_images(len(labelled))}, {len(dataset.classes)} class{plural}: {classes}"
+
+
+def _images(count: int) -> str:
+    return f"{count} image{'s' * (count != 1)}"
 
 
 def _find_masks(found: Found) -> None:
