@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from amn_fast.errors import InputError
-from amn_fast.ops import _arrays
+from amn_fast.ops import _arrays, _detour
 from amn_fast.ops.lattice import Lattice, check_image, crf_backend, float32, gpu, not_differentiable, sigma
 from amn_fast.ops.mean_field import Pairwise, check_compat, check_normalization, solve
 from amn_fast.ops.unary import unary_from_labels, unary_from_softmax
@@ -220,6 +220,18 @@ def dense_crf(
         >>> dense_crf(image, unary_from_softmax(probabilities)).shape
         (2, 20, 30)
     """
+    if _detour.needed("dense_crf", backend, image, unary):
+        on_host = dense_crf(
+            _detour.to_host(image),
+            _detour.to_host(unary),
+            gaussian=gaussian,
+            bilateral=bilateral,
+            iterations=iterations,
+            normalization=normalization,
+            prune=prune,
+            threads=threads,
+        )
+        return _detour.to_origin(on_host, unary)
     if _arrays.is_tensor(image) and _arrays.is_tensor(unary):
         from amn_fast.ops import _dense_crf_torch
 

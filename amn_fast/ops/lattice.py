@@ -236,7 +236,10 @@ def crf_backend(backend: str, *values: object) -> str:
     for value in values:
         if _arrays.on_gpu(value):
             here = "the tensors are on a GPU: call .cpu() first"
-            obstacles = {"cuda": cuda.obstacle(value.device), "cpu": here, "reference": here}  # type: ignore[attr-defined]
+            obstacle = cuda.obstacle(value.device)  # type: ignore[attr-defined]
+            if not obstacle and _arrays.is_automatic(backend):
+                obstacle = _arrays.gpu_verdict("dense_crf", "cuda")
+            obstacles = {"cuda": obstacle, "cpu": here, "reference": here}
             return _arrays.choose_backend(backend, "dense_crf", obstacles)
     # Not looked into unless it is asked for: it imports PyTorch.
     obstacle = cuda.obstacle() if "cuda" in (backend, os.environ.get(_arrays.SWITCH)) else "the arrays are on the CPU"

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from amn_fast.errors import InputError
-from amn_fast.ops import _arrays
+from amn_fast.ops import _arrays, _detour
 from amn_fast.ops.dense_crf import Bilateral, DenseCRF, Gaussian, Settings, each_image, settings_of
 from amn_fast.ops.lattice import check_image, crf_backend, gpu
 from amn_fast.ops.mean_field import check_compat, solve_labels
@@ -60,6 +60,18 @@ def refine_seed(
     Ahn et al., "Weakly Supervised Learning of Instance Segmentation with Inter-pixel Relations" (CVPR 2019); Lee et
     al., "Threshold Matters in WSSS" (CVPR 2022).
     """
+    if _detour.needed("refine_seed", backend, image, activations):
+        on_host = refine_seed(
+            *map(_detour.to_host, (image, activations, keys)),
+            fg=fg,
+            bg=bg,
+            gt_prob=gt_prob,
+            gaussian=gaussian,
+            bilateral=bilateral,
+            iterations=iterations,
+            threads=threads,
+        )
+        return _detour.to_origin(on_host, activations)
     several = isinstance(image, list | tuple)
     if several:
         for name, values in (("activations", activations), ("keys", keys)):
