@@ -201,7 +201,12 @@ def _checked_labels(keys: ArrayLike, count: int) -> NDArray[np.uint8]:
 
 
 def _raised(activations: NDArray[Any], power: float) -> NDArray[np.float32]:
-    return np.power(activations.astype(np.float32, copy=False), number("power", power, "(0, inf)"), dtype=np.float32)
+    exponent = number("power", power, "(0, inf)")
+    with np.errstate(over="ignore"):
+        raised = np.power(activations.astype(np.float32, copy=False), exponent, dtype=np.float32)
+    if not np.isfinite(raised).all():
+        raise InputError(f"activations to the power {power} exceed the range of float32, expected smaller numbers")
+    return raised
 
 
 def _normalised(walked: NDArray[np.float32], size: tuple[int, int], per_class: bool) -> Scores:
