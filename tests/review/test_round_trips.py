@@ -114,6 +114,33 @@ def test_the_tools_read_our_masks(given, tmp_path, form):
         assert_same(dict(found), make_masks())
 
 
+def test_ultralytics_reads_our_masks(given, tmp_path, monkeypatch):
+    """Both of its formats, by its own polygon filling and data set; it is too large for every test environment."""
+    monkeypatch.setenv("YOLO_CONFIG_DIR", str(tmp_path))
+    data = pytest.importorskip("ultralytics.data.utils", reason="needs Ultralytics: pip install ultralytics")
+    from ultralytics.data.dataset import SemanticDataset
+    from ultralytics.utils import DEFAULT_CFG
+
+    for form in ("yolo-seg", "ultralytics-semantic"):
+        export_masks(opened(given), tmp_path / form, form, images=True)
+    found = {}
+    for id, expected in make_masks().items():
+        found[id] = np.zeros_like(expected)
+        for line in (tmp_path / "yolo-seg" / "labels" / f"{id}.txt").read_text().splitlines():
+            label, *shares = line.split()
+            corners = np.array(shares, np.float32).reshape(-1, 2) * np.array(expected.shape[::-1], np.float32)
+            found[id][data.polygon2mask(expected.shape, [corners.ravel()]) > 0] = int(label) + 1  # 254 is "unknown"
+    assert_same(found, make_masks())
+    settings = data.check_det_dataset(str(tmp_path / "ultralytics-semantic" / "data.yaml"))
+    assert settings["names"] == {0: "background", **dict(enumerate(CLASSES, 1))}
+    dataset = SemanticDataset(
+        img_path=settings["train"], data=settings, task="semantic", imgsz=64, augment=False, hyp=DEFAULT_CFG
+    )
+    assert_same(
+        {Path(file).stem: dataset.load_mask(index) for index, file in enumerate(dataset.im_files)}, make_masks()
+    )
+
+
 @pytest.mark.parametrize("form", ["coco", "cvat", "label-studio", "voc"])
 def test_we_read_the_tools_masks(given, tmp_path, form):
     path = tmp_path / {"cvat": "made.zip", "label-studio": "made.json"}.get(form, form)
