@@ -73,7 +73,7 @@ def _walk_on_gpu(
         if x.device != xs[0].device or edge.device != xs[0].device:
             raise InputError(f"{x_name} is on {x.device} and {edge_name} on {edge.device}, expected {xs[0].device}")
     # The values of all images in one look, which waits once for the device.
-    good = [(x.abs() <= ops.FLOAT32_MAX).all() if x.is_floating_point() else x.new_ones((), dtype=bool) for x in xs]
+    good = [(x.double().abs() <= ops.FLOAT32_MAX).all() for x in xs]
     good += [((edge >= 0) & (edge <= 1)).all() for edge in flat]
     for name, fine in zip(x_names + edge_names, torch.stack(good).tolist(), strict=True):
         if not fine and name in x_names:

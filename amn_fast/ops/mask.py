@@ -61,9 +61,10 @@ def make_mask(
 
     Example:
         >>> import numpy as np, amn_fast
-        >>> activations = np.zeros((1, 4, 4)); activations[0, :, :2] = 1
-        >>> amn_fast.make_mask(activations, np.zeros((4, 4)), [7], (16, 16), exp_times=0)[0, ::5].tolist()
-        [7, 7, 7, 0]
+        >>> activations, edge = np.zeros((1, 4, 4)), np.zeros((4, 4))
+        >>> activations[0, :, :2] = 1; edge[:, 2] = 1
+        >>> amn_fast.make_mask(activations, edge, [7], (16, 16))[0, ::5].tolist()
+        [7, 7, 0, 0]
     """
     maps = _checked_activations(activations)
     labels = _checked_labels(keys, len(maps))

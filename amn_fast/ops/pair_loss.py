@@ -64,8 +64,8 @@ def pair_loss(
         backend: "auto", "cpu" (C++), "triton" or "reference".
 
     Returns:
-        Five scalars, float32 (float64 for double inputs); IRN minimises `.total`. They have gradients for the logits and
-        the displacement; forward-mode derivatives are computed by the reference.
+        Five scalars, float32 (float64 for double inputs); IRN minimises `.total`. They have gradients for the logits
+        and the displacement; forward-mode derivatives are computed by the reference.
 
     Raises:
         InputError: a shape, type or value is not as above.

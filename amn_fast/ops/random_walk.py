@@ -1,8 +1,8 @@
 """The affinity random walk: spreads activations along the image, but not across its edges.
 
 Ahn et al., "Weakly Supervised Learning of Instance Segmentation with Inter-pixel Relations" (CVPR 2019), section 5.
-IRN's code squares a dense (h·w)² matrix. This one multiplies by sparse neighbour affinities, in memory linear in pixels,
-and by default only as often as a Chebyshev expansion of the matrix power needs.
+IRN's code squares a dense (h·w)² matrix. This one multiplies by sparse neighbour affinities, in memory linear in the
+pixels, and by default only as often as a Chebyshev expansion of the matrix power needs.
 """
 
 from collections.abc import Sequence
@@ -246,7 +246,7 @@ def check_edge_shape(name: str, shape: tuple[int, ...]) -> None:
 def _checked_maps(name: str, x: Any, size: tuple[int, ...]) -> Array:
     maps = as_array(name, x)
     check_maps_shape(name, maps.shape, size)
-    if maps.size and not (np.abs(maps.min()) <= FLOAT32_MAX and np.abs(maps.max()) <= FLOAT32_MAX):
+    if maps.size and not (-FLOAT32_MAX <= float(maps.min()) and float(maps.max()) <= FLOAT32_MAX):
         raise InputError(f"{name} has NaN, infinite or too large values, expected finite numbers of float32")
     return maps
 

@@ -1,8 +1,8 @@
 """The balanced per-pixel classification loss on a GPU. The definition is in reference.py.
 
-One program takes BLOCK pixels of one image and loops over the channels, CHUNK at a time, with an online log-sum-exp: one
-read of the logits forward, one read and one write backward, no target, one-hot or probability tensor, no wait for the
-device. Labels are sampled inside.
+One program takes BLOCK pixels of one image and loops over the channels, CHUNK at a time, with an online log-sum-exp:
+one read of the logits forward, one read and one write backward, no target, one-hot or probability tensor, no wait for
+the device. Labels are sampled inside.
 """
 
 from functools import lru_cache

@@ -219,5 +219,11 @@ def test_gradcheck(backend):
 def test_a_label_above_the_channels_is_an_error(backend):
     logits, labels = random_case()
     labels[1] = 5
+    if backend == "triton":  # on a GPU the check would wait for the device
+        loss, gradient = value_and_gradient(logits, labels, backend=backend)
+        assert loss.isnan()
+        assert gradient[1].isnan().all()
+        assert gradient[0].isfinite().all()
+        return
     with pytest.raises(InputError, match=r"labels hold 5, expected 0\.\.4"):
         pixel_loss(logits, labels, backend=backend)

@@ -1,5 +1,11 @@
-"""The affinity random walk: recorded answers, invariants, odd sizes and values, errors."""
+"""The affinity random walk: recorded answers, invariants, odd sizes and values, errors, interruption."""
 
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -280,3 +286,33 @@ def test_large_maps_stay_linear_in_memory():
     if affinities.backend == "cpu":
         assert affinities._native.nbytes < 300 * 260 * 4 * 34 * 1.3
     assert np.isfinite(affinities.walk(x, 3)).all()
+
+
+@needs_native
+def test_an_interrupt_ends_the_walk_at_once():
+    x, edge = picture(4, 200, 200)
+    arguments = {"method": "steps", "exp_times": 16}  # minutes
+    for xs, edges, threads in ((x, edge, 1), (x, edge, 3), ([x] * 5, [edge] * 5, 2)):
+        timer = threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT))
+        began = time.monotonic()
+        timer.start()
+        with pytest.raises(KeyboardInterrupt):
+            random_walk(xs, edges, threads=threads, **arguments)
+        timer.join()
+        assert time.monotonic() - began < 10  # about 0.4 s on an idle machine
+
+
+@needs_native
+def test_a_daemon_thread_inside_the_walk_does_not_disturb_the_exit():
+    code = """
+import threading, time
+import numpy as np
+from amn_fast import random_walk
+x, edge = np.ones((4, 100, 100), np.float32), np.zeros((100, 100), np.float32)
+def forever():
+    while True: random_walk(x, edge, exp_times=4)
+for _ in range(2): threading.Thread(target=forever, daemon=True).start()
+time.sleep(0.5)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=60)
+    assert (done.returncode, done.stderr) == (0, "")
