@@ -127,3 +127,27 @@ def test_strided_maps(backend):
     )
     for one, other in zip(plain, turned, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-7)
+
+
+@each({"backend": BACKENDS})
+def test_gradients(backend):
+    maps = [m.requires_grad_() for m in random_maps(4, (20, 24), dtype=torch.float64)[:2]]
+    seed = random_seed((20, 24))
+    for merge in (
+        lambda *maps: merge_cam(list(maps), (20, 24), [2, 0], backend=backend),
+        lambda *maps: merge_amn(list(maps), (20, 24), [1], seed, backend=backend),
+    ):
+        assert torch.autograd.gradcheck(merge, maps, fast_mode=True)
+
+
+@each({"backend": BACKENDS})
+def test_one_look_at_the_values_of_all_scales(backend, monkeypatch):
+    """Each look would wait for a GPU."""
+    size, looks = (20, 24), []
+    maps, seed = random_maps(4, size), random_seed(size)
+    tolist = torch.Tensor.tolist
+    monkeypatch.setattr(torch.Tensor, "tolist", lambda tensor: looks.append(tensor.shape) or tolist(tensor))
+    for name in ("item", "__bool__", "__float__", "__int__"):
+        monkeypatch.setattr(torch.Tensor, name, lambda tensor, name=name: pytest.fail(f"Tensor.{name} was called"))
+    merge_amn(maps, size, [0, 2], seed, backend=backend)
+    assert looks == [(4,)]
