@@ -296,17 +296,22 @@ def same_device(operation: str, **tensors: Any) -> None:
             raise InputError(f"{operation}: {name} is on {tensor.device}, expected {reference.device}, like {first}")
 
 
+def has_tangent(*tensors: Any) -> bool:
+    """Whether one of the tensors carries a forward-mode derivative, which a compiled kernel would drop silently."""
+    torch = sys.modules["torch"]
+    forward = torch.autograd.forward_ad
+    if torch.compiler.is_compiling() or forward._current_level < 0:
+        return False
+    return any(forward.unpack_dual(tensor).tangent is not None for tensor in tensors)
+
+
 def forward_mode_backend(chosen: str, requested: str, operation: str, *tensors: Any) -> str:
     """The backend where a tensor may carry a forward-mode derivative, which the kernels would drop silently.
 
     Raises:
         BackendError: there is such a derivative, and a backend without it was asked for by name.
     """
-    torch = sys.modules["torch"]
-    if chosen == "reference" or torch.compiler.is_compiling():
-        return chosen
-    forward = torch.autograd.forward_ad
-    if forward._current_level < 0 or all(forward.unpack_dual(tensor).tangent is None for tensor in tensors):
+    if chosen == "reference" or not has_tangent(*tensors):
         return chosen
     if requested != "auto" or _default_backend()[0] != "auto":
         raise BackendError(

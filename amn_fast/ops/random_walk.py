@@ -246,7 +246,7 @@ def check_edge_shape(name: str, shape: tuple[int, ...]) -> None:
 def _checked_maps(name: str, x: Any, size: tuple[int, ...]) -> Array:
     maps = as_array(name, x)
     check_maps_shape(name, maps.shape, size)
-    if maps.size and not (-FLOAT32_MAX <= float(maps.min()) and float(maps.max()) <= FLOAT32_MAX):
+    if maps.size and not (float(maps.min()) >= -FLOAT32_MAX and float(maps.max()) <= FLOAT32_MAX):
         raise InputError(f"{name} has NaN, infinite or too large values, expected finite numbers of float32")
     return maps
 

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from amn_fast.config import Config
 from amn_fast.data.base import list_ids
-from amn_fast.data.masks import write_mask
+from amn_fast.data.masks import check_labels, write_mask
 from amn_fast.data.published import read_published
 from amn_fast.data.store import write_activations
 from amn_fast.errors import InputError
@@ -110,7 +110,7 @@ def _take_activations(kind: str) -> Take:
 
         def one(id: str) -> None:
             height, width = work.dataset.image(id).shape[:2]
-            found = read_published(place / f"{id}.npy", lambda _: (height, width))
+            found = read_published(place / f"{id}.npy", lambda _: (height, width), work.dataset.labels(id))
             if found.full.shape[1:] != (height, width) or found.keys.max(initial=0) > len(work.dataset.classes):
                 raise InputError(
                     f"{place / id}.npy has labels {found.keys.tolist()} and maps of {found.full.shape[1:]}, expected"
@@ -129,7 +129,9 @@ def _take_seeds(kind: str) -> Take:
 
         def one(id: str) -> None:
             size = work.dataset.image(id).shape[:2]
-            write_mask(work.item(kind, id), read_seed(place / f"{id}.png", size, len(work.dataset.classes)))
+            seed = read_seed(place / f"{id}.png", size, len(work.dataset.classes))
+            check_labels(place / f"{id}.png", seed, work.dataset.labels(id), work.dataset.classes)
+            write_mask(work.item(kind, id), seed)
 
         work.for_each(kind, work.dataset.ids, one)
 
