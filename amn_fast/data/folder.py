@@ -7,6 +7,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from amn_fast.data.base import quote
 from amn_fast.data.classes import Labels, read_classes
 from amn_fast.data.image import image_size, read_image, read_mask
 from amn_fast.data.labels import open_labels
@@ -56,12 +57,12 @@ class FileDataset:
 
     def image(self, id: str) -> NDArray[np.uint8]:
         if id not in self._images:
-            raise InputError(f"data set {self.name}: there is no image of the id {id!r}")
+            raise InputError(f"data set {self.name}: there is no image of the id {quote(id)}")
         return read_image(self._images[id])
 
     def labels(self, id: str) -> NDArray[np.bool_]:
         if id not in self._label_of:
-            raise InputError(f"data set {self.name}: there is no label of the id {id!r}")
+            raise InputError(f"data set {self.name}: there is no label of the id {quote(id)}")
         return self._labels[self._label_of[id]].copy()
 
     def ground_truth(self, id: str) -> NDArray[np.uint8] | None:

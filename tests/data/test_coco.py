@@ -185,7 +185,7 @@ def test_lists_gaps_and_other_label_sources(tmp_path):
     [
         ({"images": None}, "is JSON with the keys 'images', .*, no instances file; expected lists of images"),
         ({"annotations": [3]}, "no instances file"),
-        ({"categories": [{"id": 1}]}, "a class name is 'None', expected text"),
+        ({"categories": [{"id": 1}]}, "a class name is None, expected text"),
         ({"categories": [{"id": "x", "name": "x"}]}, "a category's id is 'x', expected a number"),
         ({"categories": [{"id": 1, "name": "x"}, {"id": 2, "name": "x"}]}, "the class 'x' is a duplicate"),
         ({"categories": [{"id": 1, "name": "x"}, {"id": 1, "name": "y"}]}, "categories 'x' and 'y' have the same id 1"),

@@ -120,9 +120,9 @@ def test_legacy_vectors(tmp_path):
     assert as_lists(open_labels(path, CLASSES)) == {"2007000032": [1, 0, 0], "9": [0, 0, 0]}
     for value, classes, message in (
         ({7: np.zeros(3)}, None, "holds no class names"),
-        ({7: np.zeros(3)}, CLASSES[:2], r"the label of 7 has shape \(3,\), expected one value for each of 2 classes"),
-        ({7: np.array([0.5, 0, 0])}, CLASSES, "the label of 7 has values other than 0 and 1"),
-        ({7: {}}, CLASSES, "the label of 7 has type dict"),
+        ({7: np.zeros(3)}, CLASSES[:2], r"the label of '7' has shape \(3,\), expected one value for each of 2 classes"),
+        ({7: np.array([0.5, 0, 0])}, CLASSES, "the label of '7' has values other than 0 and 1"),
+        ({7: {}}, CLASSES, "the label of '7' has type dict"),
         ({7: np.zeros(3), "7": np.ones(3)}, CLASSES, "the id '7' is a duplicate, as text and as a number"),
         ({10**5000: np.zeros(3)}, CLASSES, "an id is a int, expected text or a number of at most 18 digits"),
         ([1], CLASSES, "holds a list, expected a dictionary"),
