@@ -76,7 +76,7 @@ def read_activations(path: Path | str, *, enlarge: bool = True) -> Activations:
     except FileNotFoundError:
         raise InputError(f"activation file {path} does not exist") from None
     except Exception as error:  # of damaged archives there are many, and each layer has its own errors
-        raise InputError(f"activation file {path} cannot be read: {' '.join(str(error).split())[:300]}") from error
+        raise InputError(f"activation file {path} cannot be read: {' '.join(str(error).split())}") from error
 
 
 def _enlarged(strided: NDArray[np.float32], size: NDArray[np.integer]) -> NDArray[np.float32]:
