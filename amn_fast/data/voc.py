@@ -34,6 +34,14 @@ VOC_CLASSES = (
     "tvmonitor",
 )
 
+_NOT_IN_VOC = {
+    "train_aug": "this list is not part of VOC: copy voc12/train_aug.txt of IRN's or AMN's code to "
+    "ImageSets/Segmentation, or set data.options.ids to train",
+    "SegmentationClassAug": "these masks are not part of VOC and serve scores only: set data.options.masks to "
+    "SegmentationClass, which scores the images of VOC's list train, or to null",
+}
+"""What papers use beside VOC's own download, and what to do without it. The recipe is docs/guides/voc-coco.md."""
+
 _PAIR = re.compile(r"(?P<image>\S.*\.(?:jpe?g|png))\s+\S.*\.png", re.IGNORECASE)
 
 
@@ -65,6 +73,8 @@ def open_voc(
     names = read_classes(root / classes) if classes else VOC_CLASSES
     named_list = root / "ImageSets" / "Segmentation" / f"{ids}.txt"
     chosen = read_list(named_list if named_list.is_file() else root / ids, images)
+    if masks in _NOT_IN_VOC and not (root / masks).is_dir():
+        raise InputError(f"{root / masks}: there is no such folder of masks; {_NOT_IN_VOC[masks]}")
     truth = MaskFiles(root / masks, images, len(names), foreground) if masks else None
     table = open_labels(root / labels, names, foreground=foreground)
     return FileDataset(root.name, chosen, images, table, truth)
@@ -77,7 +87,8 @@ def read_list(path: Path, images: Mapping[str, Path]) -> tuple[str, ...]:
         InputError: the file is missing or holds no id, or an id is a duplicate.
     """
     if not path.is_file():
-        raise InputError(f"{path}: there is no such list, neither here nor in ImageSets/Segmentation")
+        remedy = f"; {_NOT_IN_VOC[path.name]}" if path.name in _NOT_IN_VOC else ""
+        raise InputError(f"{path}: there is no such list, neither here nor in ImageSets/Segmentation{remedy}")
     return unique_ids((_id_in(clean_id(line), images) for line in read_text(path).splitlines()), path)
 
 

@@ -228,6 +228,11 @@ def test_a_missing_path_is_named(root, voc):
             open_voc(voc, **{option: "nowhere"})
     with pytest.raises(InputError, match="JPEGImages: there is no such folder"):
         open_voc(root / "images")
+    with pytest.raises(InputError, match=r"train_aug: there is no such list.* copy voc12/.*ids to train"):
+        open_voc(voc, ids="train_aug")
+    (voc / "SegmentationClassAug").rename(voc / "elsewhere")
+    with pytest.raises(InputError, match=r"SegmentationClassAug: .* set data\.options\.masks to SegmentationClass"):
+        open_voc(voc, masks="SegmentationClassAug")
 
 
 def test_voc_as_it_lies_on_disk(voc):
