@@ -49,6 +49,10 @@ class Dataset(Protocol):
         """What a run over all ids would lack, without decoding an image: kind ("image", "labels") -> ids."""
         ...
 
+    def strays(self) -> dict[str, list[str]]:
+        """What lies beside the data set and is not part of it: reason -> ids or file names."""
+        ...
+
 
 def require_complete(dataset: Dataset) -> None:
     """Check that every id of `dataset` has what a run needs, before the run starts.

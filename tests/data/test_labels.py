@@ -70,9 +70,8 @@ def test_every_form_of_a_label_file_says_the_same(tmp_path):
         assert as_lists(open_labels(path, CLASSES)) == {key: [1, 0, 0], "other": [0, 0, 0]}
 
 
-@pytest.mark.parametrize(
-    ("name", "text", "message"),
-    [
+def test_mistakes_are_named(tmp_path):
+    for name, text, message in [
         ("l.csv", "id,labels\n7,cat;unicorn\n", r"'7' has the unknown class 'unicorn'; the classes are cat, "),
         ("l.csv", "id,labels\n7,Cat\n", r"'7' has the unknown class 'Cat'; the classes have 'cat'"),
         ("l.csv", "id,cat,unicorn\n7,0,1\n", r"'7' has the unknown class 'unicorn'"),
@@ -105,13 +104,14 @@ def test_every_form_of_a_label_file_says_the_same(tmp_path):
         ("l.csv", None, r"there is no such file"),
         ("l.json", None, r"there is no such file"),
         ("l.npy", None, r"there is no such file"),
-    ],
-)  # fmt: skip
-def test_mistakes_are_named(tmp_path, name, text, message):
-    path = tmp_path / name if text is None else put(tmp_path / name, text)
-    with pytest.raises(InputError, match=rf"{name}: .*{message}") as caught:
-        open_labels(path, CLASSES)
-    assert "\n" not in str(caught.value)
+    ]:
+        path = tmp_path / name
+        path.unlink(missing_ok=True)
+        if text is not None:
+            put(path, text)
+        with pytest.raises(InputError, match=rf"{name}: .*{message}") as caught:
+            open_labels(path, CLASSES)
+        assert "\n" not in str(caught.value)
 
 
 def test_legacy_vectors(tmp_path):
@@ -149,9 +149,8 @@ def test_legacy_vectors(tmp_path):
 OBJECT = "<object><name>{}</name><difficult>1</difficult><part><name>head</name></part></object>"
 
 
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
+def test_labels_from_annotations(tmp_path):
+    for text, expected in [
         (f"<annotation>{OBJECT.format('cat')}</annotation>", [1, 0, 0]),
         (f'<annotation xmlns="http://x/voc">{OBJECT.format("cat")}</annotation>', [1, 0, 0]),
         ("<annotation><filename>y.jpg</filename></annotation>", [0, 0, 0]),
@@ -164,16 +163,14 @@ OBJECT = "<object><name>{}</name><difficult>1</difficult><part><name>head</name>
         ('<?xml version="1.0" encoding="none"?><annotation/>', "in an encoding that is not read, expected UTF-8"),
         ('{"a": 1}', "is JSON, expected XML"),
         ("", "is an empty file, expected XML"),
-    ],
-)  # fmt: skip
-def test_labels_from_annotations(tmp_path, text, expected):
-    put(tmp_path / "y.xml", text)
-    put(tmp_path / "._y.xml", b"\0\5\26\7\0\2\0\0Mac OS X")
-    if isinstance(expected, list):
-        assert as_lists(open_labels(tmp_path, CLASSES)) == {"y": expected}
-        return
-    with pytest.raises(InputError, match=rf"y\.xml: .*{expected}"):
-        open_labels(tmp_path, CLASSES)["y"]
+    ]:
+        put(tmp_path / "y.xml", text)
+        put(tmp_path / "._y.xml", b"\0\5\26\7\0\2\0\0Mac OS X")
+        if isinstance(expected, list):
+            assert as_lists(open_labels(tmp_path, CLASSES)) == {"y": expected}
+            continue
+        with pytest.raises(InputError, match=rf"y\.xml: .*{expected}"):
+            open_labels(tmp_path, CLASSES)["y"]
 
 
 def test_labels_from_masks(tmp_path):
@@ -196,9 +193,8 @@ def test_labels_from_masks(tmp_path):
         open_labels(tmp_path, CLASSES, foreground=255)
 
 
-@pytest.mark.parametrize(
-    ("keys", "ids", "expected"),
-    [
+def test_keys_join_ids():
+    for keys, ids, expected in [
         (["2007000032", "9", "x_1"], ("2007_000032", "000000000009", "x_1"), ["2007000032", "9", "x_1"]),
         (["1_0", "10"], ("1_0", "10"), ["1_0", "10"]),  # exact names go before numbers
         (["a.jpg", "s/b.PNG", "d\\e.bmp"], ("a", "b", "e"), ["a.jpg", "s/b.PNG", "d\\e.bmp"]),
@@ -208,15 +204,13 @@ def test_labels_from_masks(tmp_path):
         (["10"], ("1_0", "01_0"), "the label '10' fits two images, '1_0' and '01_0'"),
         (["10", "010"], ("1_0",), "two labels are for the image '10': '010' and '10'"),
         (["a.jpg", "a.png"], ("a",), "two labels are for the image 'a': 'a.jpg' and 'a.png'"),
-    ],
-)  # fmt: skip
-def test_keys_join_ids(keys, ids, expected):
-    if isinstance(expected, str):
-        with pytest.raises(InputError, match=expected):
-            join(keys, ids)
-        return
-    joined = join(keys, ids)
-    assert [joined[id] for id in ids if id in joined] == expected
+    ]:
+        if isinstance(expected, str):
+            with pytest.raises(InputError, match=expected):
+                join(keys, ids)
+            continue
+        joined = join(keys, ids)
+        assert [joined[id] for id in ids if id in joined] == expected
 
 
 def test_class_lists(tmp_path):
