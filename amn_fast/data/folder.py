@@ -163,6 +163,12 @@ def open_folder(
     root = Path(root)
     found = find_images(root / images)
     table = open_labels(root / labels, read_classes(root / classes) if classes else None, foreground=foreground)
-    chosen = read_ids(root / ids) if ids else tuple(sorted(found))
+    chosen = _chosen(read_ids(root / ids), found) if ids else tuple(sorted(found))
     truth = MaskFiles(root / masks, found, len(table.classes), foreground) if masks else None
     return FileDataset(root.name, chosen, found, table, truth, None if ids else root / images)
+
+
+def _chosen(listed: Sequence[str], images: Mapping[str, Path]) -> tuple[str, ...]:
+    """The ids that a list means, whose lines may be file names; lines without an image stay as they are."""
+    id_of = {name: id for id, name in join(listed, tuple(images)).items()}
+    return tuple(id_of.get(name, name) for name in listed)

@@ -161,6 +161,9 @@ def _read_table(path: Path) -> tuple[tuple[str, ...], dict[str, list[str]]]:
     except csv.Error as error:
         raise InputError(f"{path}: is no table of text, it has a cell of more than 131072 characters") from error
     lines = [[cell.strip() for cell in row] for row in table if any(cell.strip() for cell in row)]
+    nameless = next((number for number, line in enumerate(lines, 1) if not line[0]), None)
+    if nameless:
+        raise InputError(f"{path}: row {nameless} has no id")
     header = [cell.lower() for cell in lines[0]] if lines else []
     if len(header) < 2 or header[0] not in _ID_NAMES:
         raise InputError(

@@ -137,7 +137,7 @@ def unique_ids(lines: Iterable[str], path: Path | str) -> tuple[str, ...]:
 
 
 def join(keys: Iterable[str], ids: Sequence[str]) -> dict[str, str]:
-    """Find which of the `keys` of a label file belongs to which of `ids`.
+    """Find which of the `keys` of a label file or list belongs to which of `ids`.
 
     A key is the id itself; or else its file name, with or without folder; or else the same number: label files name
     `2007_000032` also `2007_000032.jpg` and `2007000032`, and `000000000009` also `9`.
@@ -152,7 +152,7 @@ def join(keys: Iterable[str], ids: Sequence[str]) -> dict[str, str]:
         for key in sorted(keys.difference(joined.values())):
             alias = form(key)
             if alias is not None and rest.setdefault(alias, key) != key:
-                raise InputError(f"two labels are for the image {quote(alias)}: {quote(rest[alias])} and {quote(key)}")
+                raise InputError(f"two names mean the image {quote(alias)}: {quote(rest[alias])} and {quote(key)}")
         used: dict[str, str] = {}
         for id in ids:
             alias = id if form is _stem else _number(id)
@@ -161,7 +161,7 @@ def join(keys: Iterable[str], ids: Sequence[str]) -> dict[str, str]:
             joined[id] = rest[alias]
             if used.setdefault(joined[id], id) != id:
                 raise InputError(
-                    f"the label {quote(joined[id])} fits two images, {quote(used[joined[id]])} and {quote(id)}"
+                    f"the name {quote(joined[id])} fits two images, {quote(used[joined[id]])} and {quote(id)}"
                 )
     return joined
 

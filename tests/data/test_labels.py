@@ -76,6 +76,7 @@ def test_mistakes_are_named(tmp_path):
         ("l.csv", "id,labels\n7,Cat\n", r"'7' has the unknown class 'Cat'; the classes have 'cat'"),
         ("l.csv", "id,cat,unicorn\n7,0,1\n", r"'7' has the unknown class 'unicorn'"),
         ("l.json", '{"7": ["unicorn"]}', r"'7' has the unknown class 'unicorn'"),
+        ("l.csv", "id,cat\n7,1\n,1\n", r"row 3 has no id"),
         ("l.csv", "id,cat\n7,2\n", r"'7' has the value '2', expected 0 or 1"),
         ("l.csv", "id,cat\n7,1\n7,0\n", r"the id '7' is a duplicate, with the labels \(cat\) and \(no class\)"),
         ("l.csv", "id,labels\n7,cat\n7,person\n", r"the id '7' is a duplicate, with the labels \(cat\) and \(person\)"),
@@ -201,9 +202,9 @@ def test_keys_join_ids():
         (["a.jpg", "a"], ("a.jpg", "a"), ["a.jpg", "a"]),
         (["x1", "1", "9" * 5000], ("2", "1x"), []),
         (["0" * 5000 + "7"], ("7",), ["0" * 5000 + "7"]),
-        (["10"], ("1_0", "01_0"), "the label '10' fits two images, '1_0' and '01_0'"),
-        (["10", "010"], ("1_0",), "two labels are for the image '10': '010' and '10'"),
-        (["a.jpg", "a.png"], ("a",), "two labels are for the image 'a': 'a.jpg' and 'a.png'"),
+        (["10"], ("1_0", "01_0"), "the name '10' fits two images, '1_0' and '01_0'"),
+        (["10", "010"], ("1_0",), "two names mean the image '10': '010' and '10'"),
+        (["a.jpg", "a.png"], ("a",), "two names mean the image 'a': 'a.jpg' and 'a.png'"),
     ]:
         if isinstance(expected, str):
             with pytest.raises(InputError, match=expected):
