@@ -81,6 +81,8 @@ class Pair:
     picture: Path
     probabilities: Path
     mask: Path
+    others: tuple[Path, ...] = ()
+    """More files that the mask depends on."""
 
 
 def find_pairs(pictures: Path, probabilities: Path, out: Path) -> tuple[list[Pair], list[str]]:
@@ -127,6 +129,7 @@ def refine_folder(
     *,
     threads: int | None = None,
     advance: Callable[[], None] = lambda: None,
+    compute: Callable[[Pair], Array] | None = None,
 ) -> int:
     """Write the mask of each pair; those that exist under the same settings and from the same files are skipped.
 
@@ -136,6 +139,7 @@ def refine_folder(
     Args:
         threads: None takes all cores that this process may use.
         advance: called after each pair.
+        compute: gives the mask of a pair; None: the dense CRF of its probabilities.
 
     Returns:
         how many masks were computed; the rest existed.
@@ -153,9 +157,10 @@ def refine_folder(
     due = [pair for pair in pairs if not record.has(pair)]
     for _ in range(len(pairs) - len(due)):
         advance()
+    mask_of = compute or (lambda pair: _mask_of(pair, settings))
     failures: list[str] = []
     with ThreadPoolExecutor(threads) as pool:
-        futures = [pool.submit(_refine, pair, settings, record) for pair in due]
+        futures = [pool.submit(_refine, pair, record, mask_of) for pair in due]
         try:
             for future in as_completed(futures):
                 try:
@@ -173,8 +178,15 @@ def refine_folder(
     return len(due)
 
 
-def _refine(pair: Pair, settings: Settings, record: "_Record") -> None:
+def _refine(pair: Pair, record: "_Record", compute: Callable[[Pair], Array]) -> None:
     entry = record.entry(pair)  # before the files are read: one that changes meanwhile counts as changed
+    mask = compute(pair)
+    record.forget(pair)
+    write_mask(pair.mask, mask)
+    record.append(entry)
+
+
+def _mask_of(pair: Pair, settings: Settings) -> Array:
     image = read_image(pair.picture)
     given = read_probabilities(pair.probabilities, settings.key)
     if given.shape[-2:] != image.shape[:2]:
@@ -187,13 +199,10 @@ def _refine(pair: Pair, settings: Settings, record: "_Record") -> None:
     except InputError as error:
         raise InputError(f"{pair.probabilities}: {error}") from error
     if len(names) == 1:
-        mask = np.full(image.shape[:2], names[0], np.uint8)
-    else:
-        crf = DenseCRF(image, gaussian=settings.gaussian, bilateral=settings.bilateral)
-        mask = names[crf.labels(unary, settings.iterations)]
-    record.forget(pair)
-    write_mask(pair.mask, mask)
-    record.append(entry)
+        return np.full(image.shape[:2], names[0], np.uint8)
+    crf = DenseCRF(image, gaussian=settings.gaussian, bilateral=settings.bilateral)
+    best: Array = names[crf.labels(unary, settings.iterations)]
+    return best
 
 
 def _unary(given: Array, settings: Settings) -> tuple[Array, Array]:
@@ -301,7 +310,7 @@ class _Record:
 
     def entry(self, pair: Pair) -> dict[str, Any]:
         """Names what the mask depends on."""
-        inputs = [_state(pair.picture), _state(pair.probabilities)]
+        inputs = [_state(path) for path in (pair.picture, pair.probabilities, *pair.others)]
         return {"id": pair.id, "settings": self._fingerprint, "inputs": inputs}
 
     def forget(self, pair: Pair) -> None:
