@@ -212,8 +212,6 @@ def _open(path: Path, classes: tuple[str, ...] | None) -> tuple[tuple[str, ...] 
         path = path / "masks"
     else:
         names = None
-    if not path.is_dir():
-        raise InputError(f"{path}: there is no such folder of masks or instances file")
     files = find_masks(path)
     if not files:
         raise InputError(f"{path}: holds no masks, expected files ID.png")
