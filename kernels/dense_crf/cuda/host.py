@@ -100,7 +100,7 @@ def matrix_handle(features: Any) -> Handle:
                 f"features have {len(matrix)} dimensions, expected at most {lattice.MAX_DIMENSION} on a GPU"
             )
         if not bool(matrix.isfinite().all()):
-            raise InputError("features hold NaN or infinity, expected finite numbers")
+            raise InputError("features hold NaN, infinity or values beyond single precision, expected finite numbers")
         batch = Batch(launcher_for(device), [matrix.shape[1]], [matrix.shape[1]])
         return Handle(lattice.build(batch, lattice.matrix_features(matrix)))
 
