@@ -14,6 +14,7 @@ from PIL import Image
 from amn_fast.data.base import IGNORE
 from amn_fast.data.image import image_size, read_mask
 from amn_fast.data.masks import check_ids, voc_palette
+from amn_fast.data.names import clean_id
 from amn_fast.errors import InputError
 from amn_fast.files import write_atomically
 from amn_fast.review.coco import label_of_name
@@ -190,7 +191,7 @@ def _empty(
 def _background(id: str, images: Mapping[str, Path] | None) -> NDArray[np.uint8]:
     if images is None:
         raise InputError(f"{id!r} is listed, but has no mask to take the size from; pass --images DIR")
-    return np.zeros(image_size(images[id]), np.uint8)
+    return np.zeros(image_size(images[clean_id(id)]), np.uint8)
 
 
 def _read_label_map(data: bytes, path: Path) -> dict[int, str]:
@@ -215,7 +216,7 @@ def _read_label_map(data: bytes, path: Path) -> dict[int, str]:
 def _from_colours(open_file: Reader, name: str, path: Path, colours: Mapping[int, str], job: Job) -> NDArray[np.uint8]:
     where = f"{path}: {name}"
     try:
-        with open_file(name) as file, Image.open(file) as image:
+        with open_file(name) as file, Image.open(file, formats=("PNG",)) as image:
             pixels = np.array(image.convert("RGB")).astype(np.int64)
     except Exception as error:  # damaged archives and images have many kinds of errors
         raise InputError(f"{where} cannot be read as an image: {error}") from error
