@@ -18,6 +18,7 @@ from amn_fast._extras import require
 from amn_fast.data.masks import voc_palette
 from amn_fast.errors import InputError
 from amn_fast.files import write_text
+from amn_fast.pipeline import table
 
 require("jinja2", "pipeline")
 require("matplotlib", "pipeline")
@@ -42,18 +43,7 @@ RESULTS = {
 }
 """Names of results in metrics.json, in the order of the pipeline, and what the page calls them."""
 
-STAGES = {
-    "train-cam": None,
-    "make-cam": "cam",
-    "refine-seed": "refined_seed",
-    "train-amn": None,
-    "make-amn-cam": "amn",
-    "refine-amn-seed": "amn_refined",
-    "train-irn": None,
-    "make-mask": "mask",
-    "evaluate": None,
-    "train-seg": None,
-}
+STAGES = {stage.name: stage.result or None for stage in table.STAGES}
 """Stages in the order of the pipeline, and the result that each one makes."""
 
 SEGMENTATION = {"without_crf": "Network", "with_crf": "Network and CRF"}

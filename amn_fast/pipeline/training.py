@@ -13,14 +13,16 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
+from torch.utils.data import DataLoader, Sampler, default_collate
 
 from amn_fast.config import SegTraining, Training
 from amn_fast.errors import InputError
 from amn_fast.files import write_atomically
 from amn_fast.models.backbone import why_unreadable
-from amn_fast.stages._processes import Processes
-from amn_fast.stages._stage import Workspace, progress
+from amn_fast.pipeline.engine import progress
+from amn_fast.pipeline.folder import Workspace
+from amn_fast.pipeline.processes import Processes
+from amn_fast.steps.items import ItemDataset
 
 Batch = Any
 
@@ -28,27 +30,27 @@ Batch = Any
 class Epoch(Sampler[list[tuple[int, int]]]):
     """Batches of (epoch, index), in an order that depends on seed and epoch alone; a last partial batch is left out."""
 
-    def __init__(self, pictures: int, batch: int, seed: int) -> None:
-        self.pictures, self.batch, self.seed = pictures, batch, seed
+    def __init__(self, images: int, batch: int, seed: int) -> None:
+        self.images, self.batch, self.seed = images, batch, seed
         self.epoch = 0
 
     def __len__(self) -> int:
-        return self.pictures // self.batch
+        return self.images // self.batch
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        order = np.random.default_rng([self.seed, self.epoch]).permutation(self.pictures).tolist()
+        order = np.random.default_rng([self.seed, self.epoch]).permutation(self.images).tolist()
         for i in range(len(self)):
             yield [(self.epoch, index) for index in order[i * self.batch : (i + 1) * self.batch]]
 
 
 class Rounds(Epoch):
-    """Epochs of `batches` batches, whatever the number of pictures; passes follow each other without a gap.
+    """Epochs of `batches` batches, whatever the number of images; passes follow each other without a gap.
 
-    A batch may hold the end of one pass and the start of the next; a picture comes with the number of its pass.
+    A batch may hold the end of one pass and the start of the next; an image comes with the number of its pass.
     """
 
-    def __init__(self, pictures: int, batch: int, seed: int, batches: int) -> None:
-        super().__init__(pictures, batch, seed)
+    def __init__(self, images: int, batch: int, seed: int, batches: int) -> None:
+        super().__init__(images, batch, seed)
         self.batches = batches
 
     def __len__(self) -> int:
@@ -57,10 +59,10 @@ class Rounds(Epoch):
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         @functools.lru_cache(2)
         def order(turn: int) -> list[int]:
-            return np.random.default_rng([self.seed, turn]).permutation(self.pictures).tolist()
+            return np.random.default_rng([self.seed, turn]).permutation(self.images).tolist()
 
         for i in range(self.epoch * len(self), (self.epoch + 1) * len(self)):
-            places = (divmod(i * self.batch + k, self.pictures) for k in range(self.batch))
+            places = (divmod(i * self.batch + k, self.images) for k in range(self.batch))
             yield [(turn, order(turn)[place]) for turn, place in places]
 
 
@@ -78,38 +80,37 @@ class Shares(Sampler[list[tuple[int, int]]]):
 
 
 def poly(step: int, steps: int, power: float, every: int = 1) -> float:
-    """Factor of the learning rates at `step` of 0..steps-1: (1 - step / steps) ** power, changed each `every` steps."""
+    """Factor of the learning rates at `step` of 0..steps-1: (1 - step / steps) ** power, in stairs of `every` steps."""
     return (1 - step // every * every / steps) ** power
 
 
 def train(
     work: Workspace,
+    new: Callable[[Path], Path],
     name: str,
     net: nn.Module,
     optimizer: torch.optim.Optimizer,
-    pictures: Dataset[Batch],
-    count: int,
+    items: ItemDataset,
     settings: Training | SegTraining,
     loss_of: Callable[[Batch], Tensor],
-    processes: Processes | None = None,
     origin: str = "",
 ) -> None:
-    """Train `net`, write its weights to weights/NAME.safetensors.
+    """Train `net` and write its weights to weights/NAME.safetensors.
 
-    Learning rates of all groups are their start value times `poly`. After each epoch — for the segmentation network,
-    after each round of `checkpoint_every` iterations — the state goes to weights/NAME.checkpoint.pt; a run that was
-    killed goes on from there and ends with the same weights.
+    Learning rates of all groups are their base value times `poly`. After each epoch — for the segmentation network,
+    after each round of `checkpoint_every` iterations — the state goes to a checkpoint beside the weights. A killed run
+    resumes from it; the weights are bit-identical to those of an uninterrupted run.
 
     Args:
-        pictures: takes (epoch, index), gives one picture's part of a batch.
-        count: number of pictures.
+        new: where to write a file of the run folder.
+        items: takes (epoch, index), gives one image's part of a batch.
         loss_of: loss of one batch; of the global one, where several processes have a share of it each.
-        processes: those that train together; each gets its share of every batch, the first one writes.
         origin: kept in the file of weights, see `save_weights`.
     """
-    processes = processes or Processes()
-    checkpoint = work.root / "weights" / f"{name}.checkpoint.pt"
-    if work.weights(name).exists():  # killed after the training, before the stage was done
+    processes, weights = work.processes, new(work.weights(name))
+    checkpoint = weights.with_name(f"{name}.checkpoint.pt")
+    count = len(items.dataset.ids)
+    if weights.exists():  # killed after the training, before the stage was done
         checkpoint.unlink(missing_ok=True)
         return
     batches: Epoch
@@ -120,9 +121,9 @@ def train(
         accumulate, lr_step = 1, 1
         batches = Epoch(count, min(settings.batch, count), work.config.seed)
     if batches.batch < processes.count:
-        raise InputError(f"{name}: a batch of {batches.batch} does not give {processes.count} processes a picture each")
+        raise InputError(f"{name}: a batch of {batches.batch} does not give {processes.count} processes an image each")
     shares = Shares(batches, processes)
-    loader = DataLoader(pictures, batch_sampler=shares, num_workers=work.config.workers, collate_fn=_collate)
+    loader = DataLoader(items, batch_sampler=shares, num_workers=work.config.workers, collate_fn=_collate)
     steps = len(batches) // accumulate * settings.epochs
     start_lrs = [group["lr"] for group in optimizer.param_groups]
     first = _restore(checkpoint, net, optimizer)
@@ -153,18 +154,18 @@ def train(
             mean = total.item() / len(batches)  # the epoch's only wait for the device
             speed = len(batches) * batches.batch / (time.monotonic() - start)
             if not torch.isfinite(total):
-                raise InputError(f"{name}: the loss of epoch {epoch + 1} is not finite; expected a lower learning rate")
-            bar.update(task, note=f"epoch {epoch + 1}/{settings.epochs} loss {mean:.4f} {speed:.1f} pictures/s")
+                raise InputError(f"{name}: loss is NaN or infinite in epoch {epoch + 1}; try a lower learning rate")
+            bar.update(task, note=f"epoch {epoch + 1}/{settings.epochs} loss {mean:.4f} {speed:.1f} images/s")
             if first_process:
                 work.log("epoch", network=name, epoch=epoch + 1, loss=mean, pictures_per_second=speed)
                 _save(checkpoint, net, optimizer, epoch + 1)
     if first_process:
-        save_weights(work.weights(name), net, origin)
+        save_weights(weights, net, origin)
         checkpoint.unlink(missing_ok=True)
 
 
 def _collate(items: list[Any]) -> Batch:
-    """One batch, or the error of a picture that cannot be used."""
+    """One batch, or the error of an image that cannot be used."""
     return next((item for item in items if isinstance(item, InputError)), None) or default_collate(items)
 
 

@@ -17,7 +17,7 @@ class Processes:
     """This process among those that train together; by default it is the only one.
 
     Attributes:
-        rank: its number; number 0 alone writes files and shows progress, and the others wait for its word.
+        rank: its number; number 0 alone writes files and shows progress; the others wait for it.
         count: how many there are.
         waiting: whether the others still wait.
     """
@@ -32,14 +32,14 @@ class Processes:
         return dist.group.WORLD if self.count > 1 else None
 
     def share(self, batch: list[tuple[int, int]]) -> list[tuple[int, int]]:
-        """This process's part of a global batch: shares differ by one picture at most."""
+        """This process's part of a global batch: shares differ by one image at most."""
         return batch[self.rank * len(batch) // self.count : (self.rank + 1) * len(batch) // self.count]
 
     def average(self, parameters: Iterable[Tensor]) -> None:
         """Replace the gradients by their means over the processes.
 
         One sum over all gradients in the order of the parameters, not DistributedDataParallel's buckets, whose layout
-        changes after the first iteration: the same sums, bit by bit, in a training that goes on from a checkpoint.
+        changes after the first iteration: the same sums, bit by bit, in a training that resumes from a checkpoint.
         """
         if self.group is None:
             return
@@ -51,7 +51,7 @@ class Processes:
             gradient.copy_(mean.view_as(gradient))
 
     def tell(self, begin: bool) -> None:
-        """Let the others begin the training that this process begins, or leave; those that have begun hear nothing."""
+        """Let the others begin the training that this process begins, or leave; only the first call counts."""
         if self.waiting:
             self._broadcast(begin)
         self.waiting = False
@@ -76,7 +76,10 @@ def started() -> int:
 def require_single(what: str) -> None:
     """Raise InputError in one of several processes that torchrun has started."""
     if started() > 1:
-        raise InputError(f"{what} runs in one process, torchrun started {started()}; train-seg alone trains in several")
+        raise InputError(
+            f"{what} runs in one process, torchrun started {started()}; only the"
+            " training of the segmentation network runs in several"
+        )
 
 
 @contextmanager

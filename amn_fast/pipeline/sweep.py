@@ -1,26 +1,26 @@
 """sweep: mIoU of the masks over a grid of walk settings and all thresholds, edges computed once.
 
-Settings are chosen against the ground truth of the pictures they are scored on: an oracle, good for understanding a
-data set; a fair number needs pictures that the sweep has not seen.
+Settings are chosen against the ground truth of the images they are scored on: an oracle, good for understanding a data
+set; a fair number needs images that the sweep has not seen.
 """
 
 import csv
 import io
 import itertools
-import os
 import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from amn_fast.config import Config
-from amn_fast.data.store import read_activations
+from amn_fast.data.store import read_strided
 from amn_fast.errors import InputError
 from amn_fast.files import write_text
 from amn_fast.metrics import CurveResult, ThresholdCurve
 from amn_fast.ops.mask import sweep_scores
-from amn_fast.stages._stage import Workspace
-from amn_fast.stages.make_mask import read_edge
+from amn_fast.pipeline.engine import cores, for_each
+from amn_fast.pipeline.folder import Workspace
+from amn_fast.pipeline.inference import read_edge
 
 
 class Setting(NamedTuple):
@@ -34,14 +34,14 @@ class Setting(NamedTuple):
 def run(
     config: Config, betas: Sequence[float], exp_times: Sequence[int], powers: Sequence[float]
 ) -> tuple[Path, dict[Setting, CurveResult]]:
-    """Score all combinations on the pictures with ground truth; make-mask must have run.
+    """Score all combinations on the images with ground truth; the masks must have been made.
 
     Returns:
         the path of sweep.csv in the run folder (a row for each setting and threshold), and the threshold curve of each
         setting.
 
     Raises:
-        InputError: activations or edges are missing, or no picture has ground truth.
+        InputError: activations or edges are missing, or no image has ground truth.
     """
     work = Workspace(config)
     for kind in ("amn", "edge"):
@@ -54,7 +54,7 @@ def run(
         truth = work.dataset.truth(id)
         if truth is None:
             return
-        found = read_activations(work.item("amn", id))
+        found = read_strided(work.item("amn", id))
         points = sweep_scores(
             found.strided,
             read_edge(work.item("edge", id)),
@@ -71,7 +71,7 @@ def run(
                 curves[Setting(point.beta, point.exp_times, point.power)].add(point.scores, found.keys, truth)
         scored.append(id)
 
-    work.for_each("sweep", work.dataset.ids, one, threads=os.cpu_count() or 1)
+    for_each("sweep", work.dataset.ids, one, cores())
     if not scored:
         raise InputError(f"data set {work.config.name} has no ground truth, expected some for a sweep")
     results = {setting: curve.result() for setting, curve in curves.items()}

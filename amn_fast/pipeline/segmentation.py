@@ -1,91 +1,78 @@
-"""eval-seg: the segmentation network on whole pictures, with and without CRF; perhaps masks for a benchmark's server.
+"""eval-seg: the segmentation network on whole images, with and without CRF; perhaps masks for a benchmark's server.
 
-The network runs on one thread; the CRFs of pictures that it has left behind run beside it in a pool. Nothing but the
+The network runs on one thread; the CRFs of images that it has left behind run beside it in a pool. Nothing but the
 scores, a few masks for the report and, when asked for, all masks reaches the disk.
 """
 
 import hashlib
 import json
-import os
 import threading
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from amn_fast.config import Config, SegEvaluation
-from amn_fast.data import open_dataset
+from amn_fast.config import Config
 from amn_fast.data.base import IGNORE, Dataset, list_ids
 from amn_fast.data.masks import check_masks, voc_palette, write_mask
 from amn_fast.errors import InputError
 from amn_fast.files import write_json
 from amn_fast.metrics import Confusion
 from amn_fast.models import DeepLabV2, MultiScale
-from amn_fast.ops.dense_crf import dense_crf
-from amn_fast.ops.unary import unary_from_softmax
-from amn_fast.stages import train_seg
-from amn_fast.stages._stage import Stage, Workspace, naming_picture, progress
-from amn_fast.stages._training import load_weights, read_losses, read_origin
-from amn_fast.stages.evaluate import SEGMENTATION, add_segmentation, environment, measured
+from amn_fast.pipeline.engine import console, cores, naming_image, progress
+from amn_fast.pipeline.evaluation import environment
+from amn_fast.pipeline.folder import Workspace
+from amn_fast.pipeline.record import read_record
+from amn_fast.pipeline.table import producer
+from amn_fast.pipeline.training import load_weights, read_losses, read_origin
+from amn_fast.pipeline.trainings import list_checksum
+from amn_fast.steps import seg
+
+New = Callable[[Path], Path]
 
 RESULTS = Path("segmentation") / "results"
 SERVER_LAYOUT = RESULTS / "VOC2012" / "Segmentation" / "comp6_test_cls"
-"""Where the masks go; below `segmentation`, it is what VOC's server expects in an archive of its comp6 competition."""
+"""Where masks are written; below `segmentation`, the layout that VOC's server expects of its comp6 competition."""
 COCO_LAYOUT = RESULTS / "COCO2014"
-"""Where those of COCO go: PNGs of category ids, named by the picture's number."""
-SHOWN = "segmentation_shown"
-PICTURES_SHOWN = 6
+"""The same for COCO: PNGs of category ids, named by the number of the image."""
+SHOWN = Path("segmentation_shown")
+IMAGES_SHOWN = 6
 NAMES = {"without_crf": "network", "with_crf": "crf"}
-"""Name of a result in the record -> of its masks in the folder `SHOWN`, ID.NAME.png."""
-
-
-def crf_labels(
-    image: NDArray[np.uint8], probabilities: NDArray[np.float32], settings: SegEvaluation
-) -> NDArray[np.uint8]:
-    """The labels (H, W) after the dense CRF on a softmax (C + 1, H, W)."""
-    sxy, srgb, compat = settings.bilateral
-    marginals = dense_crf(
-        image,
-        unary_from_softmax(probabilities),
-        gaussian=settings.gaussian,
-        bilateral=(sxy, srgb, compat),
-        iterations=settings.iterations,
-        threads=1,  # one picture a thread
-    )
-    return marginals.argmax(0).astype(np.uint8)
+"""Name of a result in the record -> of the folder of its masks in `SHOWN`."""
 
 
 class _Results:
-    """What becomes of each picture's softmax, on any thread."""
+    """Scores and writes the answer for each image, on any thread."""
 
-    def __init__(self, work: Workspace, dataset: Dataset) -> None:
-        self.dataset, self.settings = dataset, work.config.eval_seg
+    def __init__(self, work: Workspace, new: New) -> None:
+        dataset = self.dataset = work.evaluated
+        self.settings, self.new = work.config.eval_seg, new
         self.masks = work.root / layout(work.config)
         self.ids = result_ids(dataset) if self.settings.save_masks else np.arange(256, dtype=np.uint8)
         self.shown_folder = work.root / SHOWN
         names = ("without_crf", "with_crf") if self.settings.crf else ("without_crf",)
         self.confusions = {name: Confusion(len(dataset.classes)) for name in names}
-        count = min(PICTURES_SHOWN, len(dataset.ids))
+        count = min(IMAGES_SHOWN, len(dataset.ids))
         self.shown: dict[str, float | None] = {dataset.ids[k * len(dataset.ids) // count]: None for k in range(count)}
         self.scored = 0
         self._lock = threading.Lock()
 
     def add(self, id: str, image: NDArray[np.uint8], probabilities: NDArray[np.float32]) -> None:
-        with naming_picture(id):
+        with naming_image(id):
             truth = self.dataset.truth(id)
             labels = {"without_crf": probabilities.argmax(0).astype(np.uint8)}
             if self.settings.crf:
-                labels["with_crf"] = crf_labels(image, probabilities, self.settings)
+                labels["with_crf"] = seg.crf_labels(image, probabilities, self.settings)
             last = labels["with_crf" if self.settings.crf else "without_crf"]
             if self.settings.save_masks:
-                write_mask(self.masks / f"{id}.png", self.ids[last])
+                write_mask(self.new(self.masks / f"{id}.png"), self.ids[last])
             if id in self.shown:
                 for name, mask in labels.items():
-                    write_mask(self.shown_folder / f"{id}.{NAMES[name]}.png", mask)
+                    write_mask(self.new(self.shown_folder / NAMES[name] / f"{id}.png"), mask)
             if truth is None:
                 return
             if id in self.shown:
@@ -98,7 +85,7 @@ class _Results:
                 self.scored += 1
 
     def scores(self) -> dict[str, Any]:
-        """Scores by class; a class that the truth does not show is left out of the means, as published for DeepLab."""
+        """Scores by class; a class absent from the ground truth is left out of the means, as published for DeepLab."""
         if not self.scored:
             return {}
         found = {name: confusion.scores(absent="skip") for name, confusion in self.confusions.items()}
@@ -111,7 +98,7 @@ def layout(config: Config) -> Path:
 
 
 def result_ids(dataset: Dataset) -> NDArray[np.uint8]:
-    """What stands for label k in result masks, at place k: k itself; for COCO, the category's id.
+    """The value of label k in result masks, at place k: k itself; for COCO, the id of the category.
 
     Raises:
         InputError: a class is none of COCO's categories.
@@ -124,45 +111,63 @@ def result_ids(dataset: Dataset) -> NDArray[np.uint8]:
     return np.array([0, *(categories[name] for name in dataset.classes)], np.uint8)
 
 
-def _evaluate(work: Workspace) -> None:
+def evaluate(work: Workspace, new: New) -> None:
+    """Score the network; write segmentation.json, masks to show and, when asked for, the masks of all images."""
     config, settings = work.config, work.config.eval_seg
-    dataset, classes = evaluated(work), work.dataset.classes
+    dataset, classes = work.evaluated, work.dataset.classes
+    weights = work.weights("seg")
+    _say_why_again(work)
     base = DeepLabV2(len(classes), config.train_seg.backbone)
     net = MultiScale(base, settings.scales).to(work.device)
-    load_weights(work.weights("seg"), net)
+    load_weights(weights, net)
     net.eval()
-    results = _Results(work, dataset)
-    _run(work, net, dataset, results)
+    results = _Results(work, new)
+    _run(work, net, results)
     if settings.save_masks:
-        check_archive(results.masks, dataset)
+        check_archive(new(results.masks), dataset)
     data = config.eval_seg.data or config.data
     record = {
         "dataset": {
             "name": dataset.name,
             "classes": list(classes),
             "pictures": len(dataset.ids),
-            "list_sha256": train_seg.list_checksum(dataset.ids),
+            "list_sha256": list_checksum(dataset.ids),
             "data": data.model_copy(update={"options": data.options | settings.options}).model_dump(mode="json"),
         },
         "scored_pictures": results.scored,
         "environment": environment(),
         "seed": config.seed,
-        "weights_sha256": hashlib.sha256(work.weights("seg").read_bytes()).hexdigest(),
-        "training": json.loads(read_origin(work.weights("seg")) or "{}"),
+        "weights_sha256": hashlib.sha256(weights.read_bytes()).hexdigest(),
+        "training": json.loads(read_origin(weights) or "{}"),
         "train_seg": config.train_seg.model_dump(mode="json"),
         "eval_seg": settings.model_dump(mode="json"),
         "losses": read_losses(work, "seg"),
-        "stages": {"train-seg": measured(train_seg.stage_for(config), config)},
+        "stages": _training_time(work),
         "shown": results.shown,
         **results.scores(),
     }
-    write_json(work.root / SEGMENTATION, record)
-    add_segmentation(work, record)
+    write_json(new(work.root / "segmentation.json"), record)
 
 
-def _run(work: Workspace, net: MultiScale, dataset: Dataset, results: _Results) -> None:
-    """The network on this thread, the rest in a pool; at most two pictures a thread are in memory."""
-    threads = os.cpu_count() or 1
+def _training_time(work: Workspace) -> dict[str, Any]:
+    stage = producer("weights/seg.safetensors")
+    assert stage is not None
+    record = read_record(work.root, stage)
+    return {stage.name: record.measured if record else {}}
+
+
+def _say_why_again(work: Workspace) -> None:
+    """An evaluation keeps scores only: masks that are asked for later need the network once more."""
+    stage = producer("segmentation.json")
+    assert stage is not None
+    record = read_record(work.root, stage)
+    if record is not None and work.config.eval_seg.save_masks and not record.settings.get("eval_seg.save_masks"):
+        console.print("  the earlier evaluation kept scores, not masks: the network runs over all images once more")
+
+
+def _run(work: Workspace, net: MultiScale, results: _Results) -> None:
+    """The network on this thread, the rest in a pool; at most two images a thread are in memory."""
+    dataset, threads = work.evaluated, cores()
     room = threading.Semaphore(2 * threads)
     waiting: list[Future[None]] = []
     with progress() as bar, ThreadPoolExecutor(threads) as pool:
@@ -175,15 +180,15 @@ def _run(work: Workspace, net: MultiScale, dataset: Dataset, results: _Results) 
         try:
             for id in dataset.ids:
                 room.acquire()
-                with naming_picture(id):
+                with naming_image(id):
                     image = dataset.image(id)
-                    found = _softmax(work, net, image)
+                    found = seg.probabilities(net, image, work.config.eval_seg, work.device)
                 future = pool.submit(results.add, id, image, found)
                 future.add_done_callback(done)
                 waiting = [*_unfinished(waiting), future]
             for future in waiting:
                 future.result()
-        finally:  # an error waits for the pictures in work, not for the rest
+        finally:  # an error waits for the images in work, not for the rest
             pool.shutdown(wait=False, cancel_futures=True)
 
 
@@ -195,35 +200,8 @@ def _unfinished(futures: list[Future[None]]) -> list[Future[None]]:
     return [future for future in futures if future not in finished]
 
 
-def _softmax(work: Workspace, net: MultiScale, image: NDArray[np.uint8]) -> NDArray[np.float32]:
-    x = net.base.normalize(image).to(work.device)
-    with torch.autocast(work.device.type, torch.bfloat16, enabled=work.device.type == "cuda"):
-        return net.probabilities(x, work.config.eval_seg.mirror, work.config.eval_seg.window).cpu().numpy()
-
-
-def evaluated(work: Workspace) -> Dataset:
-    """The set to evaluate on. It needs pictures only: neither image-level labels nor ground truth.
-
-    Raises:
-        InputError: pictures are missing, or it has other classes than the set that the network is trained on.
-    """
-    settings = work.config.eval_seg
-    if settings.data is None and not settings.options:
-        return work.dataset
-    data = settings.data or work.config.data
-    dataset = open_dataset(data.kind, data.root, **data.options | settings.options)
-    if missing := dataset.missing()["image"]:
-        raise InputError(f"data set {dataset.name}: {list_ids(missing)} of {len(dataset.ids)} have no image")
-    if dataset.classes != work.dataset.classes:
-        raise InputError(
-            f"data set {dataset.name} has the classes {', '.join(dataset.classes)},"
-            f" expected those that the network was trained on: {', '.join(work.dataset.classes)}"
-        )
-    return dataset
-
-
 def check_archive(folder: Path, dataset: Dataset) -> None:
-    """Check that `folder` holds what a benchmark's server takes: a mask for each picture of its size, and nothing else.
+    """Check that `folder` holds what a benchmark's server takes: a mask of the size of each image, and nothing else.
 
     Raises:
         InputError: a mask is missing, of another size, with unknown ids or no palette PNG in VOC's colours, or there
@@ -243,19 +221,3 @@ def check_archive(folder: Path, dataset: Dataset) -> None:
             raise InputError(f"{path}: is no palette PNG in VOC's colours")
         if unknown := sorted(set(found.tolist()) - {*ids.tolist(), IGNORE}):
             raise InputError(f"{path}: holds {', '.join(map(str, unknown))}, which is the id of no class")
-
-
-def stage_for(config: Config) -> Stage:
-    """The stage; it needs train-seg's weights."""
-    return Stage(
-        name="eval-seg",
-        uses=("train_seg", "eval_seg"),
-        needs=(train_seg.stage_for(config),),
-        makes=(SEGMENTATION, SHOWN, str(layout(config))),
-        work=_evaluate,
-    )
-
-
-def run(config: Config) -> bool:
-    """Run the stage; see `Stage.run`."""
-    return stage_for(config).run(config)
