@@ -7,13 +7,21 @@ BIN := $(VENV)/bin
 TORCH_aarch64 := torch==2.9.1 torchvision==0.24.1
 TORCH := $(TORCH_$(shell uname -m))
 
-.PHONY: demo test bench lint light sanitize clean
+.PHONY: demo test judges bench lint light sanitize clean
 
 demo: $(VENV)/demo.stamp
 	$(BIN)/amn-fast demo
 
 test: $(VENV)/test.stamp
 	$(BIN)/python -m pytest -n auto
+
+# The labelling tools whose own code the tests of export and import ask; their pins need an environment of their own.
+judges: $(VENV)-judges/stamp
+$(VENV)-judges/stamp: tests/review/judges.txt
+	rm -rf $(VENV)-judges
+	$(PYTHON) -m venv $(VENV)-judges
+	$(VENV)-judges/bin/python -m pip install --quiet --requirement $<
+	touch $@
 
 bench: $(VENV)/bench.stamp
 	$(BIN)/python -m pytest benchmarks
@@ -36,7 +44,7 @@ sanitize: $(VENV)/test.stamp
 	$(BIN)/python tests/sanitize/run_dense_crf_gpu.py
 
 clean:
-	rm -rf $(VENV) $(VENV)-light build dist *.egg-info runs kernels/_native*.so
+	rm -rf $(VENV) $(VENV)-light $(VENV)-judges build dist *.egg-info runs kernels/_native*.so
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)

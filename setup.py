@@ -35,7 +35,8 @@ setup(
     ],
     package_dir={"amn_fast": "amn_fast", "amn_fast.kernels": "kernels"},
     package_data={
-        "amn_fast": ["py.typed", "configs/*.yaml", "*.jinja"],
+        "amn_fast": ["py.typed", "configs/*.yaml"],
+        "amn_fast.report": ["*.jinja"],
         "amn_fast.kernels": ["**/*.cu", "**/*.hpp"],
     },
     include_package_data=False,  # the sources of the extension are for the sdist alone

@@ -1,34 +1,41 @@
-"""The losses as modules, for your own training loops; and the running mean of displacements."""
+"""The losses as modules for users' own training loops."""
 
-import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
 from amn_fast.ops.pair_loss import PairLossTerms, pair_means, pair_sums
 from amn_fast.ops.pixel_loss import balanced_mean, pixel_sums
 
+__all__ = ["PairLoss", "PixelLoss"]
 
-def over_group(sums: Tensor, counts: Tensor, group: dist.ProcessGroup) -> tuple[Tensor, Tensor]:
+
+def sum_over_group(sums: Tensor, counts: Tensor, group: dist.ProcessGroup) -> tuple[Tensor, Tensor]:
     """The sums and counts of all processes of the group.
 
-    The gradient is this process's share times the number of processes, since DistributedDataParallel averages the
-    gradients of the processes: after its average, the gradient is that of the loss over the global batch.
+    The gradient is that of this process's part times the number of processes. DistributedDataParallel averages the
+    gradients of the processes, which then gives the gradient of the loss over the global batch.
     """
     total, number = sums.detach().clone(), counts.detach().clone()
     dist.all_reduce(total, group=group)
     dist.all_reduce(number, group=group)
-    mine = sums * dist.get_world_size(group)
-    return mine + (total - mine).detach(), number
+    scaled = sums * dist.get_world_size(group)
+    return scaled + (total - scaled).detach(), number
 
 
-class BalancedPixelLoss(nn.Module):
-    """`amn_fast.ops.pixel_loss.pixel_loss` as a module: (logits (B, C + 1, h, w), labels (B, H, W) uint8) -> scalar.
+class PixelLoss(nn.Module):
+    """`amn_fast.pixel_loss` as a module: (logits (B, C + 1, h, w), labels (B, H, W) uint8) -> scalar.
 
     Args:
-        eps, ignore_index, backend: as there.
-        group: processes whose batches form one global batch, e.g. `torch.distributed.group.WORLD`: the sums and
-            counts of all of them are added before the division, and every process returns the same loss. Its
-            gradient is scaled for DistributedDataParallel, which averages over processes. None: this process alone.
+        eps, ignore_index, backend: as for `amn_fast.pixel_loss`.
+        group: processes whose batches form one global batch, e.g. `torch.distributed.group.WORLD`. Their sums and
+            counts are added before the division, and every process returns the same loss, with a gradient scaled for
+            DistributedDataParallel. None: this process alone.
+
+    Example:
+        >>> import torch
+        >>> logits, labels = torch.zeros(1, 2, 4, 4), torch.zeros(1, 4, 4, dtype=torch.uint8)
+        >>> round(PixelLoss(eps=0)(logits, labels).item(), 4)  # half of log 2: there is no foreground
+        0.3466
     """
 
     def __init__(
@@ -42,20 +49,28 @@ class BalancedPixelLoss(nn.Module):
         self.eps, self.ignore_index, self.group, self.backend = eps, ignore_index, group, backend
 
     def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """The loss; see `amn_fast.pixel_loss`."""
         sums, counts = pixel_sums(logits, labels, eps=self.eps, ignore_index=self.ignore_index, backend=self.backend)
         if self.group is not None:
-            sums, counts = over_group(sums, counts, self.group)
+            sums, counts = sum_over_group(sums, counts, self.group)
         return balanced_mean(sums, counts)
 
 
 class PairLoss(nn.Module):
-    """`amn_fast.ops.pair_loss.pair_loss` as a module; `.total` of its answer is what IRN minimises.
+    """`amn_fast.pair_loss` as a module; IRN minimises `.total` of the result.
 
     (edge_logits (B, 1, h, w), displacement (B, 2, h, w), labels (B, h, w) uint8 at stride 4) -> five scalars.
 
     Args:
-        radius, ignore_index, backend: as there.
-        group: as in `BalancedPixelLoss`.
+        radius, ignore_index, backend: as for `amn_fast.pair_loss`.
+        group: as for `PixelLoss`.
+
+    Example:
+        >>> import torch
+        >>> edge, displacement = torch.zeros(1, 1, 8, 8), torch.zeros(1, 2, 8, 8)
+        >>> terms = PairLoss(radius=3)(edge, displacement, torch.zeros(1, 8, 8, dtype=torch.uint8))
+        >>> round(terms.bg_pos.item(), 4), terms.neg.item()
+        (0.6931, 0.0)
     """
 
     def __init__(
@@ -69,6 +84,7 @@ class PairLoss(nn.Module):
         self.radius, self.ignore_index, self.group, self.backend = radius, ignore_index, group, backend
 
     def forward(self, edge_logits: Tensor, displacement: Tensor, labels: Tensor) -> PairLossTerms:
+        """The five terms; see `amn_fast.pair_loss`."""
         sums, counts = pair_sums(
             edge_logits,
             displacement,
@@ -78,32 +94,9 @@ class PairLoss(nn.Module):
             backend=self.backend,
         )
         if self.group is not None:
-            sums, counts = over_group(sums, counts, self.group)
+            sums, counts = sum_over_group(sums, counts, self.group)
         return pair_means(sums, counts)
 
 
-class DisplacementMean:
-    """The mean displacement over all pixels of all training images, which IRN subtracts at inference.
-
-    Sums in double precision, so that the order of the images hardly matters. Padding can be left out.
-    """
-
-    def __init__(self) -> None:
-        self._sum = torch.zeros(2, dtype=torch.float64)
-        self._count = torch.zeros((), dtype=torch.float64)
-
-    def update(self, displacement: Tensor, inside: Tensor | None = None) -> None:
-        """Adds the displacements (B, 2, h, w), of the pixels where `inside` (B, h, w) holds, or of all."""
-        values = displacement.detach().double()
-        self._sum, self._count = self._sum.to(values.device), self._count.to(values.device)
-        kept = torch.ones_like(values[:, 0]) if inside is None else inside.double()
-        self._sum += torch.where(kept[:, None] != 0, values, 0).sum((0, 2, 3))
-        self._count += kept.sum()
-
-    def mean(self, group: dist.ProcessGroup | None = None) -> Tensor:
-        """(2,) float32: the mean so far, over the processes of `group` too; zeros before the first update."""
-        total, count = self._sum.clone(), self._count.clone()
-        if group is not None:
-            dist.all_reduce(total, group=group)
-            dist.all_reduce(count, group=group)
-        return (total / count.clamp(min=1)).float()
+BalancedPixelLoss = PixelLoss  # the former name
+over_group = sum_over_group  # the former name

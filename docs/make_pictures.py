@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 
 from amn_fast.config import read_config
 from amn_fast.data.masks import voc_palette
-from amn_fast.stages._stage import Workspace
-from amn_fast.stages.evaluate import RunPictures
-from amn_fast.stages.make_mask import read_edge
+from amn_fast.pipeline.folder import Workspace
+from amn_fast.pipeline.inference import read_edge
+from amn_fast.pipeline.reporting import RunImages
 
 HEIGHT, GAP = 180, 6
 IMAGES = Path(__file__).parent / "images"
@@ -39,7 +39,7 @@ def coloured(labels: NDArray[np.uint8], picture: Rgb) -> Rgb:
 
 def strip(work: Workspace, id: str, panels: list[str]) -> Rgb:
     """The panels of one picture side by side."""
-    pictures = RunPictures(work)
+    pictures = RunImages(work)
     picture = pictures.image(id)
     size = picture.shape[1::-1]
     made = {

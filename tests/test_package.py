@@ -2,7 +2,9 @@
 
 import importlib.metadata
 import importlib.util
+import inspect
 import os
+import pkgutil
 import re
 import shutil
 import subprocess
@@ -16,14 +18,7 @@ import amn_fast
 from amn_fast import _info
 
 ROOT = Path(__file__).parents[1]
-LIGHT = (
-    "amn_fast",
-    "amn_fast.ops.dense_crf",
-    "amn_fast.ops.random_walk",
-    "amn_fast.ops.lattice",
-    "amn_fast.ops.unary",
-    "amn_fast.ops.mask",
-)
+LIGHT = ("ops.dense_crf", "ops.random_walk", "ops.lattice", "ops.unary", "ops.mask", "compat.irn")
 HEAVY = {
     "torch", "torchvision", "timm", "triton", "PIL", "pydantic", "yaml", "typer", "rich", "safetensors", "jinja2",
     "matplotlib", "scipy", "skimage", "faster_coco_eval",
@@ -54,11 +49,71 @@ def python(code: str, *options: str, **environment: str) -> subprocess.Completed
     )
 
 
-@pytest.mark.parametrize("module", LIGHT)
-def test_the_light_part_imports_nothing_heavy(module):
-    done = python(f"import sys, {module}; print(*{{name.partition('.')[0] for name in sys.modules}})")
-    assert done.returncode == 0, done.stderr
-    assert not HEAVY & set(done.stdout.split())
+# The contract: names and signatures. Further parameters are keyword-only and have a default.
+PUBLIC = {
+    "Config": None,
+    "DenseCRF": "image, *, gaussian=(3, 3), bilateral=(50, 5, 10)",
+    "dense_crf": """image, unary, *, gaussian=(3, 3), bilateral=(50, 5, 10), iterations=10,
+        normalization="symmetric", prune=0, backend="auto", threads=None""",
+    "info": "",
+    "make_mask": "activations, edge, keys, size",
+    "merge_amn": "maps, size, valid, seed",
+    "merge_cam": "maps, size, valid",
+    "pair_loss": "edge_logits, displacement, labels, *, radius=10, ignore_index=255",
+    "pixel_loss": "logits, labels, *, eps=0.4, ignore_index=255",
+    "random_walk": "x, edge, *, radius=5, beta=10, exp_times=8",
+    "read_activations": "path",
+    "refine_seed": "image, activations, keys, *, fg, bg, bilateral=(50, 5, 10), threads=None",
+    "run": "config",
+    "unary_from_labels": "labels, n_labels",
+    "unary_from_softmax": "softmax",
+    "nn.PairLoss": "radius=10, ignore_index=255",
+    "nn.PixelLoss": "eps=0.4, ignore_index=255",
+    "models.CamNet": "n_classes, backbone, weights",
+    "models.AmnNet": "n_classes, backbone, weights",
+    "models.IrnNet": "backbone, weights",
+    "models.DeepLabV2": "n_classes, backbone, weights",
+    "models.load_published": "path, net",
+    "models.published_state_dict": "net",
+    "metrics.Confusion": None,
+    "metrics.ThresholdCurve": None,
+    "compat.irn.propagate_to_edge": "x, edge, radius=5, beta=10, exp_times=8",
+    "compat.irn.crf_inference_label": "img, labels, t=10, n_labels=21, gt_prob=0.7",
+    "compat.irn.crf_inference": "img, probs, t=10, scale_factor=1, labels=21",
+    "compat.pydensecrf.install": "",
+}
+
+
+def test_public_names_and_signatures():
+    pytest.importorskip("torch")
+    flat = {name for name in PUBLIC if "." not in name}
+    assert set(amn_fast.__all__) == {"__version__", *flat}
+    assert {*flat, "nn", "models", "metrics", "compat"} <= set(dir(amn_fast))
+    with pytest.raises(AttributeError, match=r"^module 'amn_fast' has no attribute 'dense_krf'$"):
+        amn_fast.dense_krf  # noqa: B018
+    for name, signature in PUBLIC.items():
+        value = pkgutil.resolve_name(f"amn_fast.{name}")
+        if signature is None:
+            assert inspect.isclass(value)
+            continue
+        contract = inspect.signature(eval(f"lambda {' '.join(signature.split())}: None")).parameters.values()
+        parameters = dict(inspect.signature(value).parameters)
+        for expected in contract:
+            found = parameters.pop(expected.name)
+            assert found.kind == expected.kind, (name, found)
+            if expected.default is not expected.empty:
+                assert found.default == expected.default, (name, found)
+        for further in parameters.values():
+            assert further.default is not further.empty or further.kind is further.VAR_KEYWORD, (name, further)
+
+
+def test_what_an_import_loads():
+    done = python("import sys, amn_fast; print(*{name.partition('.')[0] for name in sys.modules})")
+    assert not (HEAVY | {"numpy", "cv2"}) & set(done.stdout.split()), done.stderr
+    for module in LIGHT:
+        done = python(f"import sys, amn_fast.{module}; print(*{{name.partition('.')[0] for name in sys.modules}})")
+        assert done.returncode == 0, done.stderr
+        assert not HEAVY & set(done.stdout.split())
 
 
 def test_the_light_part_works_where_nothing_else_is_installed():

@@ -1,4 +1,4 @@
-"""The report: what is on the page, what its pictures show, and that it stands alone."""
+"""The report: what is on the page and in the gallery, what their images show, and that they stand alone."""
 
 import base64
 import json
@@ -15,13 +15,17 @@ pytest.importorskip("matplotlib", reason="the report needs the pipeline extra")
 
 from amn_fast.errors import InputError
 from amn_fast.metrics import ActivationHistogram, Confusion, ThresholdCurve
-from amn_fast.report import Segmented, voc_palette, write_report
+from amn_fast.report import Segmented, write_report
+from amn_fast.report.gallery import best_and_worst
+from amn_fast.report.statistics import LabelStatistics
 
 VOID_ELEMENTS = {"meta", "img", "br"}
+LAYERS = ["Image", "CAM", "Refined seed", "AMN", "Refined AMN seed", "Mask", "Ground truth"]
+CONFIG = "name: squares\nseed: 0\n"
 
 
 class Page(HTMLParser):
-    """A parsed page; a tag that is closed out of order is an error."""
+    """A parsed page. It is well-formed, its ids are unique, its links lead somewhere and it loads nothing."""
 
     def __init__(self, path: Path) -> None:
         super().__init__()
@@ -32,8 +36,23 @@ class Page(HTMLParser):
         self._open: list[str] = []
         self.feed(self.source)
         self.close()
-        assert not self._open
         self.text = " ".join(" ".join(self.words).split())
+        self._check(path.parent)
+
+    def _check(self, folder: Path) -> None:
+        assert not self._open
+        assert "://" not in self.source
+        assert not self.all("script") + self.all("link")
+        assert all(image["alt"] and image["src"].startswith("data:image/") for image in self.all("img"))
+        assert all(plot["aria-label"] for plot in self.all("svg"))
+        assert all(address.startswith("data:") for address in re.findall(r"url\((?!#)(.{5})", self.source))
+        ids = [attributes["id"] for _, attributes in self.elements if "id" in attributes]
+        assert len(ids) == len(set(ids))
+        links = [link["href"] for link in self.all("a")]
+        targets = [link[1:] for link in links if link.startswith("#")] + re.findall(r"url\(#([^)]+)\)", self.source)
+        assert set(targets) <= set(ids)
+        self.files = [link for link in links if not link.startswith("#")]
+        assert all((folder / link).resolve().is_relative_to(folder.parent.resolve()) for link in self.files)
 
     def handle_starttag(self, tag, attrs):
         self.elements.append((tag, dict(attrs)))
@@ -63,19 +82,25 @@ class Page(HTMLParser):
     def row(self, first: str, number: int = 0) -> list[str]:
         return [row for row in self.rows if row[0] == first][number]
 
+    def headings(self) -> list[str]:
+        return re.findall(r"<h2[^>]*>(.*?)</h2>", self.source)
+
     def titles(self) -> list[str]:
-        """Ids of the pictures, in the order of the page."""
+        """Ids of the images, in the order of the page."""
         return re.findall(r'<div class="title"><b>(.*?)</b>', self.source)
+
+    def drawn(self, name: str) -> np.ndarray:
+        """The image whose description starts with `name`, BGR or BGRA."""
+        source = next(image["src"] for image in self.all("img") if image["alt"].startswith(f"{name}:"))
+        return cv2.imdecode(np.frombuffer(base64.b64decode(source.partition("base64,")[2]), np.uint8), -1)
 
 
 class Squares:
-    """A made-up data set: picture n shows a square of class 1, and its mask misses n columns of it."""
+    """A made-up data set: image n shows a square of class 1, and its mask misses n columns of it."""
 
-    size = (40, 60)
-
-    def __init__(self, n_pictures: int = 20) -> None:
-        self.ids = [f"p{n:02d}" for n in range(n_pictures)]
-        self.missing: set[str] = set()
+    def __init__(self, n_images: int = 20, size: tuple[int, int] = (40, 60), missing: tuple[str, ...] = ()) -> None:
+        self.ids = [f"p{n:02d}" for n in range(n_images)]
+        self.size, self.missing, self.with_truth = size, missing, set(self.ids)
 
     def image(self, id):
         return np.random.default_rng(int(id[1:])).integers(0, 256, (*self.size, 3), dtype=np.uint8)
@@ -84,73 +109,77 @@ class Squares:
         truth = np.zeros(self.size, np.uint8)
         truth[10:30, 20:50] = 1
         truth[10:11, 20:50] = 255
-        return None if "truth" in self.missing else truth
+        return truth if id in self.with_truth and "truth" not in self.missing else None
 
     def mask(self, id):
         mask = np.zeros(self.size, np.uint8)
         mask[10:30, 20 + int(id[1:]) : 50] = 1
-        return None if "mask" in self.missing else mask
+        return mask
+
+    def _blurred(self, id, sigma):
+        return cv2.GaussianBlur((self.mask(id) == 1).astype(np.float32), (0, 0), sigma)
 
     def cam(self, id):
-        return None if "cam" in self.missing else cv2.GaussianBlur((self.mask(id) == 1).astype(np.float32), (0, 0), 4)
+        return None if "cam" in self.missing else self._blurred(id, 4)
 
     def amn(self, id):
-        return None if "amn" in self.missing else cv2.GaussianBlur((self.mask(id) == 1).astype(np.float32), (0, 0), 2)
+        return None if "amn" in self.missing else self._blurred(id, 2)
 
     def seed(self, id):
         if "seed" in self.missing:
             return None
-        cam = self.cam(id)
+        cam = self._blurred(id, 4)
         return np.where(cam > 0.5, 1, np.where(cam > 0.2, 255, 0)).astype(np.uint8)
 
     amn_seed = seed
 
 
-def measured(pictures: Squares, classes: tuple[str, ...] = ("cat", "cup")) -> dict:
-    """metrics.json of those pictures, as it comes back from a file."""
-    n_classes = len(classes)
+def measured(images: Squares, classes: tuple[str, ...] = ("cat", "cup")) -> dict:
+    """metrics.json of those images, as it comes back from a file."""
+    n_classes, shown = len(classes), np.arange(len(classes)) == 0
     curves = {key: ThresholdCurve(n_classes) for key in ("cam", "amn")}
     histograms = {key: ActivationHistogram(n_classes) for key in ("cam", "amn")}
     masks, seeds = Confusion(n_classes), Confusion(n_classes)
+    maps = {key: LabelStatistics(n_classes) for key in ("refined_seed", "mask")}
     per_picture = {}
-    for id in pictures.ids:
-        truth = pictures.truth(id)
+    for id in images.ids:
+        for key, label_map in (("refined_seed", images.seed(id)), ("mask", images.mask(id))):
+            maps[key].add(label_map, shown)
+        truth = images.truth(id)
+        if truth is None:
+            continue
         for key in ("cam", "amn"):
-            activation = getattr(pictures, key)(id)[None]
+            activation = getattr(images, key)(id)[None]
             curves[key].add(activation, [1], truth)
             histograms[key].add(activation, [1], truth)
-        masks.add(pictures.mask(id), truth)
-        seeds.add(pictures.seed(id), truth)
+        masks.add(images.mask(id), truth)
+        seeds.add(images.seed(id), truth)
         alone = Confusion(n_classes)
-        alone.add(pictures.mask(id), truth)
+        alone.add(images.mask(id), truth)
         per_picture[id] = alone.scores().to_json()["miou"]
+    counts = {"images": len(images.ids), "scored": len(per_picture)}
     metrics: dict = {
-        "dataset": {"name": "squares", "classes": list(classes), "pictures": len(pictures.ids)},
+        "dataset": {"name": "squares", "classes": list(classes), **counts},
         "environment": {"date": "2026-01-02", "machine": "two cores", "python": "3.12", "amn_fast": "0.1.0"},
         "stages": {
-            "make-mask": {"seconds": 75.0, "peak_memory_mb": 2048.0, "skipped": False},
-            "train-cam": {"seconds": 12.34, "peak_memory_mb": 512.4, "skipped": True},
+            "make-mask": {"seconds": 75.0, "peak_memory_mb": 2048.0},
+            "train-cam": {"seconds": 12.34, "peak_memory_mb": 512.4},
         },
+        "label_maps": {key: statistics.to_json() for key, statistics in maps.items()},
+        "training": {"cam": {"loss": [0.6, 0.25], "accuracy": [0.5, 0.9]}, "amn": {"loss": [1.5, 1.0]}},
     }
-    for key in ("cam", "amn"):
+    metrics["dataset"]["images_per_class"] = (shown * len(images.ids)).tolist()
+    for key in ("cam", "amn") if per_picture else ():
         curve = curves[key].to_json()
         scores = curves[key].scores(curve["best_threshold"]).to_json()
-        metrics[key] = {
-            "scores": scores,
-            "curve": curve,
-            "histogram": histograms[key].to_json(),
-            "miou": curve["best_miou"],
-        }
-    for key, confusion, rule in (("refined_seed", seeds, "ignore"), ("mask", masks, "wrong")):
+        histogram = histograms[key].to_json()
+        metrics[key] = {"scores": scores, "curve": curve, "histogram": histogram, "miou": curve["best_miou"]}
+    for key, confusion, rule in (("refined_seed", seeds, "ignore"), ("mask", masks, "wrong")) if per_picture else ():
         scores = confusion.scores(rule).to_json()
         metrics[key] = {"scores": scores, "miou": scores["miou"]}
-    metrics["mask"]["per_picture"] = per_picture
+    if per_picture:
+        metrics["mask"]["per_picture"] = per_picture
     return json.loads(json.dumps(metrics))
-
-
-def decoded(uri: str) -> np.ndarray:
-    data = base64.b64decode(uri.partition("base64,")[2])
-    return cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
 
 
 @pytest.fixture(scope="module")
@@ -165,93 +194,83 @@ def metrics(squares) -> dict:
 
 @pytest.fixture(scope="module")
 def page(squares, metrics, tmp_path_factory) -> Page:
-    return Page(write_report(tmp_path_factory.mktemp("run"), metrics, squares, "name: squares\nseed: 0\n"))
-
-
-def test_loads_nothing_from_anywhere(page):
-    assert "://" not in page.source
-    assert not page.all("script")
-    assert not page.all("link")
-    sources = [attributes["src"] for attributes in page.all("img")]
-    assert sources
-    assert all(source.startswith("data:image/") for source in sources)
-    assert all(address.startswith("data:") for address in re.findall(r"url\((?!#)(.{5})", page.source))
-
-
-def test_ids_are_unique_and_links_lead_somewhere(page):
-    ids = [attributes["id"] for _, attributes in page.elements if "id" in attributes]
-    assert len(ids) == len(set(ids))
-    targets = re.findall(r'href="#([^"]+)"', page.source) + re.findall(r"url\(#([^)]+)\)", page.source)
-    assert set(targets) <= set(ids)
-
-
-def test_every_picture_and_plot_is_described(page, metrics):
-    assert all(attributes["alt"] for attributes in page.all("img"))
-    plots = [attributes["aria-label"] for attributes in page.all("svg")]
-    assert len(plots) == 4
-    amn = metrics["amn"]["curve"]
-    assert f"AMN is best at {amn['best_threshold']:.2f}: {amn['best_miou']:.3f}, width {amn['width']:.2f}" in plots[0]
-    mask = next(attributes["alt"] for attributes in page.all("img") if attributes["alt"].startswith("Mask of p00"))
-    assert mask == "Mask of p00: background 75%, cat 25%"
+    return Page(write_report(tmp_path_factory.mktemp("run"), metrics, squares, CONFIG))
 
 
 def test_figures_are_those_of_the_metrics(page, metrics):
     mask, seed = metrics["mask"]["scores"], metrics["refined_seed"]["scores"]
-    assert page.row("make-mask Mask")[1:] == [
-        f"{mask['miou']:.3f}",
-        f"{mask['mean_precision']:.3f}",
-        f"{mask['mean_recall']:.3f}",
-        "100.0%",
-        "1 min 15 s",
-        "2.0 GB",
-    ]
-    assert page.row("refine-seed Refined seed")[4:] == [f"{seed['coverage']:.1%}", "–", "–"]
-    assert page.row("train-cam reused") == ["train-cam reused", "", "", "", "", "12.3 s", "512 MB"]
-    assert page.row("All")[-2:] == ["1 min 27 s", "2.0 GB"]
     curve, histogram = metrics["cam"]["curve"], metrics["cam"]["histogram"]
-    assert page.row("CAM", 0)[1:] == [
-        f"{curve['best_miou']:.3f}",
-        f"{curve['best_threshold']:.2f}",
-        f"{curve['width']:.2f}",
-        f"{curve['mean']:.3f}",
-    ]
-    assert page.row("CAM", 1)[3:] == [
-        f"{histogram['gap']:.3f}",
-        f"{histogram['imbalance']:.3f}",
-        f"{histogram['low_share']:.1%}",
-    ]
+    share = metrics["label_maps"]["mask"]["share"][0]
+    expected = {
+        ("make-mask Mask", 0): [
+            f"{mask['miou']:.3f}", f"{mask['mean_precision']:.3f}", f"{mask['mean_recall']:.3f}",
+            "100.0%", "1 min 15 s", "2.0 GB",
+        ],
+        ("train-cam", 0): ["", "", "", "", "12.3 s", "512 MB"],
+        ("All", 0): ["", "", "", "", "1 min 27 s", "2.0 GB"],
+        ("CAM", 0): [
+            f"{curve['best_miou']:.3f}", f"{curve['best_threshold']:.2f}", f"{curve['width']:.2f}",
+            f"{curve['mean']:.3f}",
+        ],
+        ("CAM", 1): [
+            f"{histogram['foreground_mean']:.3f}", f"{histogram['background_mean']:.3f}", f"{histogram['gap']:.3f}",
+            f"{histogram['imbalance']:.3f}", f"{histogram['low_share']:.1%}",
+        ],
+    }  # fmt: skip
+    for (name, number), figures in expected.items():
+        assert page.row(name, number)[1:] == figures, name
+    assert page.row("refine-seed Refined seed")[4:] == [f"{seed['coverage']:.1%}", "–", "–"]
     assert page.row("cat")[-1] == f"{mask['iou'][1]:.3f}"
-    assert "Without a score, because nowhere true: cup." in page.text
+    assert page.row("cat", 1)[1] == "20"
+    assert page.row("cat", 1)[-2:] == [f"{share:.1%}", "0"]
     gain = metrics["amn"]["miou"] - metrics["cam"]["miou"]
     assert gain > 0
-    assert f"{gain:+.3f} to CAM" in page.text
-    assert "20 pictures · 2 classes" in page.text
+    for sentence in (
+        f"{gain:+.3f} to CAM",
+        "20 images · 2 classes · scored on all 20 images",
+        "No score, because absent from the ground truth: cup.",
+        "A pixel without a label counts as wrong: CAM, AMN, Mask.",
+        "A pixel without a label does not count: Refined seed.",
+        "A class that is predicted but absent from the ground truth scores 0.",
+        "0.250 in the last. All labels right in 90.0% of the training images",
+        "1.000 in the last.",
+    ):
+        assert sentence in page.text
+    plots = [plot["aria-label"] for plot in page.all("svg")]
+    amn = metrics["amn"]["curve"]
+    best = f"AMN is best at {amn['best_threshold']:.2f}: {amn['best_miou']:.3f}, width {amn['width']:.2f}"
+    assert len(plots) == 6
+    assert best in plots[0]
+    assert "Training loss of Classifier, from 0.600 to 0.250." in plots
 
 
-def test_rules_of_scoring_are_stated(page):
-    assert "A pixel without an answer counts as wrong: CAM, AMN, Mask." in page.text
-    assert "A pixel without an answer is left out: Refined seed." in page.text
-    assert "A class that is predicted though nowhere true scores 0." in page.text
+def test_every_figure_states_how_many_images_were_scored(tmp_path):
+    squares = Squares(10)
+    squares.with_truth = set(squares.ids[::2])
+    page = Page(write_report(tmp_path, measured(squares), squares, ""))
+    assert "10 images · 2 classes · scored on 5 of 10 images" in page.text
+    assert page.text.count("mIoU best, at threshold") + page.text.count("best, at threshold") >= 2
+    tiles = re.findall(r'<div class="tile.*?</div>', page.source, re.DOTALL)
+    assert len(tiles) == 4
+    assert all("5 of 10 images" in tile for tile in tiles)
+    sections = re.findall(r'<section aria-labelledby="(\w+)">(.*?)</section>', page.source, re.DOTALL)
+    said = [name for name, text in sections if "Scored on 5 of 10 images: the others have no ground truth." in text]
+    assert said == ["stages", "curves", "histograms", "classes"]
+    assert set(page.titles()) == squares.with_truth
 
 
-def test_shows_the_best_and_the_worst_masks(page):
+def test_images_with_the_best_and_the_worst_masks_are_shown(page):
     assert page.titles() == ["p00", "p01", "p02", "p03", "p04", "p05", "p19", "p18", "p17", "p16", "p15", "p14"]
     assert page.text.index("Best masks") < page.text.index("Worst masks")
-    order = re.findall(r"<figcaption>(.*?)</figcaption>", page.source)[:7]
-    assert order == ["Picture", "CAM", "Refined seed", "AMN", "Refined AMN seed", "Mask", "Truth"]
+    assert re.findall(r"<figcaption>(.*?)</figcaption>", page.source[page.source.index('id="images"') :])[:7] == LAYERS
+    for n_images, best, worst in ((1, 1, 0), (2, 1, 1), (5, 3, 2), (13, 6, 6)):
+        ids = [f"p{n:02d}" for n in range(n_images)]
+        groups = best_and_worst(Squares(n_images), {id: 1 - int(id[1:]) / 20 for id in ids}, ["background", "cat"])
+        assert [row["id"] for group in groups for row in group["rows"]] == ids[:best] + ids[::-1][:worst]
 
 
-@pytest.mark.parametrize(("n_pictures", "best", "worst"), [(1, 1, 0), (2, 1, 1), (5, 3, 2), (12, 6, 6), (13, 6, 6)])
-def test_few_pictures_are_shown_once(tmp_path, n_pictures, best, worst):
-    squares = Squares(n_pictures)
-    titles = Page(write_report(tmp_path, measured(squares), squares, "")).titles()
-    assert titles == squares.ids[:best] + squares.ids[::-1][:worst]
-    assert len(set(titles)) == min(n_pictures, 12)
-
-
-def test_masks_are_drawn_in_their_colours(page, squares):
-    sources = {attributes["alt"].partition(":")[0]: attributes["src"] for attributes in page.all("img")}
-    mask, truth = decoded(sources["Mask of p02"]), decoded(sources["Truth of p02"])
+def test_masks_and_activations_are_drawn_in_their_colours(page, squares, tmp_path):
+    mask, truth = page.drawn("Mask of p02"), page.drawn("Ground truth of p02")
     assert mask.shape == (*squares.size, 4)
     assert mask[20, 40].tolist() == [0, 0, 128, 175]  # class 1 of VOC, blue green red alpha
     assert mask[0, 0].tolist() == [0, 0, 0, 115]
@@ -260,99 +279,110 @@ def test_masks_are_drawn_in_their_colours(page, squares):
     assert len(np.unique(unknown, axis=0)) == 2  # hatched
     assert (np.ptp(unknown[:, :3].astype(int), axis=1) == 0).all()  # in greys
     assert unknown[:, :3].min() > 128
-
-
-def test_activations_are_drawn_from_blue_to_red(page, squares):
-    sources = {attributes["alt"].partition(":")[0]: attributes["src"] for attributes in page.all("img")}
-    heat = decoded(sources["AMN of p00"]).astype(int)
-    blue, _, red = heat[20, 35]
-    assert red > blue + 60
-    blue, _, red = heat[1, 1]
-    assert blue > red
+    heat = page.drawn("AMN of p00").astype(int)
     assert heat.shape == (*squares.size, 3)
+    assert heat[20, 35, 2] > heat[20, 35, 0] + 60  # red
+    assert heat[1, 1, 0] > heat[1, 1, 2]  # blue
+    assert any(image["alt"] == "Mask of p00: background 75%, cat 25%" for image in page.all("img"))
+    for size, thumbnail in (((600, 300), (256, 128)), ((1, 1), (1, 1)), ((1, 700), (1, 256)), ((3000, 20), (256, 2))):
+        one = Squares(1, size, ("cam", "amn", "seed"))
+        small = Page(write_report(tmp_path, {}, one, ""))
+        assert [image["alt"].partition(" of ")[0] for image in small.all("img")] == ["Mask", "Ground truth"]
+        assert small.drawn("Mask of p00").shape[:2] == thumbnail
+        assert (small.all("img")[0]["height"], small.all("img")[0]["width"]) == tuple(map(str, thumbnail))
 
 
-def test_large_pictures_become_thumbnails(tmp_path):
-    squares = Squares(1)
-    squares.size = (600, 300)
-    page = Page(write_report(tmp_path, {}, squares, ""))
-    for attributes in page.all("img"):
-        assert decoded(attributes["src"]).shape[:2] == (256, 128)
-        assert (attributes["width"], attributes["height"]) == ("128", "256")
+def test_the_gallery_has_every_image(squares, metrics, tmp_path, monkeypatch):
+    from amn_fast.report import gallery
+
+    monkeypatch.setattr(gallery, "PER_PAGE", 8)
+    metrics = {"mask": {"per_picture": metrics["mask"]["per_picture"]}}  # without plots, which take long
+    counted = []
+    page = Page(write_report(tmp_path, metrics, squares, CONFIG, threads=2, advance=lambda: counted.append(1)))
+    assert page.files == ["gallery/001.html", "gallery/002.html", "gallery/003.html"]
+    assert "20 of 20 images" in page.text
+    pages = [Page(tmp_path / file) for file in page.files]
+    assert [id for one in pages for id in one.titles()] == squares.ids
+    assert len(counted) == 20
+    assert re.findall(r"<figcaption>(.*?)</figcaption>", pages[0].source)[:7] == LAYERS
+    assert f"mask {metrics['mask']['per_picture']['p03']:.3f} mIoU" in pages[0].text
+    assert pages[1].files == ["../report.html", "001.html", "003.html", "001.html", "003.html"]
+    (tmp_path / "gallery" / "004.html").write_text("<html>my own page</html>")
+    (tmp_path / "gallery" / "notes.txt").write_text("mine")
+    before = (tmp_path / "report.html").read_bytes(), (tmp_path / "gallery" / "001.html").read_bytes()
+    write_report(tmp_path, metrics, squares, CONFIG)
+    assert before == ((tmp_path / "report.html").read_bytes(), (tmp_path / "gallery" / "001.html").read_bytes())
+    monkeypatch.setattr(gallery, "GALLERY_MOST", 7)
+    page = Page(write_report(tmp_path, metrics, squares, CONFIG))
+    assert "7 of 20 images" in page.text
+    assert Page(tmp_path / "gallery" / "001.html").titles() == [f"p{n:02d}" for n in (0, 2, 5, 8, 11, 14, 17)]
+    assert sorted(path.name for path in (tmp_path / "gallery").iterdir()) == ["001.html", "004.html", "notes.txt"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["gallery", "report.html"]
 
 
-@pytest.mark.parametrize("size", [(1, 1), (1, 700), (3000, 20)])
-def test_extreme_pictures_are_drawn(tmp_path, size):
-    squares = Squares(1)
-    squares.size = size
-    squares.missing = {"cam", "amn", "seed"}
-    page = Page(write_report(tmp_path, {}, squares, ""))
-    assert [attributes["alt"].partition(" ")[0] for attributes in page.all("img")] == ["Mask", "Truth"]
+def test_without_ground_truth_the_page_says_what_is_known(tmp_path):
+    blind = Squares(30, missing=("truth", "amn"))
+    found = measured(blind)
+    page = Page(write_report(tmp_path, found, blind, ""))
+    assert page.headings() == ["Stages", "Labels and masks", "Training", "Images", "Resolved configuration"]
+    tiles = re.findall(r'<span class="small">(.*?)</span><b>(.*?)</b>', page.source)
+    seed, mask = found["label_maps"]["refined_seed"], found["label_maps"]["mask"]
+    assert tiles == [
+        ("Refined seed", f"{seed['coverage']:.0%}"), ("Mask", f"{mask['foreground']:.0%}"), ("Classifier", "90%"),
+    ]  # fmt: skip
+    assert "There are no scores: the data set has no ground truth" in page.text
+    assert page.row("Stage") == ["Stage", "Coverage", "Foreground", "Time", "Peak memory"]
+    assert page.row("make-mask Mask")[1:] == ["100.0%", f"{mask['foreground']:.1%}", "1 min 15 s", "2.0 GB"]
+    assert page.row("cat") == ["cat", "30", f"{seed['share'][0]:.1%}", f"{mask['share'][0]:.1%}", "0"]
+    assert page.row("cup") == ["cup", "0", "–", "–", "0"]
+    assert page.titles() == [blind.ids[k * 30 // 12] for k in range(12)]
+    assert Page(tmp_path / "gallery" / "001.html").titles() == blind.ids
+    del found["training"]["cam"]["accuracy"]
+    assert "0.250training loss, last epoch" in write_report(tmp_path, found, None, "").read_text().replace(
+        '</b><span class="small muted">', ""
+    )
 
 
-def test_same_input_same_bytes(page, squares, metrics, tmp_path):
-    assert write_report(tmp_path, metrics, squares, "name: squares\nseed: 0\n").read_text("utf-8") == page.source
-    assert [path.name for path in tmp_path.iterdir()] == ["report.html"]
-
-
-def test_nothing_at_all_is_said_and_not_an_error(tmp_path):
+def test_a_part_that_is_missing_has_no_section(metrics, squares, tmp_path):
     page = Page(write_report(tmp_path, {}, None, ""))
-    for sentence in (
-        "No stage has left a record in this run folder.",
-        "There are no scores: the data set has no ground truth, or evaluate has not run.",
-        "No threshold curves: they need activations and ground truth.",
-        "No histograms: they need activations and ground truth.",
-        "No scores by class",
-        "No pictures to show.",
-    ):
-        assert sentence in page.text
+    assert page.headings() == ["Resolved configuration"]
+    assert "There are no scores" in page.text
     assert not page.all("svg")
+    names = {"cam": "CAM", "refined_seed": "Refined seed", "amn": "AMN", "mask": "Mask"}
+    for missing in ("cam", "mask", "stages"):
+        rest = {key: value for key, value in metrics.items() if key != missing}
+        page = Page(write_report(tmp_path, rest, Squares(1), ""))
+        tiles = re.findall(r'<span class="small">(.*?)</span>', page.source)
+        assert tiles == [name for key, name in names.items() if key != missing]
+        assert ("to CAM" in page.text) == (missing != "cam")
 
 
-def test_without_ground_truth_a_selection_of_pictures_is_shown(tmp_path, squares, metrics):
-    blind = Squares(30)
-    blind.missing = {"truth", "amn"}
-    only_times = {key: metrics[key] for key in ("dataset", "environment", "stages")}
-    page = Page(write_report(tmp_path, only_times, blind, ""))
-    assert page.titles() == blind.ids[::3]
-    assert page.row("train-cam reused")[-2:] == ["12.3 s", "512 MB"]
-    captions = re.findall(r"<figcaption>(.*?)</figcaption>", page.source)[:5]
-    assert captions == ["Picture", "CAM", "Refined seed", "Refined AMN seed", "Mask"]
-    assert "No threshold curves" in page.text
+def test_an_earlier_record_is_readable(metrics, tmp_path):
+    """Before there were "images" and "scored" the number of images was "pictures"."""
+    old = {key: value for key, value in metrics.items() if key not in ("label_maps", "training")}
+    old["dataset"] = {"name": "squares", "classes": ["cat", "cup"], "pictures": 20}
+    text = Page(write_report(tmp_path, old, None, "")).text
+    assert "20 images · 2 classes" in text
+    assert "cored on" not in text
 
 
-@pytest.mark.parametrize("missing", ["cam", "amn", "mask", "refined_seed", "environment", "stages", "dataset"])
-def test_any_part_may_be_missing(tmp_path, squares, metrics, missing):
-    rest = {key: value for key, value in metrics.items() if key != missing}
-    page = Page(write_report(tmp_path, rest, squares, ""))
-    name = {"cam": "CAM", "amn": "AMN", "mask": "Mask", "refined_seed": "Refined seed"}.get(missing)
-    headings = re.findall(r'<span class="small">(.*?)</span>', page.source)
-    assert headings == [key for key in ("CAM", "Refined seed", "AMN", "Mask") if key != name]
-    if missing == "cam":
-        assert "to CAM" not in page.text
-
-
-def test_figures_that_are_none_are_dashes(tmp_path):
+def test_undefined_figures_are_dashes(tmp_path):
+    nothing = Confusion(1).scores().to_json()
+    curve, histogram = ThresholdCurve(1).to_json(), ActivationHistogram(1).to_json()
     empty = {
-        "dataset": {"name": "void", "classes": ["cat"], "pictures": 0},
-        "cam": {
-            "scores": Confusion(1).scores().to_json(),
-            "curve": ThresholdCurve(1).to_json(),
-            "histogram": ActivationHistogram(1).to_json(),
-            "miou": None,
-        },
-        "mask": {"scores": Confusion(1).scores().to_json(), "miou": None, "per_picture": {"p00": None, "gone": 0.5}},
+        "dataset": {"name": "void", "classes": ["cat"], "images": 0, "scored": 0, "images_per_class": [0]},
+        "label_maps": {"mask": LabelStatistics(1).to_json()},
+        "cam": {"scores": nothing, "curve": curve, "histogram": histogram, "miou": None},
+        "mask": {"scores": nothing, "miou": None, "per_picture": {"p00": None, "gone": 0.5}},
     }
     page = Page(write_report(tmp_path, empty, Squares(2), ""))
     assert page.row("make-mask Mask")[1:] == ["–"] * 6
+    assert page.row("cat") == ["cat", "0", "–", "0"]
     assert page.titles() == ["p00", "p01"]
     assert "nan" not in page.text.lower()
-
-
-def test_only_foreground_pixels_still_make_a_histogram(tmp_path):
-    histogram = ActivationHistogram(1)
-    histogram.add(np.full((1, 2, 2), 0.7), [1], np.ones((2, 2), int))
-    page = Page(write_report(tmp_path, {"cam": {"histogram": histogram.to_json()}}, None, ""))
+    only_foreground = ActivationHistogram(1)
+    only_foreground.add(np.full((1, 2, 2), 0.7), [1], np.ones((2, 2), int))
+    page = Page(write_report(tmp_path, {"cam": {"histogram": only_foreground.to_json()}}, None, ""))
     assert page.row("CAM")[1:] == ["0.700", "–", "–", "0.000", "0.0%"]
 
 
@@ -370,11 +400,11 @@ def test_eighty_classes_are_all_on_the_page(tmp_path):
         assert page.source.count(f">{name}</text>") == 1
 
 
-def test_names_and_configuration_are_text_and_never_markup(tmp_path):
+def test_the_users_texts_are_never_markup(tmp_path):
     class Strange(Squares):
         def __init__(self):
             super().__init__(1)
-            self.ids = ["<i>&p"]
+            self.ids = ["<i>&[/]\udce9"]
 
         def image(self, id):
             return np.zeros((*self.size, 3), np.uint8)
@@ -382,103 +412,79 @@ def test_names_and_configuration_are_text_and_never_markup(tmp_path):
         def mask(self, id):
             return np.ones(self.size, np.uint8)
 
-    metrics = measured(Squares(1), ("<script>", "cost $x$", "猫"))
-    metrics["mask"]["scores"]["iou"] = [0.5] * 4
+    classes = ("<script>", "cost $x$", "猫", "[red]cat", '<b>&"', '#010203 id="a_1"')
+    metrics = measured(Squares(1), classes)
+    metrics["mask"]["scores"]["iou"] = [0.5] * 7
     metrics["dataset"]["name"] = "<b>bold</b>"
     page = Page(write_report(tmp_path, metrics, Strange(), "a: <b> & </pre>"))
-    assert not page.all("script")
-    assert not page.all("i")
+    gallery = Page(tmp_path / "gallery" / "001.html")
     assert "a: <b> & </pre>" in page.text
-    assert "<b>bold</b>" in page.text
-    for name in ("cost $x$", "猫", "&lt;script&gt;"):
+    for one in (page, gallery):
+        assert not one.all("i")
+        assert "<b>bold</b>" in one.text
+        assert any(image["alt"] == "Mask of <i>&[/]\\udce9: <script> 100%" for image in one.all("img"))
+        assert all(name in one.text for name in classes)
+    for name in ("cost $x$", "猫", "&lt;script&gt;", "[red]cat", '&lt;b&gt;&amp;"', '#010203 id="a_1"'):
         assert page.source.count(f">{name}</text>") == 1
-    assert any(attributes["alt"] == "Mask of <i>&p: <script> 100%" for attributes in page.all("img"))
 
 
-def test_a_mask_of_another_size_is_refused_by_name(tmp_path):
-    squares = Squares(1)
-    squares.missing = {"cam", "amn", "seed"}
-    squares.mask = lambda id: np.zeros((40, 61), np.uint8)
-    with pytest.raises(InputError, match=r"Mask of picture p00 has shape \(40, 61\), .* \(40, 60\)"):
+@pytest.mark.parametrize(
+    ("layer", "values", "message"),
+    [
+        ("mask", np.zeros((40, 61), np.uint8), r"Mask of image p00 has shape \(40, 61\), .* \(40, 60\)"),
+        ("amn", np.full((40, 60), np.nan, np.float32), "AMN of image p00 holds NaN"),
+    ],
+)
+def test_a_layer_that_cannot_be_drawn_is_refused_by_name(tmp_path, layer, values, message):
+    squares = Squares(1, missing=("cam", "amn", "seed"))
+    setattr(squares, layer, lambda id: values)
+    with pytest.raises(InputError, match=message):
         write_report(tmp_path, {}, squares, "")
     assert not (tmp_path / "report.html").exists()
 
 
-def test_an_activation_that_is_not_a_number_is_refused_by_name(tmp_path):
-    squares = Squares(1)
-    squares.amn = lambda id: np.full(squares.size, np.nan, np.float32)
-    with pytest.raises(InputError, match="AMN of picture p00 holds NaN"):
-        write_report(tmp_path, {}, squares, "")
-
-
-def test_palette_is_that_of_voc():
-    palette = voc_palette()
-    assert palette.shape == (256, 3)
-    assert palette.dtype == np.uint8
-    known = {0: (0, 0, 0), 1: (128, 0, 0), 2: (0, 128, 0), 8: (64, 0, 0), 15: (192, 128, 128), 20: (0, 64, 128)}
-    for label, colour in {**known, 255: (224, 224, 192)}.items():
-        assert tuple(palette[label].tolist()) == colour
-    assert len(np.unique(palette, axis=0)) == 256
-
-
-@pytest.fixture(scope="module")
-def segmentation(metrics):
-    """eval-seg's record of those pictures, and what it shows of them."""
-    pictures, confusions = Squares(4), {key: Confusion(2) for key in ("without_crf", "with_crf")}
+def test_the_segmentation_network_has_a_section(metrics, tmp_path):
+    images, confusions = Squares(4), {key: Confusion(2) for key in ("without_crf", "with_crf")}
     shown = []
-    for id in pictures.ids:
-        masks = {"without_crf": np.zeros_like(pictures.mask(id)), "with_crf": pictures.mask(id)}
+    for id in images.ids:
+        masks = {"without_crf": np.zeros_like(images.mask(id)), "with_crf": images.mask(id)}
         for key, mask in masks.items():
-            confusions[key].add(mask, pictures.truth(id))
-        shown.append(Segmented(id, pictures.image(id), masks, pictures.truth(id), 0.25))
-    record = {
+            confusions[key].add(mask, images.truth(id))
+        shown.append(Segmented(id, images.image(id), masks, images.truth(id), 0.25))
+    record: dict = {
         "dataset": {"name": "squares-val", "classes": ["cat", "cup"], "pictures": 4},
-        "scored_pictures": 4,
+        "scored_pictures": 3,
         "train_seg": {"backbone": "resnet101", "masks": None, "checkpoint_every": 50},
         "eval_seg": {"data": None, "options": {"ids": "val"}},
         "losses": [3.0, 1.5, 1.25],
         "stages": {"train-seg": {"seconds": 61.0, "peak_memory_mb": 100.0}},
     }
+    bare = json.loads(json.dumps({name: value for name, value in record.items() if name != "losses"}))
     for key, confusion in confusions.items():
         scores = confusion.scores(absent="skip").to_json()
         record[key] = {"miou": scores["miou"], "scores": scores}
-    return json.loads(json.dumps(record)), shown
-
-
-def test_the_segmentation_network_has_its_section(squares, metrics, segmentation, tmp_path):
-    record, shown = segmentation
-    page = Page(write_report(tmp_path, metrics | {"segmentation": record}, squares, "", shown))
-    scores = record["with_crf"]["scores"]
-    assert page.row("Network and CRF")[1] == f"{scores['miou']:.3f}"
-    assert page.row("Network")[1] == f"{record['without_crf']['miou']:.3f}"
+    page = Page(write_report(tmp_path, metrics | {"segmentation": record}, None, "", shown))
+    for key, name in (("without_crf", "Network"), ("with_crf", "Network and CRF")):
+        assert page.row(name)[1] == f"{record[key]['scores']['miou']:.3f}"
     assert page.row("train-seg")[-2:] == ["1 min 01 s", "100 MB"]
-    assert "evaluated on 4 pictures of squares-val." in " ".join(page.text.split())
-    plots = [attributes["aria-label"] for attributes in page.all("svg")]
+    plots = [plot["aria-label"] for plot in page.all("svg")]
     assert "Training loss, from 3.000 to 1.250." in plots
     assert any(label.startswith("IoU by class for Network, Network and CRF") for label in plots)
-    drawn = [attributes["alt"] for attributes in page.all("img")]
+    drawn = [image["alt"] for image in page.all("img")]
     assert "Network of p00: background 100%" in drawn
     assert sum(alt.startswith("Network and CRF of") for alt in drawn) == 4
-    assert "labels 0.250 mIoU" in " ".join(page.text.split())
-    ids = [attributes["id"] for _, attributes in page.elements if "id" in attributes]
-    assert len(ids) == len(set(ids))
-    assert "segmentation" in ids
+    assert "scored on 3 of 4 images of squares-val." in page.text
+    assert "labels 0.250 mIoU" in page.text
+    page = Page(write_report(tmp_path, {"dataset": record["dataset"], "segmentation": bare}, None, "", shown))
+    assert "There are no scores: the images have no ground truth." in page.text
+    assert sum(image["alt"].startswith("Network and CRF of") for image in page.all("img")) == 4
+    assert "Segmentation network" not in Page(write_report(tmp_path, metrics, None, "")).text
 
 
-def test_without_scores_the_section_shows_the_labels(squares, metrics, segmentation, tmp_path):
-    record, shown = segmentation
-    bare = {name: value for name, value in record.items() if name not in ("with_crf", "without_crf", "losses")}
-    page = Page(write_report(tmp_path, metrics | {"segmentation": bare}, squares, "", shown))
-    assert "There are no scores: the pictures have no ground truth." in page.text
-    assert sum(attributes["alt"].startswith("Network and CRF of") for attributes in page.all("img")) == 4
-
-
-def test_a_run_without_the_network_has_no_such_section(page):
-    assert "Segmentation network" not in page.text
-
-
-def test_the_network_alone_makes_a_page(segmentation, tmp_path):
-    record, shown = segmentation
-    page = Page(write_report(tmp_path, {"dataset": record["dataset"], "segmentation": record}, None, "", shown))
-    assert page.row("Network and CRF")
-    assert "No pictures to show." in page.text
+def test_statistics_of_label_maps():
+    statistics = LabelStatistics(2)
+    statistics.add(np.array([[0, 1, 255, 255]], np.uint8), np.array([True, True]))
+    statistics.add(np.array([[0, 0, 0, 2]], np.uint8), np.array([False, True]))
+    assert statistics.to_json() == {
+        "images": 2, "coverage": 0.75, "foreground": 0.333333, "share": [0.5, 0.166667], "empty": [0, 1],
+    }  # fmt: skip

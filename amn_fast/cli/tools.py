@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from amn_fast import info as describe_installation
+from amn_fast._info import info as describe_installation
 from amn_fast.cli._common import app
 
 

@@ -2,12 +2,15 @@
 
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from amn_fast.data.base import IGNORE, Dataset, require_complete
 from amn_fast.errors import InputError
 
-__all__ = ["IGNORE", "Dataset", "open_dataset", "require_complete"]
+if TYPE_CHECKING:
+    from amn_fast.data.store import Activations
+
+__all__ = ["IGNORE", "Dataset", "open_dataset", "read_activations", "require_complete"]
 
 _KINDS = ("folder", "voc", "coco", "demo")
 
@@ -28,3 +31,25 @@ def open_dataset(kind: str, root: Path | str, **options: Any) -> Dataset:
             known = ", ".join(opener.__kwdefaults__)
             raise InputError(f"a data set of kind {kind} has no option {option!r}, expected {known}")
     return opener(root, **options)
+
+
+def read_activations(path: Path | str) -> "Activations":
+    """Read the activations of one image, from a file of this package or of the reference implementations.
+
+    Args:
+        path: `ID.npz` as `make-cam` and `make-amn-cam` write it, or `ID.npy` as IRN's and AMN's code write it. Nothing
+            in the file is executed.
+
+    Returns:
+        keys (K,) uint8, the labels of the channels, from 1; strided (K, h, w) and full (K, H, W) float32.
+
+    Raises:
+        InputError: the file is missing, damaged or of another form.
+    """
+    if Path(path).suffix == ".npy":
+        from amn_fast.data.published import read_published
+
+        return read_published(path)
+    from amn_fast.data import store
+
+    return store.read_activations(path)

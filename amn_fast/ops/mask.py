@@ -1,24 +1,26 @@
-"""From walked activations to a pseudo-mask: the arithmetic of the make-mask stage, for one picture.
+"""From activations to a pseudo-mask: the arithmetic of the make-mask stage for one image.
 
-scores = mask_scores(activation, edge, size)          power, walk, up-sampling, division by the maximum
+scores = mask_scores(activations, edge, size)         power, random walk, upsampling, division by the maximum
 mask = mask_from_scores(scores, keys, threshold=.25)  the best class, or background
 """
 
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
+import cv2
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from amn_fast.errors import InputError
+from amn_fast.ops._arrays import as_array, flag, image_size, number, shown
 from amn_fast.ops.random_walk import TOLERANCE, Affinities, random_walk
 
 Scores = NDArray[np.float32]
-FACTOR = 4  # activations and edges come at a quarter of the picture's size
+FACTOR = 4  # activations and edges have a quarter of the image's size
 
 
 class SweepPoint(NamedTuple):
-    """One setting of a sweep and its scores, (K, H, W); thresholds are left to `mask_from_scores`."""
+    """One setting of a sweep and its scores (K, H, W), to which `mask_from_scores` applies any threshold."""
 
     beta: float
     exp_times: int
@@ -27,8 +29,8 @@ class SweepPoint(NamedTuple):
 
 
 def make_mask(
-    activation: NDArray[Any],
-    edge: NDArray[Any],
+    activations: ArrayLike,
+    edge: ArrayLike,
     keys: ArrayLike,
     size: tuple[int, int],
     *,
@@ -37,76 +39,80 @@ def make_mask(
     per_class: bool = False,
     **walk: Any,
 ) -> NDArray[np.uint8]:
-    """The pseudo-mask of one picture: `mask_scores`, then `mask_from_scores`.
+    """The pseudo-mask of one image: `mask_scores`, then `mask_from_scores`.
 
     Args:
-        activation: (K, h, w) activations of the picture's classes (without background), 0 or more, at stride 4.
-        edge: (h, w) or (1, h, w) edge map in [0, 1], at stride 4.
-        keys: (K + 1,) labels to write, background first: [0, ...].
-        size: (H, W) of the picture.
-        threshold, power, per_class: see `mask_from_scores` and `mask_scores`.
+        activations: (K, h, w) array or CPU tensor, the activations of the image's classes without background, at
+            least 0, at stride 4.
+        edge: (h, w) or (1, h, w) edge map in [0, 1] at stride 4.
+        keys: (K,) labels of the channels, 1..255; or (K + 1,) with the background's label first.
+        size: (H, W) of the image, with 4h >= H and 4w >= W.
+        threshold: score that a class has to exceed, a finite number.
+        power: exponent of the activations, above 0.
+        per_class: divide each class by its own maximum, see `mask_scores`.
         walk: radius, beta, exp_times, method, tolerance, backend, threads of `random_walk`.
 
     Returns:
-        (H, W) uint8 mask.
+        (H, W) uint8 mask of the labels of `keys`; the background is 0 unless `keys` names it.
 
     Raises:
         InputError: a shape, value or argument is not as above.
+        BackendError: the requested backend cannot run here.
+
+    Example:
+        >>> import numpy as np, amn_fast
+        >>> activations = np.zeros((1, 4, 4)); activations[0, :, :2] = 1
+        >>> amn_fast.make_mask(activations, np.zeros((4, 4)), [7], (16, 16), exp_times=0)[0, ::5].tolist()
+        [7, 7, 7, 0]
     """
-    return mask_from_scores(
-        mask_scores(activation, edge, size, power=power, per_class=per_class, **walk), keys, threshold
-    )
+    maps = _checked_activations(activations)
+    labels = _checked_labels(keys, len(maps))
+    number("threshold", threshold)
+    scores = mask_scores(maps, edge, size, power=power, per_class=per_class, **walk)
+    return mask_from_scores(scores, labels, threshold)
 
 
 def mask_scores(
-    activation: NDArray[Any],
-    edge: NDArray[Any],
+    activations: ArrayLike,
+    edge: ArrayLike,
     size: tuple[int, int],
     *,
     power: float = 1.3,
     per_class: bool = False,
     **walk: Any,
 ) -> Scores:
-    """Score maps before thresholding: activation^power, walk, bilinear x4, crop, divide by the maximum.
+    """Scores before thresholding: activations^power, random walk, bilinear upsampling, crop, division by the maximum.
 
     Args:
-        activation, edge, size, walk: as for `make_mask`.
-        power: exponent of the activations, above 0.
-        per_class: divide each class by its own maximum instead of by the maximum of all, so that a weak class beside a
-            strong one does not fall below every threshold.
+        activations, edge, size, power, walk: as for `make_mask`.
+        per_class: divide each class by its own maximum instead of by the maximum of all classes. A weak class beside a
+            strong one then does not fall below every threshold.
 
     Returns:
         (K, H, W) float32 in [0, 1]; a map without any activation stays 0.
     """
-    raised = _raised(np.asarray(activation), power)
-    return _normalised(random_walk(raised, edge, **walk), size, per_class)
+    raised = _raised(_checked_activations(activations), power)
+    size, per_class = _checked_size(size, raised.shape[1:]), flag("per_class", per_class)
+    return _normalised(random_walk(raised, as_array("edge", edge), **walk), size, per_class)
 
 
-def mask_from_scores(scores: Scores, keys: ArrayLike, threshold: float = 0.25) -> NDArray[np.uint8]:
+def mask_from_scores(scores: ArrayLike, keys: ArrayLike, threshold: float = 0.25) -> NDArray[np.uint8]:
     """The best class where its score exceeds `threshold`, else background.
 
     Args:
         scores: (K, H, W); K may be 0.
-        keys: (K + 1,) labels to write, background first.
+        keys, threshold: as for `make_mask`.
 
     Returns:
-        (H, W) uint8. Of equal scores the first class wins; background wins against a score equal to the threshold.
+        (H, W) uint8. The first of equal scores wins; a score equal to the threshold is background.
     """
-    labels = np.asarray(keys)
-    if scores.ndim != 3:
-        raise InputError(f"scores have shape {scores.shape}, expected (K, H, W)")
-    if labels.shape != (len(scores) + 1,):
-        raise InputError(
-            f"keys have shape {labels.shape}, expected ({len(scores) + 1},): background, then {len(scores)}"
-        )
-    if labels.dtype.kind not in "iu" or labels.min() < 0 or labels.max() > 255:
-        raise InputError(f"keys are {labels.tolist()}, expected whole numbers in 0..255")
-    if not np.isfinite(threshold):
-        raise InputError(f"threshold is {threshold!r}, expected a finite number")
-    labels = labels.astype(np.uint8)
-    mask = np.full(scores.shape[1:], labels[0])
-    best = np.full(scores.shape[1:], threshold, np.float32)
-    for score, label in zip(scores, labels[1:], strict=True):
+    maps = as_array("scores", scores)
+    if maps.ndim != 3:
+        raise InputError(f"scores have shape {maps.shape}, expected (K, H, W)")
+    labels = _checked_labels(keys, len(maps))
+    mask = np.full(maps.shape[1:], labels[0])
+    best = np.full(maps.shape[1:], number("threshold", threshold), np.float32)
+    for score, label in zip(maps, labels[1:], strict=True):
         better = score > best
         mask[better] = label
         best[better] = score[better]
@@ -114,8 +120,8 @@ def mask_from_scores(scores: Scores, keys: ArrayLike, threshold: float = 0.25) -
 
 
 def sweep_scores(
-    activation: NDArray[Any],
-    edge: NDArray[Any],
+    activations: ArrayLike,
+    edge: ArrayLike,
     size: tuple[int, int],
     *,
     betas: Sequence[float] = (10,),
@@ -128,48 +134,74 @@ def sweep_scores(
     backend: str = "auto",
     threads: int | None = None,
 ) -> Iterator[SweepPoint]:
-    """The scores of `mask_scores` over a grid, one picture.
+    """The scores of `mask_scores` over a grid of settings, for one image.
 
     The affinities are built once for each beta, and one walk serves all powers and numbers of steps: the Chebyshev
-    polynomials of the longest walk contain those of the shorter ones.
+    polynomials of the longest walk include those of the shorter ones.
     """
-    activation = np.asarray(activation)
-    raised = np.concatenate([_raised(activation, power) for power in powers])
+    maps, edge = _checked_activations(activations), as_array("edge", edge)
+    size, per_class = _checked_size(size, maps.shape[1:]), flag("per_class", per_class)
+    raised = np.concatenate([_raised(maps, power) for power in powers])
     for beta in betas:
         affinities = Affinities(edge, radius=radius, beta=beta, backend=backend)
         walks = affinities.walk(raised, list(exp_times), method=method, tolerance=tolerance, threads=threads)
         for times, walk in zip(exp_times, walks, strict=True):
-            for power, maps in zip(powers, np.split(walk, len(powers)), strict=True):
-                yield SweepPoint(beta, times, power, _normalised(maps, size, per_class))
+            for power, walked in zip(powers, np.split(walk, len(powers)), strict=True):
+                yield SweepPoint(beta, times, power, _normalised(walked, size, per_class))
 
 
 def upsample(maps: NDArray[np.float32], size: tuple[int, int], factor: int = FACTOR) -> NDArray[np.float32]:
-    """Bilinear up-sampling by `factor` with pixel centres (align_corners=False), cropped to `size`.
+    """Bilinear upsampling by `factor` with pixel centres (align_corners=False), cropped to `size`.
 
     Args:
-        maps: (K, h, w).
+        maps: (K, h, w) float32.
         size: (H, W), at most factor times (h, w).
     """
-    for axis, length in ((1, size[0]), (2, size[1])):
-        n = maps.shape[axis]
-        if not 0 < length <= n * factor:
-            raise InputError(f"size is {tuple(size)}, expected at most {factor} times the maps' {maps.shape[1:]}")
-        source = np.maximum((np.arange(length, dtype=np.float32) + 0.5) / factor - 0.5, 0)
-        low = source.astype(np.intp)
-        high = np.minimum(low + 1, n - 1)
-        share = (source - low).reshape([-1 if a == axis else 1 for a in range(3)])
-        maps = (1 - share) * np.take(maps, low, axis) + share * np.take(maps, high, axis)
+    height, width = _checked_size(size, maps.shape[1:], factor)
+    full = maps.shape[2] * factor, maps.shape[1] * factor  # OpenCV's order
+    result = np.empty((len(maps), height, width), np.float32)
+    for target, source in zip(result, maps, strict=True):
+        target[:] = cv2.resize(source, full, interpolation=cv2.INTER_LINEAR)[:height, :width]
+    return result
+
+
+def _checked_activations(activations: ArrayLike) -> NDArray[Any]:
+    maps = as_array("activations", activations)
+    if maps.ndim != 3:
+        raise InputError(f"activations have shape {maps.shape}, expected (K, h, w)")
+    if maps.size and not (maps.min() >= 0 and maps.max() < np.inf):
+        raise InputError("activations hold a negative value, NaN or infinity, expected finite numbers of at least 0")
     return maps
 
 
-def _raised(activation: NDArray[Any], power: float) -> NDArray[np.float32]:
-    if not 0 < power < np.inf:
-        raise InputError(f"power is {power!r}, expected a finite number above 0")
-    if activation.ndim != 3:
-        raise InputError(f"activation has shape {activation.shape}, expected (K, h, w)")
-    if activation.size and not activation.min() >= 0:
-        raise InputError(f"activation has the value {activation.min()}, expected finite numbers of at least 0")
-    return np.power(activation, power, dtype=np.float32)
+def _checked_size(size: tuple[int, int], maps: tuple[int, ...], factor: int = FACTOR) -> tuple[int, int]:
+    height, width = image_size("size", size)
+    if height > maps[0] * factor or width > maps[1] * factor:
+        raise InputError(f"size is {(height, width)}, expected at most {factor} times the maps' {maps}")
+    return height, width
+
+
+def _checked_labels(keys: ArrayLike, count: int) -> NDArray[np.uint8]:
+    """The labels of `keys` with that of the background first."""
+    labels = np.asarray(as_array("keys", keys))
+    if labels.size == 0:
+        labels = labels.astype(np.uint8)
+    if labels.shape not in ((count,), (count + 1,)):
+        raise InputError(
+            f"keys have shape {labels.shape}, expected ({count},), a label for each channel, "
+            f"or ({count + 1},) with the background's label first"
+        )
+    if labels.dtype.kind not in "iu" or (labels.size and not 0 <= labels.min() <= labels.max() <= 255):
+        raise InputError(f"keys are {shown(labels.tolist())}, expected integers in 0..255")
+    if len(labels) == count:
+        if (labels == 0).any():
+            raise InputError(f"keys are {shown(labels.tolist())}, expected labels of at least 1 (0 is the background)")
+        labels = np.concatenate([[0], labels])
+    return labels.astype(np.uint8)
+
+
+def _raised(activations: NDArray[Any], power: float) -> NDArray[np.float32]:
+    return np.power(activations.astype(np.float32, copy=False), number("power", power, "(0, inf)"), dtype=np.float32)
 
 
 def _normalised(walked: NDArray[np.float32], size: tuple[int, int], per_class: bool) -> Scores:

@@ -27,10 +27,14 @@ from amn_fast.pipeline.folder import Workspace
 from amn_fast.pipeline.inference import read_edge
 from amn_fast.pipeline.record import read_record
 from amn_fast.pipeline.table import STAGES
+from amn_fast.pipeline.training import read_losses
+from amn_fast.report.names import NETWORKS
+from amn_fast.report.statistics import LabelStatistics
 from amn_fast.steps import mask
 
 ACTIVATIONS = ("cam", "amn")
 SEEDS = {"refined_seed": "cam_seed", "amn_refined": "amn_seed"}
+LABEL_MAPS = {**SEEDS, "mask": "masks"}
 """Name in metrics.json -> folder."""
 
 
@@ -44,12 +48,16 @@ class Tally:
     confusions: dict[str, Confusion] = field(init=False)
     per_picture: dict[str, float] = field(default_factory=dict)
     """mIoU of the mask of each image that shows a class."""
-    pictures: int = 0
+    label_maps: dict[str, LabelStatistics] = field(init=False)
+    """What seeds and masks hold, of all images."""
+    scored: int = 0
+    """Images with ground truth."""
 
     def __post_init__(self) -> None:
         self.curves = {name: ThresholdCurve(self.n_classes) for name in (*ACTIVATIONS, "mask")}
         self.histograms = {name: ActivationHistogram(self.n_classes) for name in ACTIVATIONS}
-        self.confusions = {name: Confusion(self.n_classes) for name in (*SEEDS, "mask")}
+        self.confusions = {name: Confusion(self.n_classes) for name in LABEL_MAPS}
+        self.label_maps = {name: LabelStatistics(self.n_classes) for name in LABEL_MAPS}
 
 
 @dataclass
@@ -58,8 +66,7 @@ class Item:
 
     truth: NDArray[np.uint8]
     activations: dict[str, tuple[NDArray[np.float32], NDArray[np.uint8]]]
-    seeds: dict[str, NDArray[np.uint8]]
-    mask: NDArray[np.uint8]
+    label_maps: dict[str, NDArray[np.uint8]]
 
 
 def count(tally: Tally, id: str, item: Item) -> None:
@@ -68,14 +75,13 @@ def count(tally: Tally, id: str, item: Item) -> None:
         tally.curves[name].add(maps, keys, item.truth)
         if name in tally.histograms:
             tally.histograms[name].add(maps, keys, item.truth)
-    for name, seed in item.seeds.items():
-        tally.confusions[name].add(seed, item.truth)
-    tally.confusions["mask"].add(item.mask, item.truth)
+    for name, label_map in item.label_maps.items():
+        tally.confusions[name].add(label_map, item.truth)
     if len(item.activations["mask"][1]):  # an image without any class is right by definition: not a best mask
         single = Confusion(tally.n_classes)
-        single.add(item.mask, item.truth)
+        single.add(item.label_maps["mask"], item.truth)
         tally.per_picture[id] = round(single.scores().miou, 6)
-    tally.pictures += 1
+    tally.scored += 1
 
 
 def summary(tally: Tally) -> dict[str, Any]:
@@ -104,19 +110,31 @@ def evaluate(work: Workspace, new: Callable[[Path], Path]) -> None:
     tally, lock = Tally(len(dataset.classes)), threading.Lock()
 
     def one(id: str) -> None:
-        item = _read(work, id)
-        if item is not None:
-            with lock:
+        label_maps = {name: read_mask(work.item(folder, id)) for name, folder in LABEL_MAPS.items()}
+        truth, labels = dataset.truth(id), dataset.labels(id)
+        item = None if truth is None else _read(work, id, truth, label_maps)
+        with lock:
+            for name, label_map in label_maps.items():
+                tally.label_maps[name].add(label_map, labels)
+            if item is not None:
                 count(tally, id, item)
 
     for_each("evaluation", dataset.ids, one, cores())
     tally.per_picture = dict(sorted(tally.per_picture.items()))
     metrics = {
-        "dataset": {"name": work.config.name, "classes": list(dataset.classes), "pictures": len(dataset.ids)},
+        "dataset": {
+            "name": work.config.name,
+            "classes": list(dataset.classes),
+            "images": len(dataset.ids),
+            "scored": tally.scored,
+            "images_per_class": np.sum([dataset.labels(id) for id in dataset.ids], axis=0).tolist(),
+        },
         "environment": environment(),
         "seed": work.config.seed,
         "stages": _times(work),
-        **(summary(tally) if tally.pictures else {}),
+        "training": {name: {"loss": losses} for name in NETWORKS if (losses := read_losses(work, name))},
+        "label_maps": {name: statistics.to_json() for name, statistics in tally.label_maps.items()},
+        **(summary(tally) if tally.scored else {}),
     }
     write_json(new(work.root / "evaluation.json"), metrics)
 
@@ -127,21 +145,17 @@ def _times(work: Workspace) -> dict[str, Any]:
     return {name: record.measured if record else {} for name, record in records.items()}
 
 
-def _read(work: Workspace, id: str) -> Item | None:
-    truth = work.dataset.truth(id)
-    if truth is None:
-        return None
+def _read(work: Workspace, id: str, truth: NDArray[np.uint8], label_maps: dict[str, NDArray[np.uint8]]) -> Item:
     activations = {}
     for name in ACTIVATIONS:
         found = read_activations(work.item(name, id))
         activations[name] = (found.full, found.keys)
-        _same_size(work.item(name, id), found.full.shape[1:], id, truth)
+        _same_size(work.item(name, id), found.size, id, truth)
     propagated = mask.scores(found, read_edge(work.item("edge", id)), work.config.mask)
     activations["mask"] = (propagated, found.keys)
-    masks = {name: read_mask(work.item(folder, id)) for name, folder in {**SEEDS, "mask": "masks"}.items()}
-    for name, folder in {**SEEDS, "mask": "masks"}.items():
-        _same_size(work.item(folder, id), masks[name].shape, id, truth)
-    return Item(truth, activations, {name: masks[name] for name in SEEDS}, masks["mask"])
+    for name, folder in LABEL_MAPS.items():
+        _same_size(work.item(folder, id), label_maps[name].shape, id, truth)
+    return Item(truth, activations, label_maps)
 
 
 def _same_size(path: Path, size: tuple[int, ...], id: str, truth: NDArray[np.uint8]) -> None:

@@ -15,6 +15,7 @@ from amn_fast.data.image import read_mask
 from amn_fast.data.store import read_activations
 from amn_fast.errors import InputError
 from amn_fast.files import write_json
+from amn_fast.pipeline.engine import cores
 from amn_fast.pipeline.folder import Workspace
 from amn_fast.pipeline.record import Item, Record, read_record, settings_changes, settings_of, write_record
 from amn_fast.pipeline.segmentation import NAMES, SHOWN
@@ -60,7 +61,7 @@ def write(work: Workspace) -> Path:
         segmented = _segmented(work, record)
     write_json(work.root / "metrics.json", metrics)
     images = RunImages(work) if "evaluation.json" in found else None
-    return write_report(work.root, metrics, images, to_yaml(work.config), segmented)
+    return write_report(work.root, metrics, images, to_yaml(work.config), segmented, threads=cores())
 
 
 def _results(work: Workspace) -> list[tuple[str, dict[str, Any]]]:

@@ -7,7 +7,9 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from amn_fast.compat.irn import propagate_to_edge  # noqa: E402
+from amn_fast import dense_crf, unary_from_labels, unary_from_softmax  # noqa: E402
+from amn_fast.compat.irn import crf_inference, crf_inference_label, propagate_to_edge  # noqa: E402
+from amn_fast.errors import InputError  # noqa: E402
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "amn"
 
@@ -40,3 +42,20 @@ def test_importing_it_imports_no_torch():
 
     code = "import sys, amn_fast.compat.irn, amn_fast.ops.mask; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_the_crf_functions_are_the_dense_crf_with_irns_settings():
+    rng = np.random.default_rng(0)
+    img = rng.integers(0, 256, (20, 24, 3), np.uint8)
+    labels = np.kron(rng.integers(0, 3, (5, 6)), np.ones((4, 4), int))
+    found = crf_inference_label(img, labels, 5, 3, 0.6)
+    unary = unary_from_labels(labels, 3, 0.6, zero_unsure=False)
+    assert found.dtype == np.int64
+    np.testing.assert_array_equal(found, dense_crf(img, unary, iterations=5).argmax(0))
+    probs = rng.dirichlet(np.ones(3), (20, 24)).transpose(2, 0, 1).astype(np.float32)
+    marginals = crf_inference(img, probs, 4, scale_factor=2, labels=3)
+    expected = dense_crf(img, unary_from_softmax(probs), gaussian=(1.5, 3), bilateral=(40, 13, 10), iterations=4)
+    np.testing.assert_array_equal(marginals, expected)
+    for bad, message in (({"labels": 4}, "probs have shape"), ({"labels": 3, "scale_factor": 0}, "scale_factor is 0")):
+        with pytest.raises(InputError, match=f"^{message}"):
+            crf_inference(img, probs, **bad)

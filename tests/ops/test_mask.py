@@ -92,21 +92,22 @@ def test_a_sweep_gives_the_single_answers():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"keys": [0, 4]}, "keys have shape"),
+        ({"keys": [0, 4]}, "keys are"),
+        ({"keys": [4]}, "keys have shape"),
         ({"keys": [0, 4, 300]}, "keys are"),
         ({"keys": [0.0, 1.5, 2.0]}, "keys are"),
         ({"size": (189, 250)}, "size is"),
-        ({"size": (0, 250)}, "size is"),
+        ({"size": (0, 250)}, "size"),
         ({"threshold": np.nan}, "threshold is nan"),
         ({"power": 0}, "power is 0"),
-        ({"activation": np.full((2, 47, 63), -1.0)}, "activation has the value -1"),
-        ({"activation": np.full((2, 47, 63), np.nan)}, "activation has the value nan"),
-        ({"activation": np.zeros((47, 63))}, "activation has shape"),
-        ({"activation": np.zeros((2, 46, 63))}, "x has shape"),
+        ({"activations": np.full((2, 47, 63), -1.0)}, "activations hold a neg"),
+        ({"activations": np.full((2, 47, 63), np.nan)}, "activations hold a neg"),
+        ({"activations": np.zeros((47, 63))}, "activations have shape"),
+        ({"activations": np.zeros((2, 46, 63))}, "x has shape|size is"),
     ],
 )
 def test_bad_input(change, message):
     activation, edge, keys, size, _ = recorded()
-    arguments = {"activation": activation, "edge": edge, "keys": keys, "size": size, **change}
+    arguments = {"activations": activation, "edge": edge, "keys": keys, "size": size, **change}
     with pytest.raises(InputError, match=message):
         make_mask(**arguments)

@@ -95,8 +95,8 @@ def copy_of_run(finished, pictures, tmp_path):
         for stage in pipeline.STAGES:
             if stage.name in without:
                 (run / "stages" / f"{stage.name}.json").unlink()
-                for made in stage.makes:
-                    path = run / made
+                for made in stage.outputs:
+                    path = run / made.split("{id}")[0]
                     shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
         return configure(file, pictures, run, *overrides), file
 
