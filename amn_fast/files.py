@@ -1,10 +1,12 @@
 """Files that are either whole or absent."""
 
+import fcntl
 import json
 import os
 import re
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
@@ -45,6 +47,23 @@ def remove_leftovers(folder: Path | str) -> None:
     for file in folder.iterdir() if folder.is_dir() else ():
         if _TEMPORARY.fullmatch(file.name) and file.is_file():
             file.unlink()
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[bool]:
+    """Hold the lock file `path`, which is made when it is not there, against other processes.
+
+    Yields:
+        whether this process holds it; False when another one does.
+    """
+    with path.open("a") as file:
+        try:
+            # Not flock: child processes would inherit it and keep it for a while after a kill.
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):
+            yield False
+            return
+        yield True
 
 
 def write_text(path: Path | str, text: str) -> None:

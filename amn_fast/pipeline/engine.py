@@ -11,7 +11,7 @@ import torch
 
 from amn_fast._console import errors as console
 from amn_fast._console import progress_bar as progress
-from amn_fast.ops.random_walk import thread_count
+from amn_fast.ops._arrays import thread_count
 from amn_fast.steps.items import naming_image
 
 __all__ = ["console", "cores", "for_each", "make_deterministic", "naming_image", "progress", "track"]

@@ -25,7 +25,6 @@ from amn_fast.metrics import ActivationHistogram, Confusion, ThresholdCurve
 from amn_fast.pipeline.engine import cores, for_each
 from amn_fast.pipeline.folder import Workspace
 from amn_fast.pipeline.inference import read_edge
-from amn_fast.pipeline.record import read_record
 from amn_fast.pipeline.table import STAGES
 from amn_fast.pipeline.training import read_losses
 from amn_fast.report.names import NETWORKS
@@ -141,7 +140,7 @@ def evaluate(work: Workspace, new: Callable[[Path], Path]) -> None:
 
 def _times(work: Workspace) -> dict[str, Any]:
     """Time and memory of the stages before this one; of an imported one its origin, of one left out nothing."""
-    records = {s.name: read_record(work.root, s) for s in STAGES if not (s.scores or s.segmentation)}
+    records = {s.name: work.record(s) for s in STAGES if not (s.scores or s.segmentation)}
     return {name: record.measured if record else {} for name, record in records.items()}
 
 

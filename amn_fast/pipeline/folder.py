@@ -1,6 +1,5 @@
 """The run folder: its paths, its data sets, its log, and who may use it."""
 
-import fcntl
 import functools
 import json
 import os
@@ -16,13 +15,11 @@ from amn_fast.config import Config, is_path
 from amn_fast.data import open_dataset
 from amn_fast.data.base import Dataset, list_ids, require_complete
 from amn_fast.errors import InputError
-from amn_fast.files import write_json
+from amn_fast.files import locked, write_json
 from amn_fast.pipeline.contents import Contents
 from amn_fast.pipeline.processes import Processes
-from amn_fast.pipeline.table import STAGES
-
-RECORDS = "stages"
-"""Folder of the records: run.json marks a run folder, STAGE.json tells what a stage wrote, STAGE.new is in work."""
+from amn_fast.pipeline.records import RECORDS, Record, read_record, write_record
+from amn_fast.pipeline.table import STAGES, Stage
 
 SUFFIXES = {path.split("/")[0]: path.split("{id}")[1] for s in STAGES for path in s.outputs if "{id}" in path}
 """Folder of a stage's outputs -> ending of its files."""
@@ -35,6 +32,8 @@ class Workspace:
         self.config = config
         self.root = config.run
         self.processes = Processes()
+        self._records: dict[str, Record | None] = {}
+        self._written: dict[str, dict[str, str] | None] = {}
         self.contents = Contents(self.root / RECORDS / "files.json")
 
     @functools.cached_property
@@ -78,6 +77,25 @@ class Workspace:
             wanted = "cuda" if torch.cuda.is_available() else "cpu"
         return torch.device(wanted)
 
+    def record(self, stage: Stage) -> Record | None:
+        """The record of a stage; None where it has not finished."""
+        if stage.name not in self._records:
+            self._records[stage.name] = read_record(self.root, stage)
+        return self._records[stage.name]
+
+    def set_record(self, stage: Stage, record: Record) -> None:
+        """Write the record of a stage."""
+        write_record(self.root, stage, record)
+        self._records.pop(stage.name, None)
+        self._written.pop(stage.name, None)
+
+    def written_by(self, stage: Stage) -> dict[str, str] | None:
+        """Hashes of what a stage wrote, by path; None where it has not finished."""
+        if stage.name not in self._written:
+            record = self.record(stage)
+            self._written[stage.name] = record.outputs() if record else None
+        return self._written[stage.name]
+
     def weights(self, name: str) -> Path:
         """Trained weights of network `name`."""
         return self.root / "weights" / f"{name}.safetensors"
@@ -119,19 +137,12 @@ def only_one_run(root: Path) -> Iterator[bool]:
         OSError: it is not there and cannot be made.
     """
     root.mkdir(parents=True, exist_ok=True)
-    try:
-        file = (root / ".lock").open("a")
-    except OSError:
-        if not (root / RECORDS).is_dir():
-            raise
+    if not os.access(root, os.W_OK) and is_run_folder(root):
         yield False
         return
-    with file:
-        try:
-            # Not flock: the processes that load images would inherit it and keep it for a while after a kill.
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except (BlockingIOError, PermissionError):
-            raise InputError(f"run folder {root} is in use by another process, expected one at a time") from None
+    with locked(root / ".lock") as alone:
+        if not alone:
+            raise InputError(f"run folder {root} is in use by another process, expected one at a time")
         yield True
 
 

@@ -15,10 +15,11 @@ from amn_fast.errors import InputError
 from amn_fast.models import AmnNet, CamNet, DeepLabV2, IrnNet, MultiScale, load_published
 from amn_fast.models.published import Net
 from amn_fast.pipeline.contents import digest
+from amn_fast.pipeline.dependencies import ids_of, inputs_of
 from amn_fast.pipeline.engine import console, for_each
 from amn_fast.pipeline.folder import Workspace, only_one_run
-from amn_fast.pipeline.record import Inputs, ids_of, inputs_of, read_record
-from amn_fast.pipeline.runner import Status, commit, prepare, refuse_to_replace, status_of, validate
+from amn_fast.pipeline.records import Inputs
+from amn_fast.pipeline.runner import Status, commit, loss_of, prepare, status_of, validate
 from amn_fast.pipeline.staging import Staging
 from amn_fast.pipeline.table import CLASSES, IMAGE, LABELS, Stage, ancestors, producer, stage_named, upstream
 from amn_fast.pipeline.training import save_weights
@@ -42,7 +43,7 @@ def import_before(config: Config, folder: Path, name: str, *, overwrite: bool = 
     stage, work = stage_named(name), Workspace(config)
     places = {earlier: place for earlier in ancestors(stage) if (place := find(folder, earlier)) is not None}
     for needed in upstream(stage, stage.inputs):
-        if needed not in places and read_record(work.root, needed) is None and needed.imported:
+        if needed not in places and work.record(needed) is None and needed.imported:
             raise InputError(f"{folder}: holds no {needed.reference}, which {stage.name} continues from")
     _import(work, places, folder, overwrite)
 
@@ -70,13 +71,13 @@ def _import(work: Workspace, places: dict[Stage, Path], source: Path, overwrite:
             if found.record is not None and found.record.measured.get("from") == origin and found.up_to_date:
                 continue
             if found.record is not None and not overwrite:
-                if found.record.measured.get("from") == origin:
-                    refuse_to_replace(work, stage, found)
-                else:
+                if found.record.measured.get("from") != origin:
                     raise InputError(
                         f"run folder {work.root} holds other outputs of {stage.name}, expected an empty one as --run;"
                         " or pass --overwrite to replace them"
                     )
+                if loss := loss_of(work, stage, found):
+                    raise InputError(loss)
             due[stage] = place, found
         for stage, (place, found) in due.items():
             _import_stage(work, stage, place, found, origin)

@@ -15,9 +15,10 @@ from amn_fast.data.image import read_mask
 from amn_fast.data.store import read_activations
 from amn_fast.errors import InputError
 from amn_fast.files import write_json
+from amn_fast.pipeline.dependencies import settings_changes, settings_of
 from amn_fast.pipeline.engine import cores
 from amn_fast.pipeline.folder import Workspace
-from amn_fast.pipeline.record import Item, Record, read_record, settings_changes, settings_of, write_record
+from amn_fast.pipeline.records import Item, Record
 from amn_fast.pipeline.segmentation import NAMES, SHOWN
 from amn_fast.pipeline.table import REPORT, producer
 from amn_fast.report import Segmented, write_report
@@ -26,7 +27,7 @@ from amn_fast.report import Segmented, write_report
 def publish(work: Workspace, writable: bool) -> None:
     """Write metrics.json and report.html, unless they are up to date."""
     inputs = {path: work.contents.hash(work.root / path) for path, _ in _results(work)}
-    record = read_record(work.root, REPORT)
+    record = work.record(REPORT)
     item = record.items.get("") if record else None
     written = item.outputs.items() if item and item.inputs == inputs else ()
     if written and all(work.contents.hash(work.root / path) == found for path, found in written):
@@ -35,7 +36,7 @@ def publish(work: Workspace, writable: bool) -> None:
         raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(work.root))
     write(work)
     outputs = {path: work.contents.hash(work.root / path) for path in REPORT.outputs}
-    write_record(work.root, REPORT, Record({}, {"": Item(inputs, outputs)}))
+    work.set_record(REPORT, Record({}, {"": Item(inputs, outputs)}))
     work.contents.save()
 
 
@@ -70,7 +71,7 @@ def _results(work: Workspace) -> list[tuple[str, dict[str, Any]]]:
     for path in REPORT.inputs:
         stage = producer(path)
         assert stage is not None
-        record = read_record(work.root, stage)
+        record = work.record(stage)
         if record is None or path not in record.outputs():
             continue
         if settings_changes(record.settings, settings_of(work, stage)) or not (work.root / path).exists():

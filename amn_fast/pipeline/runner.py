@@ -13,23 +13,22 @@ from amn_fast.config import Config, to_yaml
 from amn_fast.data.base import list_ids
 from amn_fast.errors import InputError
 from amn_fast.files import remove_leftovers, write_text
+from amn_fast.ops._arrays import default_backend
 from amn_fast.pipeline.contents import digest
-from amn_fast.pipeline.engine import console, cores, for_each, make_deterministic, peak_memory_mb, reset_peak_memory
-from amn_fast.pipeline.folder import RECORDS, Workspace, check_apart, check_free, check_names, claim, only_one_run
-from amn_fast.pipeline.processes import joined, require_single
-from amn_fast.pipeline.record import (
-    Inputs,
-    Item,
-    Record,
+from amn_fast.pipeline.dependencies import (
+    FORMAT,
+    UNKNOWN,
     changes,
     ids_of,
     input_names,
     inputs_of,
-    read_record,
     settings_changes,
     settings_of,
-    write_record,
 )
+from amn_fast.pipeline.engine import console, cores, for_each, make_deterministic, peak_memory_mb, reset_peak_memory
+from amn_fast.pipeline.folder import Workspace, check_apart, check_free, check_names, claim, only_one_run
+from amn_fast.pipeline.processes import joined, require_single
+from amn_fast.pipeline.records import RECORDS, Inputs, Item, Record
 from amn_fast.pipeline.staging import Staging
 from amn_fast.pipeline.table import STAGES, Stage, ancestors, stage_named, upstream
 
@@ -63,7 +62,7 @@ class Status:
 
 def status_of(work: Workspace, stage: Stage) -> Status:
     """Compare a stage's record with the configuration, the data set and the files in the run folder."""
-    record = read_record(work.root, stage)
+    record = work.record(stage)
     found = Status(record, settings_of(work, stage), {id: inputs_of(work, stage, id) for id in ids_of(work, stage)})
     if record is None:
         found.due = list(found.inputs)
@@ -76,6 +75,7 @@ def status_of(work: Workspace, stage: Stage) -> Status:
         item = record.items.get(id, Item({}, {}))
         if record.imported:  # what it was computed from is not known; what it was imported for is
             inputs = {name: inputs.get(name, "") for name in item.inputs or inputs}
+        inputs = {n: item.inputs.get(n, value) if value == UNKNOWN else value for n, value in inputs.items()}
         damaged = [path for path, written in item.outputs.items() if work.contents.hash(work.root / path) != written]
         if id not in record.items or item.inputs != inputs:
             before, now = before | item.inputs, now | inputs
@@ -85,7 +85,8 @@ def status_of(work: Workspace, stage: Stage) -> Status:
     found.gone = [id for id in record.items if id not in found.inputs]
     for id in found.gone:
         before |= record.items[id].inputs
-    found.changed = changes(before, now)
+    if record.settings.get("format") == FORMAT or record.imported:
+        found.changed = changes(before, now)
     return found
 
 
@@ -116,7 +117,8 @@ def _follow(work: Workspace, stage: Stage) -> bool:
     begin = work.processes.told()
     if begin:
         make_deterministic()
-        stage.load()(work, Staging(work.root, stage, work.contents).new)
+        with default_backend(work.config.backend):
+            stage.load()(work, Staging(work.root, stage, work.contents).new)
     return begin
 
 
@@ -127,11 +129,13 @@ def is_up_to_date(config: Config, name: str) -> bool:
 
 def _run(work: Workspace, stages: Sequence[Stage], overwrite: bool, alone: bool) -> bool:
     validate(work, stages)
-    with only_one_run(work.root) as writable:
+    with only_one_run(work.root) as writable, default_backend(work.config.backend):
         if alone:
             require_upstream(work, stages[0])
-        due = _plan(work, stages, overwrite)
+        due, loss = plan(work, stages)
         _build_networks(work, due)
+        if loss and not overwrite:
+            raise InputError(loss)
         ran = [_advance(work, stage, overwrite, writable) for stage in stages]
         if any(stage.scores for stage in stages):
             from amn_fast.pipeline.reporting import publish
@@ -190,36 +194,36 @@ def require_upstream(work: Workspace, stage: Stage) -> None:
             require_upstream(work, needed)
 
 
-def _plan(work: Workspace, stages: Sequence[Stage], overwrite: bool) -> list[Stage]:
-    """The stages that have something to compute. Refuses to replace results before anything is touched."""
-    due, changing = [], set()
+def plan(work: Workspace, stages: Sequence[Stage]) -> tuple[list[Stage], str]:
+    """The stages that have something to compute, and why that would be a loss: a sentence, or ""."""
+    due, changing, loss = [], set(), ""
     for stage in stages:
         found = status_of(work, stage)
         earlier = [s.name for s in ancestors(stage) if s.name in changing]
         if found.record is not None and earlier:
             found.changed.append(f"{earlier[-1]} will be computed again")
-        if not overwrite:
-            refuse_to_replace(work, stage, found)
+        loss = loss or loss_of(work, stage, found)
         if found.record is not None and (found.new_settings or found.changed):
             changing.add(stage.name)
         if not found.up_to_date or earlier:
             due.append(stage)
-    return due
+    return due, loss
 
 
-def refuse_to_replace(work: Workspace, stage: Stage, found: Status) -> None:
-    """Raise InputError where results would be lost that took hours, or that other settings gave."""
+def loss_of(work: Workspace, stage: Stage, found: Status) -> str:
+    """Why computing a stage would replace results that took hours, or that other settings gave: a sentence, or ""."""
     if found.record is None or stage.scores:
-        return
+        return ""
     reasons = list(found.new_settings)
     if stage.trains or found.record.imported:
         reasons += found.changed
-    if reasons:
-        origin = f"was imported from {found.record.measured['from']}" if found.record.imported else "is finished"
-        raise InputError(
-            f"run folder {work.root}: {stage.name} {origin}, and since then {'; '.join(reasons)};"
-            " pass --overwrite to compute it again and replace its results, or another folder as --run"
-        )
+    if not reasons:
+        return ""
+    origin = f"was imported from {found.record.measured['from']}" if found.record.imported else "is finished"
+    return (
+        f"run folder {work.root}: {stage.name} {origin}, and since then {'; '.join(reasons)};"
+        " pass --overwrite to compute it again and replace its results, or another folder as --run"
+    )
 
 
 def _build_networks(work: Workspace, due: Sequence[Stage]) -> None:
@@ -244,8 +248,8 @@ def _advance(work: Workspace, stage: Stage, overwrite: bool, writable: bool) -> 
         return False
     if not writable:
         raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(work.root))
-    if not overwrite:  # once more: what an earlier stage has just computed may differ from what it was
-        refuse_to_replace(work, stage, found)
+    if not overwrite and (loss := loss_of(work, stage, found)):  # an earlier stage came out different than before
+        raise InputError(loss)
     prepare(work, stage)
     staging = Staging(work.root, stage, work.contents)
     keys = {id: digest([found.settings, found.inputs[id]]) for id in found.due}
@@ -312,12 +316,6 @@ def commit(work: Workspace, stage: Stage, staging: Staging, found: Status, measu
     kept = {id: item for id, item in (found.record.items if found.record else {}).items() if id in found.inputs}
     items = kept | {id: Item(found.inputs[id], staging.outputs(id)) for id in found.due}
     staging.move(items, found.record)
-    write_record(work.root, stage, Record(found.settings, items, measured))
+    work.set_record(stage, Record(found.settings, items, measured))
     staging.clear()
     work.contents.save()
-
-
-def measured(root: Path, stage: Stage) -> dict[str, Any]:
-    """Time, memory and origin of a stage's last run."""
-    record = read_record(root, stage)
-    return {} if record is None else dict(record.measured)

@@ -26,7 +26,6 @@ from amn_fast.models import DeepLabV2, MultiScale
 from amn_fast.pipeline.engine import console, cores, naming_image, progress
 from amn_fast.pipeline.evaluation import environment
 from amn_fast.pipeline.folder import Workspace
-from amn_fast.pipeline.record import read_record
 from amn_fast.pipeline.table import producer
 from amn_fast.pipeline.training import load_weights, read_losses, read_origin
 from amn_fast.pipeline.trainings import list_checksum
@@ -130,7 +129,7 @@ def evaluate(work: Workspace, new: New) -> None:
         "dataset": {
             "name": dataset.name,
             "classes": list(classes),
-            "pictures": len(dataset.ids),
+            "images": len(dataset.ids),
             "list_sha256": list_checksum(dataset.ids),
             "data": data.model_copy(update={"options": data.options | settings.options}).model_dump(mode="json"),
         },
@@ -152,7 +151,7 @@ def evaluate(work: Workspace, new: New) -> None:
 def _training_time(work: Workspace) -> dict[str, Any]:
     stage = producer("weights/seg.safetensors")
     assert stage is not None
-    record = read_record(work.root, stage)
+    record = work.record(stage)
     return {stage.name: record.measured if record else {}}
 
 
@@ -160,7 +159,7 @@ def _say_why_again(work: Workspace) -> None:
     """An evaluation keeps scores only: masks that are asked for later need the network once more."""
     stage = producer("segmentation.json")
     assert stage is not None
-    record = read_record(work.root, stage)
+    record = work.record(stage)
     if record is not None and work.config.eval_seg.save_masks and not record.settings.get("eval_seg.save_masks"):
         console.print("  the earlier evaluation kept scores, not masks: the network runs over all images once more")
 

@@ -8,8 +8,7 @@ from pathlib import Path
 
 from amn_fast.files import write_text
 from amn_fast.pipeline.contents import Contents
-from amn_fast.pipeline.folder import RECORDS
-from amn_fast.pipeline.record import Item, Record
+from amn_fast.pipeline.records import RECORDS, Item, Record
 from amn_fast.pipeline.table import Stage
 
 JOURNAL = "journal.jsonl"

@@ -10,6 +10,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from amn_fast.errors import InputError
+
 IMAGE, LABELS, TRUTH, MASK, CLASSES = "image", "label", "ground truth", "mask", "class names"
 """Inputs from the data set; MASK is a file of the folder `train_seg.masks`."""
 
@@ -199,8 +201,15 @@ REPORT = Stage(
 
 
 def stage_named(name: str) -> Stage:
-    """The row of that name."""
-    return next(stage for stage in STAGES if stage.name == name)
+    """The row of that name.
+
+    Raises:
+        InputError: there is none.
+    """
+    for stage in STAGES:
+        if stage.name == name:
+            return stage
+    raise InputError(f"stage is {name!r}, expected one of {', '.join(stage.name for stage in STAGES)}")
 
 
 def producer(path: str) -> Stage | None:

@@ -112,7 +112,7 @@ def _origin(work: Workspace, folder: Path, net: nn.Module) -> dict[str, Any]:
         start.update(value.cpu().contiguous().numpy().tobytes())
     return {
         "data": work.config.data.model_dump(mode="json", exclude={"root"}),
-        "pictures": len(dataset.ids),
+        "images": len(dataset.ids),
         "list_sha256": list_checksum(dataset.ids),
         "masks_sha256": masks.hexdigest(),
         "start_weights_sha256": start.hexdigest(),

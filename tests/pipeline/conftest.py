@@ -50,9 +50,9 @@ def _one_thread():
 
 
 @pytest.fixture(scope="session")
-def pictures(tmp_path_factory) -> Path:
-    """Ten composites, and a picture that shows none of the classes."""
-    root = make_demo(tmp_path_factory.mktemp("data") / "pictures", n=10)
+def images(tmp_path_factory) -> Path:
+    """Ten composites, and an image without any class."""
+    root = make_demo(tmp_path_factory.mktemp("data") / "images", n=10)
     Image.fromarray(np.full((90, 111, 3), 128, np.uint8)).save(root / "images" / "nothing.png")
     write_mask(root / "masks" / "nothing.png", np.zeros((90, 111), np.uint8))
     with (root / "labels.csv").open("a") as file:
@@ -63,9 +63,9 @@ def pictures(tmp_path_factory) -> Path:
 
 
 @pytest.fixture
-def my_pictures(pictures, tmp_path) -> Path:
-    """A copy of the set, to be spoilt."""
-    return Path(shutil.copytree(pictures, tmp_path / "pictures"))
+def my_images(images, tmp_path) -> Path:
+    """A copy of the set, to be changed."""
+    return Path(shutil.copytree(images, tmp_path / "images"))
 
 
 def configure(path: Path, data: Path, run: Path, *overrides: str) -> Any:
@@ -77,16 +77,16 @@ def configure(path: Path, data: Path, run: Path, *overrides: str) -> Any:
 
 
 @pytest.fixture(scope="session")
-def finished(pictures, tmp_path_factory):
+def finished(images, tmp_path_factory):
     """The configuration of a run that nothing disturbed; tests copy its folder and leave it as it is."""
     folder = tmp_path_factory.mktemp("finished")
-    config = configure(folder / "tiny.yaml", pictures, folder / "run")
+    config = configure(folder / "tiny.yaml", images, folder / "run")
     pipeline.run(config)
     return config
 
 
 @pytest.fixture
-def copy_of_run(finished, pictures, tmp_path):
+def copy_of_run(finished, images, tmp_path):
     """Gives (configuration, its file) of a copy of the finished run, from which stages can be taken away."""
 
     def copy(name: str, without: tuple[str, ...] = (), *overrides: str) -> tuple[Any, Path]:
@@ -98,7 +98,10 @@ def copy_of_run(finished, pictures, tmp_path):
                 for made in stage.outputs:
                     path = run / made.split("{id}")[0]
                     shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
-        return configure(file, pictures, run, *overrides), file
+        if "evaluate" in without:
+            for name in ("metrics.json", "report.html", "stages/report.json"):
+                (run / name).unlink()
+        return configure(file, images, run, *overrides), file
 
     return copy
 

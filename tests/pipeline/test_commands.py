@@ -7,7 +7,7 @@ import pytest
 from amn_fast.data import open_dataset
 from amn_fast.data.image import read_mask
 from amn_fast.metrics import Confusion
-from amn_fast.stages import sweep
+from amn_fast.pipeline import sweep
 
 from .conftest import command
 
@@ -62,12 +62,12 @@ def test_report_of_a_run_that_was_not_evaluated(copy_of_run):
     assert errors.count("\n") == 1
 
 
-def test_labels_built_from_masks_are_the_sets_own(pictures, tmp_path):
+def test_labels_built_from_masks_are_the_sets_own(images, tmp_path):
     built = tmp_path / "labels.json"
-    assert command("build-labels", pictures / "masks", built, "--classes", pictures / "classes.txt")[0] == 0
+    assert command("build-labels", images / "masks", built, "--classes", images / "classes.txt")[0] == 0
     options = {"masks": "masks", "classes": "classes.txt", "ids": "ids.txt"}
-    first = open_dataset("folder", pictures, **options)
-    second = open_dataset("folder", pictures, labels=str(built), **options)
+    first = open_dataset("folder", images, **options)
+    second = open_dataset("folder", images, labels=str(built), **options)
     assert all((first.labels(id) == second.labels(id)).all() for id in first.ids)
 
 

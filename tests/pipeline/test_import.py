@@ -13,10 +13,11 @@ from amn_fast.data.published import read_published
 from amn_fast.errors import InputError
 from amn_fast.models import DeepLabV2, IrnNet, MultiScale, published_state_dict
 from amn_fast.ops.mask import make_mask
-from amn_fast.stages import evaluate, make_amn_cam
-from amn_fast.stages import make_mask as stage
-from amn_fast.stages.from_published import adopt, adopt_segmentation
-from amn_fast.stages.to_published import export
+from amn_fast.pipeline import run_stage
+from amn_fast.pipeline.exporting import export
+from amn_fast.pipeline.importing import import_before, import_segmentation
+from amn_fast.pipeline.runner import is_up_to_date
+from amn_fast.steps import irn
 
 from .conftest import command, configure
 
@@ -35,8 +36,8 @@ def published(finished, tmp_path_factory):
 RESNET = ("backbone=resnet50", "weights=null")
 
 
-def test_make_mask_and_evaluate_go_on_from_published_files(finished, published, pictures, tmp_path):
-    config = configure(tmp_path / "tiny.yaml", pictures, tmp_path / "run", *RESNET)
+def test_make_mask_and_evaluate_go_on_from_published_files(finished, published, images, tmp_path):
+    config = configure(tmp_path / "tiny.yaml", images, tmp_path / "run", *RESNET)
     options = [part for setting in RESNET for part in ("--set", setting)]
     status, _, errors = command("make-mask", tmp_path / "tiny.yaml", *options, "--from-published", published)
     assert (status, "Traceback" in errors) == (0, False)
@@ -48,14 +49,14 @@ def test_make_mask_and_evaluate_go_on_from_published_files(finished, published, 
         image = dataset.image(id)
         mask = read_mask(config.run / "masks" / f"{id}.png")
         found = read_published(published / "result" / "amn_cam" / f"{id}.npy", {id: image.shape[:2]}.__getitem__)
-        edge = stage.find_edge(net, image, config.edge.pad, torch.device("cpu"))
+        edge = irn.find_edge(net, image, config.edge.pad, torch.device("cpu"))
         expected = make_mask(found.strided, edge, [0, *found.keys], image.shape[:2])
         assert (mask != expected).mean() < 1e-3, id
     before = {path: path.stat().st_mtime_ns for path in (config.run / "amn").iterdir()}
-    adopt(config, published, stage.stage)  # a second time nothing is taken
+    import_before(config, published, "make-mask")  # a second time nothing is imported
     assert before == {path: path.stat().st_mtime_ns for path in (config.run / "amn").iterdir()}
 
-    assert evaluate.stage.run(config)
+    assert run_stage(config, "evaluate")
     stages = json.loads((config.run / "metrics.json").read_text())["stages"]
     assert stages["make-amn-cam"] == {"from": str(published)}
     assert stages["train-cam"] == {}
@@ -74,57 +75,57 @@ def _ours(published):
     return {name: state[aliases[0]] for name, aliases in published_names(IrnNet()).items()}
 
 
-def test_a_picture_without_a_file_is_named_before_anything_is_read(published, pictures, tmp_path):
-    config = configure(tmp_path / "tiny.yaml", pictures, tmp_path / "run", *RESNET)
+def test_a_picture_without_a_file_is_named_before_anything_is_read(published, images, tmp_path):
+    config = configure(tmp_path / "tiny.yaml", images, tmp_path / "run", *RESNET)
     (tmp_path / "there" / "result" / "amn_cam").mkdir(parents=True)
     with pytest.raises(InputError, match=r"amn_cam: 11 ids \('demo_000', .*without a file ID\.npy"):
-        adopt(config, tmp_path / "there", stage.stage)
+        import_before(config, tmp_path / "there", "make-mask")
     assert not list((config.run).glob("amn/*"))
 
 
-def test_activations_of_another_picture_or_with_unknown_classes_are_named(finished, published, pictures, tmp_path):
-    config = configure(tmp_path / "tiny.yaml", pictures, tmp_path / "run", *RESNET)
+def test_activations_of_another_picture_or_with_unknown_classes_are_named(finished, published, images, tmp_path):
+    config = configure(tmp_path / "tiny.yaml", images, tmp_path / "run", *RESNET)
     there = tmp_path / "there" / "result" / "amn_cam"
     shutil.copytree(published / "result" / "amn_cam", there)
     entries = {"keys": torch.tensor([79]), "cam": torch.zeros(1, 2, 2), "high_res": np.zeros((1, 8, 8), np.float32)}
     np.save(there / "demo_003.npy", entries)
     with pytest.raises(
-        InputError, match=r"demo_003\.npy has labels \[80\] and maps of \(8, 8\), expected labels up to 3"
+        InputError, match=r"demo_003\.npy has labels \[80\] and maps of \(8, 8\), expected the image's labels"
     ):
-        adopt(config, tmp_path / "there", stage.stage)
-    assert not make_amn_cam.stage.is_done(config)
+        import_before(config, tmp_path / "there", "make-mask")
+    assert not is_up_to_date(config, "make-amn-cam")
 
 
-def test_what_the_stage_goes_on_from_must_be_there(pictures, tmp_path):
-    config = configure(tmp_path / "tiny.yaml", pictures, tmp_path / "run", *RESNET)
-    with pytest.raises(InputError, match=r"holds no sess/\*irn\.pth, which make-mask goes on from"):
-        adopt(config, tmp_path, stage.stage)
+def test_what_the_stage_goes_on_from_must_be_there(images, tmp_path):
+    config = configure(tmp_path / "tiny.yaml", images, tmp_path / "run", *RESNET)
+    with pytest.raises(InputError, match=r"holds no sess/\*irn\.pth, which make-mask continues from"):
+        import_before(config, tmp_path / "there", "make-mask")
 
 
 def test_a_run_folder_with_outputs_of_its_own_is_left_alone(published, copy_of_run):
     config, _ = copy_of_run("own")
     with pytest.raises(InputError, match="holds other outputs of make-cam, expected an empty one"):
-        adopt(config, published, stage.stage)
-    assert stage.stage.is_done(config)
+        import_before(config, published, "make-mask")
+    assert is_up_to_date(config, "make-mask")
 
 
-def test_two_weight_files_for_one_network(published, pictures, tmp_path):
-    config = configure(tmp_path / "tiny.yaml", pictures, tmp_path / "run", *RESNET)
-    (tmp_path / "sess").mkdir()
+def test_two_weight_files_for_one_network(published, images, tmp_path):
+    config = configure(tmp_path / "tiny.yaml", images, tmp_path / "run", *RESNET)
+    (tmp_path / "there" / "sess").mkdir(parents=True)
     for name in ("a_irn.pth", "b_irn.pth.pth"):
-        (tmp_path / "sess" / name).touch()
+        (tmp_path / "there" / "sess" / name).touch()
     with pytest.raises(InputError, match=r"a_irn\.pth and b_irn\.pth\.pth for sess/\*irn\.pth, expected one file"):
-        adopt(config, tmp_path, stage.stage)
+        import_before(config, tmp_path / "there", "make-mask")
 
 
 SEGMENTATION = ("train_seg.backbone=resnet101", "eval_seg.crf=false", "eval_seg.scales=[0.5]", "eval_seg.mirror=false")
 
 
-def test_eval_seg_takes_published_weights(pictures, tmp_path):
+def test_eval_seg_takes_published_weights(images, tmp_path):
     torch.manual_seed(0)
     net = DeepLabV2(3)
     torch.save(published_state_dict(net), tmp_path / "deeplab.pth")
-    config = configure(tmp_path / "tiny.yaml", pictures, tmp_path / "run", *SEGMENTATION)
+    config = configure(tmp_path / "tiny.yaml", images, tmp_path / "run", *SEGMENTATION)
     options = [part for setting in SEGMENTATION for part in ("--set", setting)]
     call = ("eval-seg", tmp_path / "tiny.yaml", *options, "--save-masks", "--from-published", tmp_path / "deeplab.pth")
     status, _, errors = command(*call)
@@ -138,20 +139,49 @@ def test_eval_seg_takes_published_weights(pictures, tmp_path):
     np.testing.assert_array_equal(saved, expected)
 
 
-def test_published_segmentation_weights_for_other_classes(pictures, tmp_path):
+def test_published_segmentation_weights_for_other_classes(images, tmp_path):
     torch.save(published_state_dict(DeepLabV2(20)), tmp_path / "deeplab.pth")
-    config = configure(tmp_path / "tiny.yaml", pictures, tmp_path / "run", *SEGMENTATION)
+    config = configure(tmp_path / "tiny.yaml", images, tmp_path / "run", *SEGMENTATION)
     with pytest.raises(InputError, match=r"deeplab\.pth are for 20 classes, expected 3"):
-        adopt_segmentation(config, tmp_path / "deeplab.pth")
+        import_segmentation(config, tmp_path / "deeplab.pth")
     assert not (config.run / "weights" / "seg.safetensors").exists()
 
 
-def test_what_could_not_be_taken_does_not_stand_in_the_way(pictures, tmp_path):
-    config = configure(tmp_path / "tiny.yaml", pictures, tmp_path / "run", *SEGMENTATION)
+def test_what_could_not_be_taken_does_not_stand_in_the_way(images, tmp_path):
+    config = configure(tmp_path / "tiny.yaml", images, tmp_path / "run", *SEGMENTATION)
     with pytest.raises(InputError, match=r"mistyped\.pth"):
-        adopt_segmentation(config, tmp_path / "mistyped.pth")
+        import_segmentation(config, tmp_path / "mistyped.pth")
     torch.save(published_state_dict(DeepLabV2(3)), tmp_path / "deeplab.pth")
-    adopt_segmentation(config, tmp_path / "deeplab.pth")
+    import_segmentation(config, tmp_path / "deeplab.pth")
     assert (config.run / "weights" / "seg.safetensors").exists()
     with pytest.raises(InputError, match="holds other outputs of train-seg"):
-        adopt_segmentation(config, tmp_path / "another.pth")
+        import_segmentation(config, tmp_path / "another.pth")
+
+
+def test_an_import_deletes_nothing_that_it_reads(published, images, tmp_path):
+    """The run folder is apart from the source: neither in it nor around it."""
+    shutil.copytree(published, tmp_path / "pub")
+    config = configure(tmp_path / "tiny.yaml", images, tmp_path / "pub" / "result", *RESNET)
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "pub").rglob("*")}
+    for run in (tmp_path / "pub" / "result", tmp_path / "pub", tmp_path / "pub" / "new", tmp_path):
+        moved = config.model_copy(update={"run": run})
+        with pytest.raises(InputError, match=r"that no run has made|apart from all that is read"):
+            import_before(moved, tmp_path / "pub", "refine-seed")
+        assert {path: path.stat().st_mtime_ns for path in (tmp_path / "pub").rglob("*")} == before
+
+
+def test_imported_outputs_stand_for_these_images_and_labels(published, my_images, tmp_path):
+    config = configure(tmp_path / "tiny.yaml", my_images, tmp_path / "run", *RESNET)
+    import_before(config, published, "make-mask")
+    assert is_up_to_date(config, "make-amn-cam")
+    other = config.model_copy(update={"train_cam": config.train_cam.model_copy(update={"lr": 0.5})})
+    assert is_up_to_date(other, "make-amn-cam")  # it was imported, whatever this run's settings are
+    shutil.copy(my_images / "images" / "demo_001.jpg", my_images / "images" / "demo_002.jpg")
+    with pytest.raises(InputError, match=r"make-amn-cam, .* \(1 image changed \(demo_002\)\)"):
+        run_stage(config, "make-mask")
+    table = (my_images / "labels.csv").read_text().replace("demo_003,", "demo_003,1,1,1\n#")
+    rows = [line for line in table.splitlines() if not line.startswith("#")]
+    (my_images / "labels.csv").write_text("\n".join(rows) + "\n")
+    fresh = configure(tmp_path / "tiny.yaml", my_images, tmp_path / "fresh", *RESNET)
+    with pytest.raises(InputError, match=r"demo_003\.npy has labels .* expected the image's labels \[1, 2, 3\]"):
+        import_before(fresh, published, "refine-seed")

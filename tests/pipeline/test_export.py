@@ -13,9 +13,9 @@ from amn_fast.data.legacy import read_legacy
 from amn_fast.data.store import read_activations
 from amn_fast.errors import InputError
 from amn_fast.models import CamNet, load_published
-from amn_fast.stages import make_cam, train_cam
-from amn_fast.stages.from_published import adopt
-from amn_fast.stages.to_published import export
+from amn_fast.pipeline import run_stage
+from amn_fast.pipeline.exporting import export
+from amn_fast.pipeline.importing import import_before
 
 from .conftest import command, configure
 
@@ -45,26 +45,26 @@ def test_the_published_steps_find_files_that_they_can_read(finished, tmp_path):
 
 
 @pytest.fixture
-def numbered(pictures, tmp_path):
-    """Two of the pictures under ids as VOC has them, and their label rows."""
-    header, *rows = (pictures / "labels.csv").read_text().splitlines()
+def numbered(images, tmp_path):
+    """Two of the images under ids as VOC has them, and their label rows."""
+    header, *rows = (images / "labels.csv").read_text().splitlines()
     labels = {f"2007_00000{n}": row.split(",", 1)[1] for n, row in enumerate(rows[:2])}
     for kind in ("images", "masks"):
         (tmp_path / "set" / kind).mkdir(parents=True)
         for old, new in zip(rows, labels, strict=False):
-            (found,) = (pictures / kind).glob(f"{old.split(',')[0]}.*")
+            (found,) = (images / kind).glob(f"{old.split(',')[0]}.*")
             (tmp_path / "set" / kind / f"{new}{found.suffix}").write_bytes(found.read_bytes())
     (tmp_path / "set" / "ids.txt").write_text("\n".join(labels))
     (tmp_path / "set" / "labels.csv").write_text("\n".join([header, *(f"{id},{row}" for id, row in labels.items())]))
-    (tmp_path / "set" / "classes.txt").write_text((pictures / "classes.txt").read_text())
+    (tmp_path / "set" / "classes.txt").write_text((images / "classes.txt").read_text())
     return tmp_path / "set", labels
 
 
 def test_weights_and_labels_go_out_and_come_back(numbered, tmp_path):
     root, rows = numbered
     config = configure(tmp_path / "tiny.yaml", root, tmp_path / "run", *RESNET)
-    train_cam.run(config)
-    make_cam.run(config)
+    run_stage(config, "train-cam")
+    run_stage(config, "make-cam")
     options = [part for setting in RESNET for part in ("--set", setting)]
     status, output, errors = command("export-published", tmp_path / "tiny.yaml", tmp_path / "out", *options)
     assert (status, "Traceback" in errors) == (0, False)
@@ -79,18 +79,18 @@ def test_weights_and_labels_go_out_and_come_back(numbered, tmp_path):
     }
 
     back = configure(tmp_path / "back.yaml", root, tmp_path / "back", *RESNET)
-    adopt(back, tmp_path / "out", make_cam.stage)
+    import_before(back, tmp_path / "out", "make-cam")
     assert (back.run / "weights" / "cam.safetensors").read_bytes() == (
         config.run / "weights" / "cam.safetensors"
     ).read_bytes()
-    assert json.loads((back.run / "stages" / "train-cam.json").read_text())["from"] == str(tmp_path / "out")
-    make_cam.run(back)
+    assert json.loads((back.run / "stages" / "train-cam.json").read_text())["measured"]["from"] == str(tmp_path / "out")
+    run_stage(back, "make-cam")
     for id in rows:
         assert (back.run / "cam" / f"{id}.npz").read_bytes() == (config.run / "cam" / f"{id}.npz").read_bytes()
 
 
-def test_a_run_without_outputs(pictures, tmp_path):
-    config = configure(tmp_path / "tiny.yaml", pictures, tmp_path / "run")
+def test_a_run_without_outputs(images, tmp_path):
+    config = configure(tmp_path / "tiny.yaml", images, tmp_path / "run")
     with pytest.raises(InputError, match="holds no finished stage under this configuration, nothing to export"):
         export(config, tmp_path / "out")
     assert not (tmp_path / "out").exists()

@@ -1,4 +1,4 @@
-"""train-seg: the loss, the order of pictures and the steps against ones written out; killed and resumed, same bytes."""
+"""train-seg: the loss, the order of images and the steps against ones written out; killed and resumed, same bytes."""
 
 import hashlib
 import json
@@ -14,20 +14,18 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
-from torch.nn import functional as F
 
-from amn_fast.config import read_config
 from amn_fast.data import open_dataset
-from amn_fast.data.augment import item_generator
 from amn_fast.data.image import read_mask
 from amn_fast.data.masks import write_mask
 from amn_fast.errors import InputError
 from amn_fast.models import DeepLabV2, MultiScale
-from amn_fast.stages import train_cam, train_seg
-from amn_fast.stages._pictures import MaskPictures
-from amn_fast.stages._processes import Processes
-from amn_fast.stages._stage import Workspace
-from amn_fast.stages._training import Rounds, poly, read_losses, read_origin
+from amn_fast.pipeline import run_stage, runner
+from amn_fast.pipeline.folder import Workspace
+from amn_fast.pipeline.processes import Processes
+from amn_fast.pipeline.training import Rounds, poly, read_losses, read_origin
+from amn_fast.steps import seg
+from amn_fast.steps.items import MaskDataset
 
 from .conftest import command, configure, start
 
@@ -37,18 +35,24 @@ SMALL = (
     "train_seg.lr_step=2", "train_seg.lr=0.001", "train_seg.rescale=[0.75, 1, 1.25, 1.5]",
 )  # fmt: skip
 
+CHECKPOINT = "stages/train-seg.new/weights/seg.checkpoint.pt"
+
 
 @pytest.fixture
-def settings(pictures, tmp_path):
+def settings(images, tmp_path):
     """Gives the configuration of a run in folder `name` on the true masks, and its file."""
 
     def make(name, *overrides):
         file = tmp_path / f"{name}.yaml"
-        everything = (*SMALL, f"train_seg.masks={pictures / 'masks'}", *overrides)
+        everything = (*SMALL, f"train_seg.masks={images / 'masks'}", *overrides)
         words = [word for override in everything for word in ("--set", override)]
-        return configure(file, pictures, tmp_path / name, *everything), [str(file), *words]
+        return configure(file, images, tmp_path / name, *everything), [str(file), *words]
 
     return make
+
+
+def train(config, **options):
+    return run_stage(config, "train-seg", **options)
 
 
 def weights(config):
@@ -68,39 +72,10 @@ def test_without_steps_the_schedule_changes_each_iteration():
     assert [poly(k, 4, 1.0) for k in range(4)] == [1, 0.75, 0.5, 0.25]
 
 
-def labels_at(labels, size):
-    """Each mask by Pillow's nearest."""
-    height, width = size
-    return torch.stack(
-        [torch.from_numpy(np.array(Image.fromarray(m.numpy()).resize((width, height), Image.NEAREST))) for m in labels]
-    ).long()
-
-
-def written_out_loss(logits, labels):
-    return sum(F.cross_entropy(one, labels_at(labels, one.shape[2:]), ignore_index=255) for one in logits)
-
-
-def test_the_loss_is_the_sum_of_the_cross_entropies():
-    rng = np.random.default_rng(0)
-    labels = torch.from_numpy(rng.choice(np.array([0, 1, 2, 3, 255], np.uint8), (2, 65, 90)))
-    logits = [torch.randn(2, 4, *size, requires_grad=True) for size in ((9, 12), (5, 6), (7, 9), (65, 90))]
-    loss, expected = train_seg.multi_scale_loss(logits, labels), written_out_loss(logits, labels)
-    torch.testing.assert_close(loss, expected)
-    for mine, theirs in zip(torch.autograd.grad(loss, logits), torch.autograd.grad(expected, logits), strict=True):
-        torch.testing.assert_close(mine, theirs)
-
-
-def test_masks_without_a_known_pixel_add_nothing():
-    logits = [torch.randn(1, 4, 5, 5, requires_grad=True)]
-    loss = train_seg.multi_scale_loss(logits, torch.full((1, 40, 40), 255, dtype=torch.uint8))
-    assert loss.item() == 0
-    assert not torch.autograd.grad(loss, logits)[0].any()
-
-
-@pytest.mark.parametrize(("pictures", "batch"), [(7, 3), (2, 5), (6, 6), (1, 1)])
-def test_passes_follow_each_other_whatever_the_rounds(pictures, batch):
+@pytest.mark.parametrize(("images", "batch"), [(7, 3), (2, 5), (6, 6), (1, 1)])
+def test_passes_follow_each_other_whatever_the_rounds(images, batch):
     def keys(per_round, rounds):
-        sampler, found = Rounds(pictures, batch, 5, per_round), []
+        sampler, found = Rounds(images, batch, 5, per_round), []
         for sampler.epoch in range(rounds):
             batches = list(sampler)
             assert len(batches) == len(sampler) == per_round
@@ -109,19 +84,26 @@ def test_passes_follow_each_other_whatever_the_rounds(pictures, batch):
 
     stream = keys(1, 12)
     assert keys(4, 3) == keys(12, 1) == stream
-    for turn in range(12 * batch // pictures):
-        assert sorted(stream[turn * pictures : (turn + 1) * pictures]) == [(turn, index) for index in range(pictures)]
+    for turn in range(12 * batch // images):
+        assert sorted(stream[turn * images : (turn + 1) * images]) == [(turn, index) for index in range(images)]
 
 
 def test_the_trained_weights_are_those_of_the_steps_written_out(settings):
     """Four iterations of two batches of two: SGD with momentum, decay, three learning rates and their schedule."""
     config, _ = settings("run")
-    assert train_seg.run(config)
+    assert train(config)
     dataset = open_dataset(config.data.kind, config.data.root, **config.data.options)
     torch.manual_seed(config.seed)
     base = DeepLabV2(3, "resnet18")
     net = MultiScale(base, (0.5, 0.75)).train()
-    pictures = MaskPictures(dataset, config.train_seg.masks, base.normalize, 64, (0.75, 1.0, 1.25, 1.5), config.seed)
+    items = MaskDataset(
+        dataset,
+        lambda id: read_mask(config.train_seg.masks / f"{id}.png"),
+        base.normalize,
+        64,
+        (0.75, 1.0, 1.25, 1.5),
+        config.seed,
+    )
     stream = [key for k in range(2) for key in _round(k, len(dataset.ids), config.seed)]
     named = {n: p for n, p in net.named_parameters() if p.requires_grad}
     velocity = {name: torch.zeros_like(p) for name, p in named.items()}
@@ -131,9 +113,9 @@ def test_the_trained_weights_are_those_of_the_steps_written_out(settings):
         for half in range(2):
             start = (iteration * 2 + half) * 2
             images, masks = (
-                torch.stack(part) for part in zip(*map(pictures.__getitem__, stream[start : start + 2]), strict=True)
+                torch.stack(part) for part in zip(*map(items.__getitem__, stream[start : start + 2]), strict=True)
             )
-            (written_out_loss(net(images), masks) / 2).backward()
+            (seg.multi_scale_loss(net(images), masks) / 2).backward()
         with torch.no_grad():
             for name, p in named.items():
                 times = 1 if "aspp" not in name else 10 if name.endswith("weight") else 20
@@ -144,44 +126,42 @@ def test_the_trained_weights_are_those_of_the_steps_written_out(settings):
     assert set(trained) == set(net.state_dict())
     for name, value in net.state_dict().items():
         torch.testing.assert_close(trained[name], value, rtol=1e-4, atol=1e-5)
-    assert not (config.run / "weights" / "seg.checkpoint.pt").exists()
+    assert not list(config.run.rglob("*.checkpoint.pt"))
 
 
-def _round(number, pictures, seed):
-    sampler = Rounds(pictures, 2, seed, 4)
+def _round(number, images, seed):
+    sampler = Rounds(images, 2, seed, 4)
     sampler.epoch = number
     return [key for batch in sampler for key in batch]
 
 
-def test_factors_come_from_the_list(pictures):
-    dataset = open_dataset("folder", pictures, masks="masks", classes="classes.txt", ids="ids.txt")
-    items = MaskPictures(
-        dataset, pictures / "masks", lambda image: torch.zeros(3, *image.shape[:2]), 512, (0.5, 2.0), 0
-    )
-    id = dataset.ids[0]
-    pixels = dataset.truth(id).size
-    shares = [int((items.item(id, item_generator(0, k, 0))[1] != 255).sum()) / pixels for k in range(12)]
-    assert all(share == pytest.approx(0.25, rel=0.02) or share == pytest.approx(4, rel=0.02) for share in shares)
-    assert min(shares) < 1 < max(shares)
-
-
 def test_a_second_run_is_skipped_and_other_settings_train_again(settings):
     config, _ = settings("run")
-    assert train_seg.run(config)
+    assert train(config)
     before = weights(config)
-    assert not train_seg.run(config)
+    assert not train(config)
     again, _ = settings("run", "train_seg.momentum=0.5")
-    assert train_seg.run(again)
+    with pytest.raises(InputError, match=r"train_seg\.momentum was 0\.9, now 0\.5; pass --overwrite"):
+        train(again)
+    assert weights(config) == before
+    assert train(again, overwrite=True)
     assert weights(again) != before
+    mask = again.train_seg.masks / "demo_000.png"
+    data = mask.read_bytes()
+    write_mask(mask, 0 * read_mask(mask))
+    with pytest.raises(InputError, match=r"1 mask changed \(demo_000\)"):
+        train(again)
+    mask.write_bytes(data)
+    assert not train(again)
 
 
 def test_killed_and_started_again_gives_the_same_bytes(settings):
     longer = ("train_seg.iterations=12",)
     undisturbed, _ = settings("undisturbed", *longer)
-    train_seg.run(undisturbed)
+    train(undisturbed)
     for attempt in range(10):
         config, arguments = settings(f"killed{attempt}", *longer, "workers=1")
-        checkpoint = config.run / "weights" / "seg.checkpoint.pt"
+        checkpoint = config.run / CHECKPOINT
         process = start("train-seg", *arguments)
         while not checkpoint.exists() and process.poll() is None:
             time.sleep(0.001)
@@ -193,7 +173,7 @@ def test_killed_and_started_again_gives_the_same_bytes(settings):
         raise AssertionError("the kill came too late each time")
     status, _, errors = command("train-seg", *arguments)
     assert status == 0, errors
-    assert "train-seg (going on where it was stopped)" in errors
+    assert "train-seg (resuming)" in errors
     assert weights(config) == weights(undisturbed)
     log = (config.run / "log.jsonl").read_text()
     assert 6 <= log.count('"network": "seg"') <= 7
@@ -212,10 +192,10 @@ def torchrun(*words):
 
 
 @pytest.fixture
-def uneven(pictures, tmp_path):
-    """The true masks, but nothing is known of half of the pictures: shares of a batch differ in known pixels."""
+def uneven(images, tmp_path):
+    """The true masks, but nothing is known of half of the images: shares of a batch differ in known pixels."""
     folder = tmp_path / "uneven"
-    shutil.copytree(pictures / "masks", folder)
+    shutil.copytree(images / "masks", folder)
     for path in sorted(folder.iterdir())[::2]:
         mask = read_mask(path)
         mask[4:] = 255
@@ -230,7 +210,7 @@ def test_two_processes_end_with_the_weights_of_one(settings, uneven):
         "train_seg.lr=0.01",
     )  # fmt: skip
     one, _ = settings("one", *changes)
-    train_seg.run(one)
+    train(one)
     two, words = settings("two", *changes)
     errors = torchrun("train-seg", *words).communicate(timeout=300)[1]
     alone, together = (load_file(c.run / "weights" / "seg.safetensors") for c in (one, two))
@@ -248,7 +228,7 @@ def test_two_processes_end_with_the_weights_of_one(settings, uneven):
     for attempt in range(5):
         again, words = settings(f"again{attempt}", *changes)
         process = torchrun("train-seg", *words)
-        while not (again.run / "weights" / "seg.checkpoint.pt").exists() and process.poll() is None:
+        while not (again.run / CHECKPOINT).exists() and process.poll() is None:
             time.sleep(0.001)
         process.terminate()  # torchrun ends its processes
         process.communicate()
@@ -276,37 +256,32 @@ class OneOf(Processes):
 
 def test_the_other_processes_begin_or_leave_with_the_first(settings, monkeypatch):
     config, _ = settings("run", "train_seg.iterations=2")
-    for expected in (True, False):  # trained, and found done
-        processes = OneOf(0, 2)
-        monkeypatch.setattr(train_seg, "joined", lambda device, processes=processes: nullcontext(processes))
-        assert train_seg.run(config) is expected
+
+    def join(processes):
+        monkeypatch.setattr(runner, "joined", lambda device: nullcontext(processes))
+        return processes
+
+    for expected in (True, False):  # trained, and found up to date
+        processes = join(OneOf(0, 2))
+        assert train(config) is expected
         assert processes.words == [expected]
     (config.run / "stages" / "train-seg.json").unlink()
     refused, _ = settings("run", "train_seg.masks=null")
-    processes = OneOf(0, 2)
-    monkeypatch.setattr(train_seg, "joined", lambda device: nullcontext(processes))
+    processes = join(OneOf(0, 2))
     with pytest.raises(InputError):
-        train_seg.run(refused)
+        train(refused)
     assert processes.words == [False]
-    follower = OneOf(1, 2)
-    monkeypatch.setattr(train_seg, "joined", lambda device: nullcontext(follower))
+    join(OneOf(1, 2))
     before = sorted(config.run.rglob("*"))
-    assert train_seg.run(config) is False  # told to leave
+    assert train(config) is False  # told to leave
     assert sorted(config.run.rglob("*")) == before
-
-
-def test_other_stages_take_one_process(settings, monkeypatch):
-    config, _ = settings("run")
+    join(OneOf(0, 3))
+    with pytest.raises(InputError, match="seg: a batch of 2 does not give 3 processes an image each"):
+        train(config, overwrite=True)
     monkeypatch.setenv("RANK", "1")
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(InputError, match="train-cam runs in one process, torchrun started 2; train-seg alone trains"):
-        train_cam.run(config)
-
-
-def test_a_batch_smaller_than_the_number_of_processes_is_refused(settings):
-    config, _ = settings("run")
-    with pytest.raises(InputError, match="seg: a batch of 2 does not give 3 processes a picture each"):
-        train_seg.stage_for(config, OneOf(0, 3)).work(Workspace(config))
+    with pytest.raises(InputError, match="train-cam runs in one process, torchrun started 2; only the training of"):
+        run_stage(config, "train-cam")
 
 
 @pytest.mark.parametrize(("pictures_of_batch", "count"), [(10, 1), (10, 2), (5, 2), (7, 4), (4, 4)])
@@ -317,25 +292,25 @@ def test_shares_make_the_batch(pictures_of_batch, count):
     assert max(map(len, shares)) - min(map(len, shares)) <= 1
 
 
-def test_the_weights_say_where_they_come_from(settings, pictures):
+def test_the_weights_say_where_they_come_from(settings, images):
     config, _ = settings("run")
-    train_seg.run(config)
+    train(config)
     dataset = open_dataset(config.data.kind, config.data.root, **config.data.options)
     found = json.loads(read_origin(config.run / "weights" / "seg.safetensors"))
-    assert found["list_sha256"] == hashlib.sha256((pictures / "ids.txt").read_bytes()).hexdigest()
-    digests = [hashlib.sha256((pictures / "masks" / f"{id}.png").read_bytes()).digest() for id in dataset.ids]
+    assert found["list_sha256"] == hashlib.sha256((images / "ids.txt").read_bytes()).hexdigest()
+    digests = [hashlib.sha256((images / "masks" / f"{id}.png").read_bytes()).digest() for id in dataset.ids]
     assert found["masks_sha256"] == hashlib.sha256(b"".join(digests)).hexdigest()
-    assert (found["pictures"], found["seed"], found["processes"], found["torch"]) == (
+    assert (found["images"], found["seed"], found["processes"], found["torch"]) == (
         11,
         0,
         1,
         torch.__version__.split("+")[0],
     )
     again, _ = settings("again", "train_seg.momentum=0.5")
-    train_seg.run(again)
+    train(again)
     assert json.loads(read_origin(again.run / "weights" / "seg.safetensors")) == found
     other, _ = settings("other", "seed=1")
-    train_seg.run(other)
+    train(other)
     other_origin = json.loads(read_origin(other.run / "weights" / "seg.safetensors"))
     assert {name for name in found if found[name] != other_origin[name]} == {"seed", "start_weights_sha256"}
 
@@ -343,19 +318,19 @@ def test_the_weights_say_where_they_come_from(settings, pictures):
 def test_without_a_folder_the_masks_of_the_run_are_needed(settings):
     config, _ = settings("run", "train_seg.masks=null")
     with pytest.raises(InputError, match="train-seg needs the outputs of make-mask"):
-        train_seg.run(config)
+        train(config)
 
 
-def test_missing_and_wrong_masks_are_named(settings, tmp_path, pictures):
+def test_missing_and_wrong_masks_are_named(settings, tmp_path, images):
     folder = tmp_path / "mine"
     folder.mkdir()
     config, _ = settings("run", f"train_seg.masks={folder}")
     with pytest.raises(InputError, match=r"mine: 11 ids \('demo_000', .*\) of 11 have no mask"):
-        train_seg.run(config)
-    for path in (pictures / "masks").iterdir():
+        train(config)
+    for path in (images / "masks").iterdir():
         Image.fromarray(np.zeros((5, 6), np.uint8)).save(folder / path.name)
-    with pytest.raises(InputError, match=r"mask .*\.png is 5 x 6, its picture \d+ x \d+ \(height x width\)"):
-        train_seg.run(config)
+    with pytest.raises(InputError, match=r"mask of image '.*': found \(5, 6\), expected the size of the image"):
+        train(config)
 
 
 def test_losses_are_those_of_the_last_training(settings):
@@ -382,18 +357,3 @@ def test_losses_are_those_of_the_last_training(settings):
     epoch("seg", 2, 2.0)
     start("eval-seg", False)
     assert read_losses(work, "seg") == [3.0, 2.0]
-
-
-def test_recipes(settings):
-    voc = read_config("voc12").train_seg
-    assert (voc.iterations, voc.batch, voc.accumulate, voc.crop, voc.lr) == (20_000, 5, 2, 321, 2.5e-4)
-    assert (voc.momentum, voc.weight_decay, voc.power, voc.lr_step) == (0.9, 5e-4, 0.9, 10)
-    assert (voc.backbone, voc.scales, voc.rescale) == ("resnet101", (0.5, 0.75), (0.5, 0.75, 1.0, 1.25, 1.5))
-    coco = read_config("voc12", ["train_seg.recipe=deeplabv2-coco"]).train_seg
-    assert coco == voc.model_copy(update={"recipe": "deeplabv2-coco", "iterations": 100_000})
-    small = read_config("voc12", ["train_seg={recipe: small, crop: 96}"]).train_seg
-    assert (small.backbone, small.crop, small.accumulate) == ("efficientnet_lite0", 96, 1)
-    with pytest.raises(InputError, match=r"train_seg\.recipe is 'big': Input should be 'deeplabv2-voc'"):
-        read_config("voc12", ["train_seg.recipe=big"])
-    with pytest.raises(InputError, match="iterations is 1500, expected a multiple of checkpoint_every, 1000"):
-        read_config("voc12", ["train_seg.iterations=1500"])

@@ -1,20 +1,14 @@
-"""What a stage did: the settings and inputs of each of its items, and the files that it wrote.
+"""What the outputs of a stage depend on: settings and inputs, and in words what has changed of them."""
 
-A stage per image has one item for each id; any other stage has one item, "".
-"""
-
-import json
 import re
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from amn_fast.config import Config, is_path
 from amn_fast.data.base import Dataset
-from amn_fast.errors import InputError
-from amn_fast.files import write_text
 from amn_fast.pipeline.contents import digest
-from amn_fast.pipeline.folder import RECORDS, Workspace
+from amn_fast.pipeline.folder import Workspace
+from amn_fast.pipeline.records import Inputs
 from amn_fast.pipeline.table import CLASSES, IMAGE, LABELS, MASK, STAGES, TRUTH, Stage, producer
 
 FORMAT = 2
@@ -30,68 +24,7 @@ NO_INFLUENCE = frozenset({
 WANTS_MORE = frozenset({"eval_seg.save_masks"})
 """Settings that only add outputs: results that have them serve a configuration without them."""
 
-Inputs = dict[str, str]
-
-
-@dataclass
-class Item:
-    """Hashes of an item's inputs, by name, and of its outputs, by path in the run folder."""
-
-    inputs: Inputs
-    outputs: dict[str, str]
-
-
-@dataclass
-class Record:
-    """The finished run of a stage.
-
-    Attributes:
-        settings: what the outputs depend on, by key of the configuration.
-        items: by id.
-        measured: seconds, peak memory, whether it was resumed; or the folder that the outputs were imported from.
-    """
-
-    settings: dict[str, Any] = field(default_factory=dict)
-    items: dict[str, Item] = field(default_factory=dict)
-    measured: dict[str, Any] = field(default_factory=dict)
-
-    @property
-    def imported(self) -> bool:
-        return "from" in self.measured
-
-    def outputs(self) -> dict[str, str]:
-        """Hashes of all outputs, by path."""
-        return {path: found for item in self.items.values() for path, found in item.outputs.items()}
-
-
-def record_path(root: Path, stage: Stage) -> Path:
-    return root / RECORDS / f"{stage.name}.json"
-
-
-def read_record(root: Path, stage: Stage) -> Record | None:
-    """The record of a stage; None where it has not finished.
-
-    Raises:
-        InputError: the file is damaged.
-    """
-    path = record_path(root, stage)
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-        if "items" not in values:  # an earlier version's
-            return Record({"format": 1}, {}, {}) if values.get("done") else None
-        items = {id: Item(dict(inputs), dict(outputs)) for id, (inputs, outputs) in values["items"].items()}
-        return Record(dict(values["settings"]), items, dict(values["measured"]))
-    except FileNotFoundError:
-        return None
-    except (ValueError, TypeError, AttributeError, KeyError) as error:
-        raise InputError(f"{path} is no record of a stage, remove it to run {stage.name} again") from error
-
-
-def write_record(root: Path, stage: Stage, record: Record) -> None:
-    """Write a record, atomically."""
-    items = {id: [item.inputs, item.outputs] for id, item in record.items.items()}
-    values = {"stage": stage.name, "settings": record.settings, "measured": record.measured, "items": items}
-    write_text(record_path(root, stage), json.dumps(values, indent=0, sort_keys=True) + "\n")
+UNKNOWN = "unknown"
 
 
 def settings_of(work: Workspace, stage: Stage) -> dict[str, Any]:
@@ -131,7 +64,11 @@ def ids_of(work: Workspace, stage: Stage) -> tuple[str, ...]:
 
 
 def inputs_of(work: Workspace, stage: Stage, id: str) -> Inputs:
-    """Hashes of the inputs of one item, by name; "" for a file that is not there."""
+    """Hashes of the inputs of one item, by name; "" for a file that is not there.
+
+    An output of an earlier stage counts as that stage recorded it: when it is damaged, it will be computed again, and
+    only if it comes out different this item depends on something else. UNKNOWN where that stage has not finished.
+    """
     found: Inputs = {}
     for name in input_names(work.config, stage):
         evaluated = name.startswith("evaluated ")
@@ -147,8 +84,11 @@ def inputs_of(work: Workspace, stage: Stage, id: str) -> Inputs:
             if kind == TRUTH:
                 found["rules of the ground truth"] = digest(_rules(work.config, evaluated))
         else:
+            stage_before = producer(name)
+            assert stage_before is not None
+            written = work.written_by(stage_before)
             for path in {name.replace("{id}", one) for one in ids}:
-                found[path] = work.contents.hash(work.root / path)
+                found[path] = UNKNOWN if written is None else written.get(path, "")
     return found
 
 
