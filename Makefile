@@ -1,4 +1,4 @@
-# `make demo` and `make test` set up what they need in .venv and run; so do `make bench`, `lint`, `light` and `sanitize`.
+# `make demo` and `make test` set up what they need in .venv and run; so do `make bench`, `docs`, `lint`, `light` and `sanitize`.
 
 PYTHON ?= python3
 VENV := .venv
@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 TORCH_aarch64 := torch==2.9.1 torchvision==0.24.1
 TORCH := $(TORCH_$(shell uname -m))
 
-.PHONY: demo test judges bench lint light sanitize clean
+.PHONY: demo test judges bench docs lint light sanitize wheels check-wheels clean
 
 demo: $(VENV)/demo.stamp
 	$(BIN)/amn-fast demo
@@ -23,28 +23,40 @@ $(VENV)-judges/stamp: tests/review/judges.txt
 	$(VENV)-judges/bin/python -m pip install --quiet --requirement $<
 	touch $@
 
+# make bench PROFILE=--quick or --full
 bench: $(VENV)/bench.stamp
-	$(BIN)/python -m pytest benchmarks
+	$(BIN)/python -m pytest benchmarks $(PROFILE)
 
 lint: $(VENV)/lint.stamp
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# The documentation, in site/; a warning or a broken link fails.
+docs: $(VENV)/docs.stamp
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
+
 # The base install, without PyTorch, on any Python: make light PYTHON=python3.13
 light:
 	rm -rf $(VENV)-light
 	$(PYTHON) -m venv $(VENV)-light
 	$(VENV)-light/bin/python -m pip install --quiet --editable '.[test]'
-	$(VENV)-light/bin/pytest -n auto tests/ops/test_dense_crf.py tests/ops/test_random_walk.py tests/compat
+	$(VENV)-light/bin/python tests/light.py -n auto
 
 # AddressSanitizer, UBSan and ThreadSanitizer over recorded and random problems; needs g++ or clang++.
 sanitize: $(VENV)/test.stamp
 	$(BIN)/python tests/sanitize/run_dense_crf.py
 	$(BIN)/python tests/sanitize/run_dense_crf_gpu.py
 
+# Wheels for every CPython found, x86-64 and arm64, and the sdist; then each is installed and tested. See tools/.
+wheels: $(VENV)/wheels.stamp
+	$(BIN)/python tools/build_wheels.py --out dist
+
+check-wheels: $(VENV)/wheels.stamp
+	$(BIN)/python tools/check_wheels.py dist
+
 clean:
-	rm -rf $(VENV) $(VENV)-light $(VENV)-judges build dist *.egg-info runs kernels/_native*.so
+	rm -rf $(VENV) $(VENV)-light $(VENV)-judges build dist site *.egg-info runs kernels/_native*.so
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -53,7 +65,9 @@ $(BIN)/python:
 $(VENV)/demo.stamp: EXTRAS = pipeline,demo
 $(VENV)/test.stamp: EXTRAS = pipeline,demo,test,gpu
 $(VENV)/bench.stamp: EXTRAS = pipeline,demo,bench
+$(VENV)/wheels.stamp: EXTRAS = wheels
 $(VENV)/lint.stamp: EXTRAS = pipeline,lint
+$(VENV)/docs.stamp: EXTRAS = pipeline,docs
 $(VENV)/%.stamp: pyproject.toml setup.py $(wildcard kernels/*.[ch]pp kernels/*/*.[ch]pp) | $(BIN)/python
 	$(BIN)/python -m pip install --quiet $(TORCH) --editable '.[$(EXTRAS)]'
 	touch $@

@@ -16,6 +16,7 @@ from rich.progress import (
     Task,
     TimeRemainingColumn,
 )
+from rich.table import Column
 from rich.text import Text
 
 _CONTROLS = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]")
@@ -48,7 +49,7 @@ class _Words(ProgressColumn):
     """A text of a task, as it is."""
 
     def __init__(self, text_of: Callable[[Task], str]) -> None:
-        super().__init__()
+        super().__init__(Column(no_wrap=True))
         self._text_of = text_of
 
     def render(self, task: Task) -> Text:
@@ -59,7 +60,7 @@ def progress_bar(shown: bool = True) -> Progress:
     """A bar on standard error: what, how many of how many, a note (`note=...`), time left."""
     return Progress(
         _Words(lambda task: f"  {task.description}"),
-        BarColumn(bar_width=30),
+        BarColumn(bar_width=20),
         MofNCompleteColumn(),
         _Words(lambda task: task.fields.get("note", "")),
         TimeRemainingColumn(),

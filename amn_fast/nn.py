@@ -1,8 +1,11 @@
 """The losses as modules for users' own training loops."""
 
+from collections.abc import Sequence
+
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from amn_fast.ops.local_affinity import DILATIONS, pixel_adaptive_refinement
 from amn_fast.ops.pair_loss import PairLossTerms, pair_means, pair_sums
 from amn_fast.ops.pixel_loss import balanced_mean, pixel_sums
 
@@ -100,3 +103,47 @@ class PairLoss(nn.Module):
 
 BalancedPixelLoss = PixelLoss  # the former name
 over_group = sum_over_group  # the former name
+
+
+class PAR(nn.Module):
+    """Pixel-adaptive refinement as AFA, ToCo and others use it.
+
+    (image (B, C, H, W), mask (B, K, h, w)) -> (B, K, H, W).
+
+    Args:
+        dilations, num_iter: as published: distances of the neighbours in pixels, number of steps.
+        normalise, backend: as in `amn_fast.pixel_adaptive_refinement`.
+    """
+
+    kind = "par"
+
+    def __init__(
+        self, dilations: Sequence[int], num_iter: int, *, normalise: bool = False, backend: str = "auto"
+    ) -> None:
+        super().__init__()
+        self.dilations, self.num_iter, self.normalise, self.backend = tuple(dilations), num_iter, normalise, backend
+
+    def forward(self, imgs: Tensor, masks: Tensor) -> Tensor:
+        return pixel_adaptive_refinement(
+            imgs,
+            masks,
+            dilations=self.dilations,
+            iterations=self.num_iter,
+            kind=self.kind,
+            normalise=self.normalise,
+            backend=self.backend,
+        )
+
+
+class PAMR(PAR):
+    """Pixel-adaptive mask refinement of 1-stage-wseg, called as `PAR` is.
+
+    Args:
+        num_iter, dilations: as published, in this order.
+        backend: as in `amn_fast.pixel_adaptive_refinement`.
+    """
+
+    kind = "pamr"
+
+    def __init__(self, num_iter: int = 1, dilations: Sequence[int] = DILATIONS, *, backend: str = "auto") -> None:
+        super().__init__(dilations, num_iter, backend=backend)

@@ -1,6 +1,7 @@
-"""The affinity random walk against the published dense form and against sparse products: time, peak memory, error.
+r"""The affinity random walk against the published dense form and against sparse products: time, peak memory, error.
 
-    python benchmarks/bench_random_walk.py --output docs/random_walk [--sizes 24x31,94x125] [--maps 1,4,20]
+    python benchmarks/bench_random_walk.py [--sizes 24x31,94x125] [--maps 1,4,20] \
+        --output benchmarks/results/random_walk
 
 Every method runs on one core and from the edge map on: building affinities or matrices is part of its time. The methods
 of a row take turns; the table gives medians (what takes over 3 s runs once). Peak memory is what the process grows by

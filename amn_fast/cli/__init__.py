@@ -2,7 +2,16 @@
 
 import sys
 
-from amn_fast.cli import convert, crf, data, review, runs, tools  # noqa: F401  (each registers its commands)
+from amn_fast.cli import (  # noqa: F401  (each registers its commands)
+    convert,
+    crf,
+    data,
+    init,
+    review,
+    runs,
+    selftest,
+    tools,
+)
 from amn_fast.cli._common import app
 from amn_fast.errors import BackendError, InputError, MissingExtra
 

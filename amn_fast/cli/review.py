@@ -149,3 +149,32 @@ def score_(
 
 def _figure(value: float | None) -> str:
     return "-" if value is None else f"{value:.3f}"
+
+
+@app.command()
+def review(
+    run: Annotated[Path, typer.Argument(help="Run folder with masks.")],
+    serve: Annotated[
+        bool, typer.Option("--serve", help="Serve the page on 127.0.0.1 and save decisions there.")
+    ] = False,
+    port: Annotated[int, typer.Option(help="Port of the server; 0 takes any free one.", min=0, max=65535)] = 8765,
+) -> None:
+    """Write RUN/review: all masks on one page, the most doubtful first, to accept, reject or mark for work."""
+    from amn_fast.review.page import build_page
+    from amn_fast.review.server import address, folder_address, make_server
+
+    with progress_bar() as progress:
+        task = progress.add_task("review", total=None)
+        page = build_page(run, advance=lambda: progress.advance(task))
+    console.print(f"{len(page.ids)} images, {page.built} computed, the others up to date")
+    for id, reason in list(page.failures.items())[:SHOWN]:
+        console.print(f"  cannot be shown: {id!r}: {reason}", soft_wrap=True)
+    if not serve:
+        console.print(f"page: {folder_address(page.folder)}", soft_wrap=True)
+        return
+    with make_server(page, port) as server:
+        console.print(f"page: {address(server)} (Ctrl-C ends; decisions: {page.decisions})", soft_wrap=True)
+        try:
+            server.serve_forever()
+        except KeyboardInterrupt:
+            console.print("ended")

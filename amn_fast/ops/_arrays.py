@@ -164,7 +164,8 @@ def tensor_backend(backend: str, operation: str, device_type: str) -> str:
     """
     elsewhere = f"the tensors are on device '{device_type}'"
     if device_type == "cuda":
-        obstacles = {"triton": triton_obstacle(), "reference": "", "cpu": elsewhere}
+        triton = triton_obstacle() or (gpu_verdict(operation, "triton") if is_automatic(backend) else "")
+        obstacles = {"triton": triton, "reference": "", "cpu": elsewhere}
     else:
         interpreted = device_type == "cpu" and os.environ.get("TRITON_INTERPRET") == "1"
         obstacles = {
@@ -177,6 +178,18 @@ def tensor_backend(backend: str, operation: str, device_type: str) -> str:
 
 # What torch.compiler.assume_constant_result does, without importing PyTorch: torch.compile keeps the answer.
 tensor_backend._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
+def is_automatic(backend: str) -> bool:
+    """Whether `choose_backend` is free to choose: neither the caller nor a setting names a backend."""
+    return backend == "auto" and _default_backend()[0] == "auto"
+
+
+def gpu_verdict(operation: str, backend: str) -> str:
+    """Why a GPU kernel must not be chosen automatically: it has failed its check on this GPU ("": it has passed)."""
+    from amn_fast.ops import _verdicts
+
+    return _verdicts.obstacle(operation, backend)
 
 
 def triton_obstacle() -> str:

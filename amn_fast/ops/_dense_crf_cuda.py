@@ -28,14 +28,14 @@ class Handle(NamedTuple):
     def vertices(self) -> int:
         return int(self.lattices.count)
 
-    def filter(self, values: Any) -> Any:
-        """K · values (channels, n), an answer of the same kind."""
+    def filter(self, values: Any, transpose: bool) -> Any:
+        """K · values (channels, n), or Kᵀ · values, an answer of the same kind."""
         rows = on_device(values, self.lattices.weights.device)
         channels, n = rows.shape
         with _at(rows.device):
             padded = rows.new_zeros(self.lattices.batch.total, channels)
             padded[:n] = rows.T
-            filtered = self.lattices.filter(padded.view(-1), channels).view(-1, channels)[:n]
+            filtered = self.lattices.filter(padded.view(-1), channels, transpose).view(-1, channels)[:n]
             return like(values, filtered.T.contiguous())
 
 

@@ -131,13 +131,26 @@ class Lattice:
         lattice.handle, lattice.dimension, lattice.points, lattice.backend = handle, dimension, points, backend
         return lattice
 
-    def filter(self, values: ArrayLike) -> Array:
-        """K · values, (channels, n) float32, without normalisation. A tensor on the lattice's GPU gives a tensor."""
+    def filter(self, values: ArrayLike, transpose: bool = False, *, threads: int | None = 1) -> Array:
+        """K · values, or Kᵀ · values, without normalisation.
+
+        K is nearly symmetric, not exactly: the lattice blurs one axis after the other. Its transpose, which gradients
+        need, blurs them in reverse order.
+
+        Args:
+            values: (channels, n) numbers.
+
+        Returns:
+            (channels, n) float32. A tensor on the lattice's GPU gives a tensor.
+        """
         tensor = self.backend == "cuda" and on_gpu(values)
         matrix: Any = values if tensor else np.ascontiguousarray(values, np.float32)
         if matrix.ndim != 2 or matrix.shape[1] != self.points:
             raise InputError(f"values have shape {tuple(matrix.shape)}, expected (channels, {self.points})")
-        result: Array = self.handle.filter(matrix)
+        if self.backend == "cpu":
+            result: Array = self.handle.filter(matrix, transpose, check_threads(threads))
+        else:
+            result = self.handle.filter(matrix, transpose)
         return result
 
 

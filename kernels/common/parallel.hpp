@@ -70,32 +70,57 @@ void parallel_for(std::int64_t pieces, int threads, const MakeWork& make_work) {
     if (error) std::rethrow_exception(error);
 }
 
-// A thread of a team.
+// What the members of a team share.
+struct Team {
+    int count;
+    std::barrier<> barrier;
+    std::atomic<bool> stopped{false};
+    std::exception_ptr interrupt;
+
+    explicit Team(int members) : count(members), barrier(members) {}
+};
+
+// A thread of a team; 0 is the caller.
 struct Member {
     int index, count;
-    std::barrier<>* barrier;
+    Team* team;
+
     void sync() const {
-        if (barrier) barrier->arrive_and_wait();
+        if (count > 1) team->barrier.arrive_and_wait();
+    }
+    // Whether an interrupt has ended the work: what remains may be skipped, but every sync() must be reached.
+    bool stopped() const {
+        if (index == 0 && !team->stopped.load(std::memory_order_relaxed)) {
+            try {
+                check_interrupt();
+            } catch (...) {
+                team->interrupt = std::current_exception();
+                team->stopped = true;
+            }
+        }
+        return team->stopped.load(std::memory_order_relaxed);
     }
 };
 
-// Runs work(member) on at most `threads` threads in step, the caller among them as member 0. Members begin when the
-// number of threads that the system grants is known: the barrier counts exactly those. `work` must not throw.
+// Runs work(member) on at most `threads` threads in step, the caller among them. Members begin when the number of
+// threads that the system grants is known: the barrier counts exactly those. `work` must not throw; an interrupt that it
+// was told of by stopped() is thrown here.
 template <class Work>
 void run_team(int threads, const Work& work) {
-    std::optional<std::barrier<>> barrier;
-    std::atomic<int> count{0};
+    std::optional<Team> team;
+    std::atomic<Team*> ready{nullptr};
     const auto others = [&](int index) {
-        count.wait(0);
-        work(Member{index, count, &*barrier});
+        ready.wait(nullptr);
+        Team* const mine = ready;
+        work(Member{index, mine->count, mine});
     };
     auto started = start_threads(threads - 1, others);
-    const int members = static_cast<int>(started.size()) + 1;
-    if (members > 1) barrier.emplace(members);
-    count = members;
-    count.notify_all();
-    work(Member{0, members, members > 1 ? &*barrier : nullptr});
+    team.emplace(static_cast<int>(started.size()) + 1);
+    ready = &*team;
+    ready.notify_all();
+    work(Member{0, team->count, &*team});
     for (auto& thread : started) thread.join();
+    if (team->interrupt) std::rethrow_exception(team->interrupt);
 }
 
 }  // namespace amn

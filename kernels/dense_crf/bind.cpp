@@ -3,7 +3,7 @@
 #include <pybind11/stl.h>
 
 #include "common/gil.hpp"
-#include "dense_crf/cpu.hpp"
+#include "dense_crf/mean_field.hpp"
 
 namespace py = pybind11;
 using namespace amn::dense_crf;
@@ -50,14 +50,14 @@ LatticePtr lattice_of_image(const py::array_t<uint8_t>& image, double sx, double
     return std::make_shared<Lattice>(Features(data, height, width, strides, sx, sy, colours.data()), threads);
 }
 
-Floats filter(const Lattice& lattice, const Floats& values, int threads) {
+Floats filter(const Lattice& lattice, const Floats& values, bool transpose, int threads) {
     if (values.ndim() != 2 || values.shape(1) != lattice.points()) throw py::value_error("values must be (channels, n)");
     auto out = pooled<float>({values.shape(0), values.shape(1)});
     const float* in = values.data();
     float* result = out.mutable_data();
     {
         const amn::GilRelease release;
-        lattice.filter(in, result, values.shape(0), threads);
+        lattice.filter(in, result, values.shape(0), threads, transpose);
     }
     return out;
 }
@@ -152,7 +152,7 @@ void bind_dense_crf(py::module_& m) {
         .def_property_readonly("points", &Lattice::points)
         .def_property_readonly("vertices", &Lattice::vertices)
         .def_property_readonly("bytes", &Lattice::bytes)
-        .def("filter", &filter, py::arg("values").noconvert(), py::arg("threads") = 1);
+        .def("filter", &filter, py::arg("values").noconvert(), py::arg("transpose") = false, py::arg("threads") = 1);
     m.def("crf_mean_field", &mean_field_energies, py::arg("unaries"), py::arg("terms"), py::arg("iterations"),
           py::arg("start") = py::none(), py::arg("best") = false, py::arg("threads") = 1);
     m.def("crf_mean_field_labels", &mean_field_labels, py::arg("maps"), py::arg("labels"), py::arg("energy_right"),

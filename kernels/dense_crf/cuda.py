@@ -23,7 +23,7 @@ PADDING = 4  # the published code embeds points in fours and fills the last grou
 MAX_DIMENSION = 6
 MAX_ENTRIES = 2**31 - 1
 MOST_WORDS = 2
-MAX_COORDINATE = 2097152.0  # 2^21, as in lattice.hpp
+MAX_COORDINATE = 2097152.0  # 2^21, as in embed.hpp
 QUICK_STEPS = 128  # of probing: a table of the usual size that needs more is replaced by one of the largest size
 SHARED_BYTES = 48 * 1024
 FORBIDS, INVALID = 1, 2  # flags of examine_energies
@@ -209,11 +209,11 @@ class Lattices:
             self.norms[normalization] = splat, after
         return self.norms[normalization]
 
-    def filter(self, values: Tensor, width: int) -> Tensor:
-        """K · values of rows (total, width), without normalisation."""
+    def filter(self, values: Tensor, width: int, transpose: bool = False) -> Tensor:
+        """K · values, or Kᵀ · values, of rows (total, width), without normalisation."""
         splat, after = self.norm("none")
         work = Workspace(self, width)
-        rows = work.filtered(values, splat)
+        rows = work.filtered(values, splat, transpose)
         unit = torch.ones(4, dtype=torch.float32, device=values.device)
         term = terms_table([(self, after, rows, unit)])
         out = torch.empty(self.batch.total * width, dtype=torch.float32, device=values.device)
@@ -252,8 +252,8 @@ class Workspace:
         self.partial = torch.empty(lattices.partials * width, dtype=torch.float32, device=device)
         self.result = self.buffers[lattices.sides % 2]  # where the last blur ends
 
-    def filtered(self, values: Tensor, weights: Tensor) -> Tensor:
-        """Splat of point rows with the entries' weights, and blur along every axis."""
+    def filtered(self, values: Tensor, weights: Tensor, transpose: bool = False) -> Tensor:
+        """Splat of point rows with the entries' weights, and blur along every axis, for Kᵀ in reverse order."""
         mesh, groups = self.lattices, self.groups
         rows, other = self.buffers
         for number, level in enumerate(mesh.levels):
@@ -264,7 +264,8 @@ class Workspace:
                 self.launch(f"splat_{self.lanes}", blocks, *chunks, *source, rows, self.partial)
             else:
                 self.launch(f"sum_partial_{self.lanes}", blocks, *chunks, rows, self.partial)
-        for neighbours in mesh.neighbours:
+        for axis in reversed(range(mesh.sides)) if transpose else range(mesh.sides):
+            neighbours = mesh.neighbours[axis]
             self.launch(f"blur_{self.lanes}", over(mesh.count * groups), mesh.count, groups, neighbours, rows, other)
             rows, other = other, rows
         return rows

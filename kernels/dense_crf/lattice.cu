@@ -8,7 +8,7 @@
 // Arrays of entries lie with the points innermost, [remainder][point], so that neighbouring threads read neighbouring
 // words. Compile without fused multiply-add (--fmad=false).
 #include "dense_crf/device.hpp"
-#include "dense_crf/lattice.hpp"
+#include "dense_crf/embed.hpp"
 
 namespace amn::gpu {
 

@@ -1,78 +1,97 @@
-// Lattice arithmetic for one point, shared by every kernel: plain functions without a standard header, so that a GPU
-// compiler can include them too. F is float, or a SIMD vector of floats (GCC and clang vector extensions): one source.
+// The permutohedral lattice on the CPU.
 //
-// The arithmetic is single precision, without fused multiply-add, in the published code's order of operations: another
-// rounding puts points into other simplices. Build with -ffp-contract=off (nvcc and NVRTC: --fmad=false).
+// Points are cut into a fixed number of bands, each with rows of its own in the lattice's value arrays, so that threads
+// can splat without meeting. A vertex that a later band shares with an earlier one has a second row, a ghost, which is
+// added to the first before the blur and copied from it afterwards. The bands depend on the number of points alone:
+// results are bit-identical for any thread count.
 #pragma once
 
-#if defined(__CUDACC__) || defined(__CUDACC_RTC__)
-#define AMN_LATTICE_FN static __host__ __device__ inline
-#else
-#define AMN_LATTICE_FN static inline
-#endif
+#include <atomic>
+#include <cstdint>
+#include <utility>
+#include <vector>
 
-namespace amn::lattice {
+#include "common/memory.hpp"
+#include "common/parallel.hpp"
+#include "dense_crf/features.hpp"
+#include "dense_crf/passes.hpp"
 
-// Nearest whole number, ties to even, for |v| < 2^22: the sum has no bits left for a fraction.
-template <class F>
-AMN_LATTICE_FN F round_even(F v) {
-    constexpr float magic = 12582912.0f;  // 1.5 * 2^23
-    return (v + magic) - magic;
-}
+namespace amn::dense_crf {
 
-// Elevated coordinates beyond this lose the fractions that barycentric weights are made of (float has 24 bits).
-constexpr float max_coordinate = 2097152.0f;  // 2^21
+struct Band {
+    int64_t first_tile, last_tile;  // tiles of 64 points, the last one excluded
+    int64_t first_row, rows;        // its part of the value arrays
+};
 
-// Where a point lies. `scale[j]` is the elevation's factor of coordinate j < d, sqrt(2/3) (d+1) / sqrt((j+1)(j+2)).
-// Out, d + 1 each: `base`, the remainder-0 vertex of the enclosing simplex; `rank`, the coordinates' ranks;
-// `weight`, the barycentric weights of the vertices of remainder 0..d. D is the dimension, or 0 to take `dimension`.
-template <int D, class F>
-AMN_LATTICE_FN void embed(int dimension, const float* scale, const F* feature, F* base, F* rank, F* weight) {
-    const int d = D ? D : dimension;
-    const float inverse = 1.0f / static_cast<float>(d + 1);
-    const float side = static_cast<float>(d + 1);
-    const F zero = F{} + 0.0f, one = F{} + 1.0f;
-    F* elevated = weight;  // takes the weights' place until they are known
-    F total = zero;
-    for (int j = d; j > 0; --j) {
-        const F scaled = feature[j - 1] * scale[j - 1];
-        elevated[j] = total - static_cast<float>(j) * scaled;
-        total = total + scaled;
+class Bits {
+public:
+    explicit Bits(int64_t count, int hash_shift = 0) : words_(count / 64 + 1), hash_shift_(hash_shift) {
+        for (int64_t i = 0; i <= count / 64; ++i) words_[i] = 0;
     }
-    elevated[0] = total;
+    void set(int64_t i) { words_[i / 64] |= uint64_t{1} << (i % 64); }
+    bool get(int64_t i) const { return words_[i / 64] >> (i % 64) & 1; }
+    int hash_shift() const { return hash_shift_; }
 
-    F excess = zero;
-    for (int i = 0; i <= d; ++i) {
-        const F rounded = round_even(inverse * elevated[i]);
-        base[i] = rounded * side;
-        excess = excess + rounded;
-        rank[i] = zero;
-    }
-    for (int i = 0; i < d; ++i) {
-        const F distance = elevated[i] - base[i];
-        for (int j = i + 1; j <= d; ++j) {
-            const F less = distance < (elevated[j] - base[j]) ? one : zero;  // of equals the later one ranks up
-            rank[i] = rank[i] + less;
-            rank[j] = rank[j] + (one - less);
-        }
-    }
-    for (int i = 0; i <= d; ++i) {  // back onto the plane where the coordinates sum to 0
-        rank[i] = rank[i] + excess;
-        const F add = rank[i] < zero ? zero + side : zero;
-        const F sub = rank[i] >= zero + side ? zero + side : zero;
-        rank[i] = rank[i] + (add - sub);
-        base[i] = base[i] + (add - sub);
-    }
+private:
+    Buffer<uint64_t> words_;
+    int hash_shift_;
+};
 
-    // Distances in the order of their ranks; neighbouring differences are the weights.
-    F ordered[(D ? D : 64) + 1];
-    for (F& distance : ordered) distance = zero;
-    for (int i = 0; i <= d; ++i) {
-        const F distance = (elevated[i] - base[i]) * inverse;
-        for (int p = 0; p <= d; ++p) ordered[p] = rank[i] == zero + static_cast<float>(d - p) ? distance : ordered[p];
-    }
-    weight[0] = ordered[0] + (one - ordered[d]);
-    for (int p = 1; p <= d; ++p) weight[p] = ordered[p] - ordered[p - 1];
-}
+struct Axis {
+    Buffer<uint32_t> index;  // rows along chains of neighbours, chain after chain
+    Buffer<float> half;      // ½ where the next row is a neighbour, 0 at the end of a chain
+    int64_t count = 0;
+};
 
-}  // namespace amn::lattice
+class Lattice {
+public:
+    // Throws std::invalid_argument where the features leave the range of the lattice's coordinates.
+    Lattice(const Features& features, int threads);
+
+    int dimension() const { return d_; }
+    int64_t points() const { return n_; }
+    int64_t vertices() const { return rows_ - static_cast<int64_t>(ghosts_.size()); }
+    int64_t rows() const { return rows_; }
+    size_t bytes() const;  // of memory held
+    float alpha() const { return alpha_; }
+    const std::vector<Band>& bands() const { return bands_; }
+    // (points, d + 1): rows, counted from the band's first one; and barycentric weights.
+    const uint32_t* offset() const { return offset_.data(); }
+    const float* weight() const { return weight_.data(); }
+
+    // Zeroes the rows that the tile is the first of its band to touch.
+    void clear_rows(const Band& band, int64_t tile, int width, float* rows) const;
+    // Fetches these rows, to be read soon.
+    void fetch_rows(const Band& band, int64_t tile, int width, const float* rows) const;
+    // All axes of one block of `1 << log_width` channels, ghosts included; in reverse order for the transposed kernel.
+    // All members of a team call it.
+    void blur(const Passes& passes, int log_width, float* rows, const Member& me, bool reversed = false) const;
+    // K · 1, (n), without normalisation; computed at the first call.
+    const float* mass(int threads) const;
+    // out (channels, n) = K · values (channels, n), or Kᵀ · values: K = slice · blurs · splat, the splat is the slice's
+    // transpose and each axis' blur its own, so Kᵀ blurs the axes in reverse order. out may be values.
+    void filter(const float* values, float* out, int64_t channels, int threads, bool transpose = false) const;
+
+private:
+    template <class Table>
+    void build(const Features& features, const typename Table::Packing& packing, int threads);
+    template <class Table>
+    void build_band(const Features& features, const typename Table::Packing& packing, Band& band, Table& table);
+    template <class Table>
+    void build_axis(const Table& table, const typename Table::Packing& packing, int axis, const Buffer<uint8_t>& ghost,
+                    const Bits& occupied);
+
+    int d_;
+    int64_t n_, rows_ = 0;
+    float alpha_;
+    std::vector<float> scale_;
+    std::vector<Band> bands_;
+    Buffer<uint32_t> offset_, tile_rows_;
+    Buffer<float> weight_;
+    std::vector<Axis> axes_;
+    std::vector<std::pair<uint32_t, uint32_t>> ghosts_;  // (ghost's row, first row)
+    mutable std::atomic<float*> mass_{nullptr};  // no lock, which a fork could leave taken
+    mutable Buffer<float> mass_owner_;
+};
+
+}  // namespace amn::dense_crf

@@ -13,7 +13,7 @@
 #include <string>
 #include <type_traits>
 
-#include "dense_crf/cpu.hpp"
+#include "dense_crf/mean_field.hpp"
 
 namespace amn::dense_crf {
 namespace {

@@ -3,7 +3,7 @@
 
 #include "common/vectors.hpp"
 
-#include "dense_crf/lattice.hpp"
+#include "dense_crf/embed.hpp"
 #include "dense_crf/passes.hpp"
 
 namespace {

@@ -55,8 +55,12 @@ class Lattice:
     def alpha(self) -> np.float32:
         return np.float32(1.0) / (np.float32(1) + np.float32(2) ** np.float32(-self.d))
 
-    def filter(self, values: Array) -> Array:
-        """K · values for values (channels, n): splat, blur along every axis, slice. Keeps the floating type."""
+    def filter(self, values: Array, transpose: bool = False) -> Array:
+        """K · values for values (channels, n): splat, blur along every axis, slice. Keeps the floating type.
+
+        The slice is the transpose of the splat and the blur along an axis is symmetric, so the transposed kernel, Kᵀ,
+        differs in the order of the axes alone.
+        """
         values = np.asarray(values)
         if values.dtype != np.float64:
             values = values.astype(np.float32)
@@ -65,7 +69,8 @@ class Lattice:
         for j in range(self.d + 1):
             np.add.at(vertices, self.offset[:, j], weight[:, j, None] * values.T)
         half = values.dtype.type(0.5)
-        for previous, following in zip(self.previous, self.following, strict=True):
+        axes = list(zip(self.previous, self.following, strict=True))
+        for previous, following in reversed(axes) if transpose else axes:
             vertices[:-1] = vertices[:-1] + half * (vertices[previous] + vertices[following])
         sliced = np.zeros(values.shape[::-1], values.dtype)
         for j in range(self.d + 1):

@@ -331,8 +331,12 @@ def test_deviations_too_small_for_the_lattice_are_refused_and_small_ones_are_not
 def test_any_dimension_and_range_equals_the_reference(d, scale):
     features = (scale * np.random.default_rng(d).normal(size=(d, 300))).astype(np.float32)
     values = np.random.default_rng(0).normal(size=(3, 300)).astype(np.float32)
-    ours = Lattice(features)
-    close(ours.filter(values), Lattice(features, backend="reference").filter(values))
+    ours, other = Lattice(features), np.random.default_rng(1).normal(size=(3, 300))
+    for transpose in (False, True):
+        close(ours.filter(values, transpose), Lattice(features, backend="reference").filter(values, transpose))
+    assert (other * ours.filter(values)).sum() == pytest.approx(
+        (values * ours.filter(other, True)).sum(), rel=1e-4, abs=1e-2
+    )
     assert ours.handle.vertices == reference.Lattice.build(features).m
 
 

@@ -10,7 +10,7 @@
 #include <thread>
 #include <vector>
 
-#include "dense_crf/cpu.hpp"
+#include "dense_crf/mean_field.hpp"
 
 using namespace amn::dense_crf;
 using Random = std::mt19937_64;

@@ -126,7 +126,8 @@ def test_any_dimension_and_range_equals_the_reference(d, scale, door):
     expected = reference.Lattice.build(features)
     ours = Lattice(features, backend="cuda")
     same_lattice(ours.handle.lattices, expected)
-    assert np.abs(ours.filter(values) - expected.filter(values)).max() <= 1e-5
+    for transpose in (False, True):
+        assert np.abs(ours.filter(values, transpose) - expected.filter(values, transpose)).max() <= 1e-5
     words = cuda.pack(cuda.matrix_features(torch.from_numpy(features))).words
     assert words == (1 if scale == 1 else words)
     assert words > 1 or scale < 1000 or d < 4

@@ -1,0 +1,255 @@
+"""`amn-fast init`: a commented configuration for a folder of the user's own images."""
+
+import os
+import shlex
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Optional
+
+import numpy as np
+import typer
+
+from amn_fast._console import printable
+from amn_fast.cli._common import app, console
+from amn_fast.data.folder import FileDataset, find_pictures, open_folder
+from amn_fast.data.image import PICTURE_SUFFIXES
+from amn_fast.errors import InputError
+from amn_fast.files import write_text
+
+IMAGE_FOLDERS = ("images", "JPEGImages")
+MASK_FOLDERS = ("masks", "SegmentationClass")
+LABEL_SUFFIXES = frozenset({".csv", ".tsv", ".txt", ".json", ".npy"})
+NO_LABELS = frozenset({"classes.txt", "ids.txt", "readme.txt"})
+FEW_IMAGES = 3000
+"""A smaller set is trained with the settings of the shipped configuration `voc6`, a larger one with the defaults."""
+VOC6_IMAGES = 76
+MASKS_READ = 20
+"""Masks that are read to see whether a folder of them fits; check-data reads all."""
+
+
+@dataclass
+class Found:
+    """What lies in the user's folder.
+
+    Attributes:
+        root: the folder of the data set.
+        options: those of `open_folder`: paths below `root`.
+        ids: of the images.
+        dataset: None without labels.
+        remarks: sentences for the user.
+    """
+
+    root: Path
+    options: dict[str, str]
+    ids: list[str]
+    dataset: FileDataset | None = None
+    remarks: list[str] = field(default_factory=list)
+
+
+@app.command()
+def init(
+    folder: Annotated[Path, typer.Argument(help="Folder of your images, or of a data set with images/ in it.")],
+    labels: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(help="Label file, if it is not found beside the images.", show_default="found by its content"),
+    ] = None,
+    output: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(help="Configuration to write.", show_default="FOLDER's name with .yaml, in this folder"),
+    ] = None,
+) -> None:
+    """Write a commented configuration for your own images: every setting with its meaning, default and range."""
+    from amn_fast.settings import commented_yaml
+
+    found = look(folder, labels)
+    name = found.root.resolve().name or "mine"
+    output = output or Path(f"{name}.yaml")
+    if output.exists():
+        raise InputError(f"{output} exists and is kept; choose another file with --output")
+    given, notes = suggest(found, name, output)
+    command = printable(str(output))
+    heading = (
+        f"Configuration of amn_fast for the images in {printable(str(found.root))}; written by `amn-fast init`.\n"
+        "A line `#name: value` is a setting: remove the # to change it, and the # of its section if that has one.\n"
+        "Lines that begin with `# =` give the kind of value, its range and its default.\n"
+        f"Check it with `amn-fast check-data {command}`, run it with `amn-fast run {command}`."
+    )
+    write_text(output, commented_yaml(heading, given, notes))
+    for remark in found.remarks:
+        console.print(remark)
+    console.print(f"wrote {output}: every setting with its meaning, default and range")
+    console.print(f"next:\n  amn-fast check-data {shlex.quote(str(output))}\n  amn-fast run {shlex.quote(str(output))}")
+
+
+def look(folder: Path, labels: Path | None = None) -> Found:
+    """Find images, labels, class names and ground-truth masks.
+
+    Args:
+        folder: the images, or a data set with a folder of images in it.
+        labels: the label file, if known.
+
+    Raises:
+        InputError: there are no images, or `labels` cannot be used.
+    """
+    root, images = _find_root(folder)
+    found = Found(root, {"images": images}, sorted(find_pictures(root / images)))
+    count = len(found.ids)
+    found.remarks.append(f"{root / images}: {count} image{'s' * (count != 1)}")
+    if (root / "classes.txt").is_file():
+        found.options["classes"] = "classes.txt"
+    _find_labels(found, labels)
+    if found.dataset is not None:
+        _find_masks(found)
+    return found
+
+
+def _find_root(folder: Path) -> tuple[Path, str]:
+    """The data set's folder, and the folder of images below it."""
+    if not folder.is_dir():
+        raise InputError(f"{folder}: {'is no folder' if folder.exists() else 'does not exist'}, expected your images")
+    for name in IMAGE_FOLDERS:
+        if _holds_images(folder / name):
+            return folder, name
+    if _holds_images(folder):
+        return folder, "."
+    inner = [path.name for path in sorted(folder.iterdir()) if path.name not in MASK_FOLDERS and _holds_images(path)]
+    if len(inner) == 1:
+        return folder, inner[0]
+    if inner:
+        raise InputError(
+            f"{folder}: has images in {len(inner)} subfolders ({', '.join(inner[:5])}{', ...' * (len(inner) > 5)}),"
+            f" expected all in one; move them into {folder / 'images'} and name their classes in a label file"
+        )
+    raise InputError(f"{folder}: holds no images ({', '.join(sorted(PICTURE_SUFFIXES))}), nor does a folder in it")
+
+
+def _holds_images(folder: Path) -> bool:
+    return folder.is_dir() and any(
+        path.suffix.lower() in PICTURE_SUFFIXES and not path.name.startswith(".") for path in folder.iterdir()
+    )
+
+
+def _find_labels(found: Found, labels: Path | None) -> None:
+    """Open the label file `labels`, or the one that fits."""
+    usable, refused = [], []
+    for path in [labels] if labels is not None else _label_files(found):
+        option = os.path.relpath(path, found.root)
+        try:
+            dataset = open_folder(found.root, **found.options | {"labels": option})
+            unlabelled = len(dataset.missing()["labels"])
+            if unlabelled == len(dataset.ids):
+                raise InputError(f"{path}: has labels of none of the images")
+        except InputError as error:
+            if labels is not None:
+                raise
+            refused.append(str(error))
+            continue
+        usable.append((unlabelled, option, dataset))
+    if len(usable) > 1:
+        named = [one for one in usable if Path(one[1]).stem.lower() == "labels"]
+        if len(named) != 1:
+            names = ", ".join(str(found.root / option) for _, option, _ in usable)
+            raise InputError(f"{found.root}: {names} all have labels of the images; choose one with --labels")
+        usable = named
+    if usable:
+        unlabelled, option, found.dataset = usable[0]
+        found.options["labels"] = option
+        found.remarks.append(f"{found.root / option}: {_count_labels(found.dataset)}")
+        if unlabelled:
+            found.remarks.append(f"  {unlabelled} images have no label; add them, or list the others in an `ids` file")
+        return
+    found.remarks += [f"not used: {reason}" for reason in refused]
+    found.options["labels"] = "labels.csv"
+    first, second = found.ids[0], found.ids[-1]
+    found.remarks.append(
+        f"no label file found; write {found.root / 'labels.csv'} with a line for each image before you go on:\n"
+        f"  id,labels\n  {first},cat\n  {second},cat;dog"
+    )
+
+
+def _label_files(found: Found) -> Iterator[Path]:
+    folders = {(found.root / found.options["images"]).resolve(): None, found.root.resolve(): None}
+    for folder in folders:
+        for path in sorted(folder.iterdir()):
+            hidden = path.name.startswith(".") or path.name.lower() in NO_LABELS
+            if path.suffix.lower() in LABEL_SUFFIXES and path.is_file() and not hidden:
+                yield path
+
+
+def _count_labels(dataset: FileDataset) -> str:
+    """ "30 images, 2 classes: cat 17, dog 13"."""
+    labelled = set(dataset.ids).difference(dataset.missing()["labels"])
+    counts = np.sum([dataset.labels(id) for id in sorted(labelled)], axis=0)
+    classes = ", ".join(f"{name} {count}" for name, count in zip(dataset.classes, counts, strict=True))
+    plural = "es" * (len(dataset.classes) != 1)
+    return f"labels of {len(labelled)} images, {len(dataset.classes)} class{plural}: {classes}"
+
+
+def _find_masks(found: Found) -> None:
+    """Take ground-truth masks, if a folder of them fits the images."""
+    for name in MASK_FOLDERS:
+        if not (found.root / name).is_dir():
+            continue
+        try:
+            dataset = open_folder(found.root, **found.options | {"masks": name})
+            with_mask = [id for id in dataset.ids if (found.root / name / f"{id}.png").is_file()]
+            for id in with_mask[:MASKS_READ]:
+                dataset.truth(id)
+        except InputError as error:
+            found.remarks.append(f"not used: {error}")
+            continue
+        if with_mask:
+            found.options["masks"] = name
+            found.remarks.append(f"{found.root / name}: ground truth of {len(with_mask)} of {len(found.ids)} images")
+            return
+    found.remarks.append("no ground-truth masks (masks/ID.png) found: the run makes masks but cannot score them")
+
+
+def suggest(found: Found, name: str, output: Path) -> tuple[dict[str, Any], dict[str, str]]:
+    """The settings to begin with, by name, and why.
+
+    Args:
+        found: the user's images.
+        name: of the run.
+        output: the configuration; paths in it are relative to its folder.
+    """
+    root = os.path.relpath(found.root, output.parent)
+    given: dict[str, Any] = {
+        "name": printable(name),
+        "mode": "fixed",
+        "data.kind": "folder",
+        "data.root": str(found.root.resolve()) if root.startswith("..") else root,
+        "data.options": found.options,
+        "run": f"runs/{name}",
+    }
+    notes = {
+        "data.options": "images, labels, masks (ground truth, for scores only), classes, ids: paths below data.root.",
+    }
+    n_images = len(found.ids)
+    if n_images < FEW_IMAGES:
+        given |= _settings_for_few(n_images)
+        notes["backbone"] = "Small and fast; resnet50 is the reference implementations' network and wants a GPU."
+        notes["train_cam.epochs"] = (
+            f"{n_images} images: about as many steps as in the shipped configuration voc6 ({VOC6_IMAGES} images)."
+        )
+        notes["cam_seed.fg"] = "High, because AMN learns what a seed gets wrong but fills in what it leaves out."
+    return given, notes
+
+
+def _settings_for_few(n_images: int) -> dict[str, Any]:
+    """The settings of the shipped configuration voc6, with epochs that make about as many steps."""
+    import yaml
+
+    from amn_fast.config import SHIPPED
+
+    values = yaml.safe_load((SHIPPED / "voc6.yaml").read_text(encoding="utf-8"))
+    given: dict[str, Any] = {"backbone": values["backbone"]}
+    for section in ("train_cam", "cam", "cam_seed", "train_amn", "amn", "amn_seed", "train_irn", "mask"):
+        for key, value in values[section].items():
+            given[f"{section}.{key}"] = value
+            if key == "epochs":
+                batch = values[section]["batch"]
+                steps = value * (VOC6_IMAGES // batch)
+                given[f"{section}.epochs"] = min(100, max(5, round(steps / max(1, n_images // batch))))
+    return given

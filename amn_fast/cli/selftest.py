@@ -1,0 +1,36 @@
+"""The self-test of this installation."""
+
+from pathlib import Path
+from typing import Annotated, Literal, Optional
+
+import typer
+from rich.table import Table
+from rich.text import Text
+
+from amn_fast.cli._common import app, console
+
+
+@app.command()
+def selftest(
+    device: Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="What to test.")] = "auto",
+    json: Annotated[Optional[Path], typer.Option("--json", help="Also write the report to this file.")] = None,  # noqa: UP045
+) -> None:
+    """Check every operation's backends on this machine against the references; exit status 1 if one is wrong."""
+    from amn_fast._selftest import selftest as run
+
+    report = run(device)
+    table = Table("operation", "backend", "device", "result", "largest error", "ms", "reference on the CPU, ms")
+    for found in report.results:
+        error = "" if found.error is None else f"{found.error:.1e}"
+        times = ["" if value is None else f"{1000 * value:.2f}" for value in (found.seconds, found.reference_seconds)]
+        cells = [found.operation, found.backend, found.device, found.status, error, *times]
+        table.add_row(*map(Text, cells))
+    console.print(table)
+    for found in report.results:
+        if found.reason:
+            print(f"{found.operation}, {found.backend} on {found.device}: {found.status}: {found.reason}")
+    print(f"GPU: {report.machine['gpu'] or 'none that PyTorch sees, so no GPU kernel was tested'}")
+    if json is not None:
+        report.save(json)
+    if report.failed:
+        raise typer.Exit(1)

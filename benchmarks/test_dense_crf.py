@@ -1,0 +1,172 @@
+"""The dense CRF against pydensecrf2: whole calls, parts, label maps in pairs, batches, pruning.
+
+The call is IRN's and AMN's: energies from a label map, (sxy 3, compat 3), (sxy 50, srgb 5, compat 10), 10 iterations;
+both sides start at the label map. Parity with our reference in NumPy is asserted on a crop, since at full size it takes
+minutes, and with pydensecrf on the whole problem.
+"""
+
+from typing import Any
+
+import numpy as np
+import pytest
+from problems import COCO, VOC, label_map, name_of, photo
+from racing import Method, Race
+
+from amn_fast.kernels.dense_crf import reference
+from amn_fast.ops.dense_crf import DenseCRF, dense_crf, refine_seed, unary_from_labels
+from amn_fast.ops.lattice import Lattice
+
+densecrf: Any = pytest.importorskip("pydensecrf.densecrf", reason="the peer pydensecrf2 needs the extra 'bench'")
+utils: Any = pytest.importorskip("pydensecrf.utils")
+TINY, CROP = (24, 32), (40, 56)
+TOLERANCE = 1e-4
+
+
+def energies(labels: np.ndarray, count: int) -> np.ndarray:
+    return unary_from_labels(labels, count, 0.7, zero_unsure=False)
+
+
+def peer(image: np.ndarray, maps: list[np.ndarray], count: int) -> list[np.ndarray]:
+    """pydensecrf2's answers; it has no way to share an image between label maps."""
+    answers = []
+    height, width = maps[0].shape
+    for labels in maps:
+        crf = densecrf.DenseCRF2D(width, height, count)
+        crf.setUnaryEnergy(utils.unary_from_labels(labels, count, 0.7, zero_unsure=False))
+        crf.addPairwiseGaussian(sxy=3, compat=3)
+        crf.addPairwiseBilateral(sxy=50, srgb=5, rgbim=image, compat=10)
+        answers.append(np.array(crf.inference(10)).reshape(count, height, width))
+    return answers
+
+
+def parity_on_a_crop(race: Race, count: int) -> None:
+    """Ours against our own reference on a small image."""
+    image, labels = photo(*CROP), label_map(min(count, 5), *CROP)
+    unary = energies(labels, min(count, 5))
+    race.parity(dense_crf(image, unary, backend="reference"), dense_crf(image, unary), TOLERANCE)
+
+
+CASES = [
+    *((VOC, count, 1) for count in (2, 3, 21, 81)),
+    pytest.param(COCO, 81, 1, marks=pytest.mark.full),
+    pytest.param((1080, 1920), 3, 1, marks=pytest.mark.full),
+    *(pytest.param(VOC, count, 2, marks=pytest.mark.full) for count in (2, 3, 21, 81)),
+]
+
+
+@pytest.mark.parametrize(("size", "count", "threads"), CASES)
+def test_whole_call(race, profile, size, count, threads):
+    size = TINY if profile == "quick" else size
+    image, labels = photo(*size), label_map(count, *size)
+
+    def ours():
+        return dense_crf(image, energies(labels, count), threads=threads)
+
+    parity_on_a_crop(race, count)
+    race.parity(peer(image, [labels], count)[0], ours(), TOLERANCE)
+    theirs = Method("pydensecrf2", lambda: peer(image, [labels], count))
+    race.run("dense_crf", f"{name_of(size)}, {count} labels", Method("ours", ours, threads), theirs)
+
+
+@pytest.mark.parametrize("count", [3, pytest.param(21, marks=pytest.mark.full)])
+def test_two_label_maps(race, profile, count):
+    size = TINY if profile == "quick" else VOC
+    image, maps = photo(*size), [label_map(count, *size, seed) for seed in (0, 1)]
+
+    def ours():
+        return DenseCRF(image, threads=1).marginals([energies(labels, count) for labels in maps])
+
+    parity_on_a_crop(race, count)
+    race.parity(peer(image, maps, count), ours(), TOLERANCE)
+    theirs = Method("pydensecrf2", lambda: peer(image, maps, count))
+    race.run("dense_crf, two maps", f"{name_of(size)}, {count} labels", Method("ours", ours), theirs)
+
+
+@pytest.mark.parametrize("count", [21, 81])
+def test_few_labels_of_many(race, profile, count):
+    size = TINY if profile == "quick" else VOC
+    image, present = photo(*size), np.linspace(0, count - 1, 3).astype(int)
+    labels = present[label_map(3, *size)]
+
+    def ours():
+        return dense_crf(image, energies(labels, count), threads=1)
+
+    parity_on_a_crop(race, count)
+    race.parity(peer(image, [labels], count)[0], ours(), TOLERANCE)
+    theirs = Method("pydensecrf2", lambda: peer(image, [labels], count))
+    race.run("dense_crf, 3 labels present", f"{name_of(size)}, {count} labels", Method("ours", ours), theirs)
+
+
+@pytest.mark.parametrize("count", [2, 21])
+def test_batch_on_two_threads(race, profile, count):
+    size = TINY if profile == "quick" else VOC
+    images = [photo(*size, shift=31 * i) for i in range(8)]
+    unaries = [energies(label_map(count, *size, i), count) for i in range(8)]
+    race.parity(
+        [dense_crf(image, unary, threads=1) for image, unary in zip(images, unaries, strict=True)],
+        dense_crf(images, unaries, threads=2),
+        0,
+    )
+    parity_on_a_crop(race, count)
+    two = Method("ours", lambda: dense_crf(images, unaries, threads=2), 2)
+    one = Method("ours on one thread", lambda: dense_crf(images, unaries, threads=1))
+    race.run("dense_crf, 8 images", f"{name_of(size)}, {count} labels", two, one)
+
+
+def test_lattice(race, profile):
+    size = TINY if profile == "quick" else VOC
+    image = photo(*size)
+    crop = photo(*CROP)
+    values = np.random.default_rng(0).random((2, CROP[0] * CROP[1]), np.float32)
+    features = reference.bilateral_features(crop, 50, 50, [5, 5, 5])
+    race.parity(Lattice(features, backend="reference").filter(values), Lattice(features).filter(values), 1e-5)
+
+    def theirs():
+        crf = densecrf.DenseCRF2D(size[1], size[0], 2)
+        crf.addPairwiseBilateral(sxy=50, srgb=5, rgbim=image, compat=10)
+
+    ours = Method("ours", lambda: Lattice.of_image(image, 50, 50, [5, 5, 5], threads=1))
+    race.run("dense_crf, lattice", name_of(size), ours, Method("pydensecrf2", theirs))
+
+
+@pytest.mark.parametrize("count", [3, 21])
+def test_inference(race, profile, count):
+    size = TINY if profile == "quick" else VOC
+    image, labels = photo(*size), label_map(count, *size)
+    height, width = labels.shape
+    crf, unary = DenseCRF(image, threads=1), energies(labels, count)
+    theirs = densecrf.DenseCRF2D(width, height, count)
+    theirs.setUnaryEnergy(utils.unary_from_labels(labels, count, 0.7, zero_unsure=False))
+    theirs.addPairwiseGaussian(sxy=3, compat=3)
+    theirs.addPairwiseBilateral(sxy=50, srgb=5, rgbim=image, compat=10)
+    parity_on_a_crop(race, count)
+    race.parity(np.array(theirs.inference(10)).reshape(unary.shape), crf.marginals(unary), TOLERANCE)
+    ours = Method("ours", lambda: crf.marginals(unary))
+    other = Method("pydensecrf2", lambda: theirs.inference(10))
+    race.run("dense_crf, inference", f"{name_of(size)}, {count} labels", ours, other)
+
+
+def test_refine_seed(race, profile):
+    size = TINY if profile == "quick" else VOC
+    image, labels = photo(*size), label_map(3, *size)
+    activations = np.stack([np.where(labels == k, 0.8, 0.1) for k in (1, 2)]).astype(np.float32)
+    small = photo(*CROP), np.ascontiguousarray(activations[:, : CROP[0], : CROP[1]])
+    if profile != "quick":
+        expected, found = (
+            refine_seed(*small, [3, 7], fg=0.3, bg=0.05, backend=backend) for backend in ("reference", "auto")
+        )
+        race.parity(expected, found, 0)
+
+    def ours():
+        return refine_seed(image, activations, [3, 7], fg=0.3, bg=0.05, threads=1)
+
+    def theirs():
+        runs = []
+        for threshold in (0.3, 0.05):
+            chosen = np.where(activations.max(0) > threshold, activations.argmax(0) + 1, 0)
+            runs.append(peer(image, [chosen], 3)[0].argmax(0))
+        sure, possible = (np.array([0, 3, 7])[run] for run in runs)
+        return np.where(sure > 0, sure, np.where(possible > 0, 255, 0))
+
+    race.parity(theirs(), ours(), 0)
+    race.run("refine_seed", f"{name_of(size)}, 2 classes", Method("ours", ours), Method("pydensecrf2", theirs))

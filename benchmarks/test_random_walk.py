@@ -1,0 +1,63 @@
+"""The random walk against a sparse matrix of SciPy and IRN's dense matrix power."""
+
+import os
+
+import numpy as np
+import pytest
+from problems import name_of, smooth_maps
+from racing import Method
+
+from amn_fast.kernels.random_walk import reference
+from amn_fast.ops.random_walk import random_walk
+
+CPUS = os.cpu_count() or 1  # NumPy's matrix product takes all
+SMALL, VOC, FULL = (16, 20), (94, 125), (375, 500)
+CASES = [(VOC, 1), (VOC, 2), pytest.param(FULL, 2, marks=pytest.mark.full)]
+
+
+def problem(size: tuple[int, int], maps: int) -> tuple[np.ndarray, np.ndarray]:
+    edge = smooth_maps(1, *size, seed=1)[0] ** 4
+    return smooth_maps(maps, *size), edge
+
+
+def sparse_steps(x: np.ndarray, edge: np.ndarray) -> np.ndarray:
+    """256 products with the sparse transition matrix, which is built anew as in every other method."""
+    from scipy import sparse
+
+    height, width = edge.shape
+    index = np.arange(height * width).reshape(height, width)
+    rows, columns, values = [index.ravel()], [index.ravel()], [np.ones(height * width)]
+    for plane, (dy, dx) in zip(reference.affinities(edge), reference.half_plane(5), strict=True):
+        y, x_of = np.nonzero(plane)
+        one, other, weight = index[y, x_of], index[y + dy, x_of + dx], plane[y, x_of] ** 10
+        rows, columns, values = [*rows, one, other], [*columns, other, one], [*values, weight, weight]
+    matrix = sparse.csr_array((np.concatenate(values), (np.concatenate(rows), np.concatenate(columns))))
+    transposed = (matrix / matrix.sum(0)).T.tocsr().astype(np.float32)
+    flat = np.ascontiguousarray((x * (1 - edge)).reshape(len(x), -1).T)
+    for _ in range(256):
+        flat = transposed @ flat
+    return flat.T.reshape(x.shape)
+
+
+@pytest.mark.parametrize(("size", "maps"), CASES)
+def test_against_the_reference(race, profile, size, maps):
+    size = SMALL if profile == "quick" else size
+    x, edge = problem(size, maps)
+    race.parity(random_walk(x, edge, backend="reference"), random_walk(x, edge, threads=1), 5e-6)
+    race.same_task(random_walk(x, edge, backend="reference"), sparse_steps(x, edge), 1e-3)
+    ours = Method("ours", lambda: random_walk(x, edge, threads=1))
+    others = [
+        Method("reference", lambda: random_walk(x, edge, backend="reference")),
+        Method("SciPy sparse", lambda: sparse_steps(x, edge)),
+    ]
+    race.run("random_walk", f"{name_of(size)}, K = {maps}", ours, *others, rounds=2)
+
+
+def test_against_the_dense_matrix(race, profile):
+    size = SMALL if profile == "quick" else (32, 40)  # the dense matrix of 94x125 has 138 million entries
+    x, edge = problem(size, 1)
+    dense = reference.walk_dense(x, edge)
+    race.parity(dense, random_walk(x, edge, threads=1), 5e-6)
+    ours = Method("ours", lambda: random_walk(x, edge, threads=1))
+    other = Method("dense matrix power", lambda: reference.walk_dense(x, edge), CPUS)
+    race.run("random_walk", f"{name_of(size)}, K = 1", ours, other, rounds=3)

