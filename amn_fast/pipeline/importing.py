@@ -104,7 +104,7 @@ def _import_stage(work: Workspace, stage: Stage, place: Path, found: Status, ori
     staging.clear()
     found.due = list(found.inputs)
     keys = {id: digest([origin, inputs]) for id, inputs in found.inputs.items()}
-    staging.begin(keys)
+    staging.begin(keys, found.record)
     if stage.per_image:
         one = _importer(work, stage, place, staging.new)
 

@@ -78,6 +78,7 @@ def _ours(published):
 def test_a_picture_without_a_file_is_named_before_anything_is_read(published, images, tmp_path):
     config = configure(tmp_path / "tiny.yaml", images, tmp_path / "run", *RESNET)
     (tmp_path / "there" / "result" / "amn_cam").mkdir(parents=True)
+    shutil.copytree(published / "sess", tmp_path / "there" / "sess")
     with pytest.raises(InputError, match=r"amn_cam: 11 ids \('demo_000', .*without a file ID\.npy"):
         import_before(config, tmp_path / "there", "make-mask")
     assert not list((config.run).glob("amn/*"))
@@ -87,6 +88,7 @@ def test_activations_of_another_picture_or_with_unknown_classes_are_named(finish
     config = configure(tmp_path / "tiny.yaml", images, tmp_path / "run", *RESNET)
     there = tmp_path / "there" / "result" / "amn_cam"
     shutil.copytree(published / "result" / "amn_cam", there)
+    shutil.copytree(published / "sess", tmp_path / "there" / "sess")
     entries = {"keys": torch.tensor([79]), "cam": torch.zeros(1, 2, 2), "high_res": np.zeros((1, 8, 8), np.float32)}
     np.save(there / "demo_003.npy", entries)
     with pytest.raises(
@@ -98,7 +100,7 @@ def test_activations_of_another_picture_or_with_unknown_classes_are_named(finish
 
 def test_what_the_stage_goes_on_from_must_be_there(images, tmp_path):
     config = configure(tmp_path / "tiny.yaml", images, tmp_path / "run", *RESNET)
-    with pytest.raises(InputError, match=r"holds no sess/\*irn\.pth, which make-mask continues from"):
+    with pytest.raises(InputError, match=r"holds no result/amn_cam, which make-mask continues from"):
         import_before(config, tmp_path / "there", "make-mask")
 
 
@@ -177,7 +179,7 @@ def test_imported_outputs_stand_for_these_images_and_labels(published, my_images
     other = config.model_copy(update={"train_cam": config.train_cam.model_copy(update={"lr": 0.5})})
     assert is_up_to_date(other, "make-amn-cam")  # it was imported, whatever this run's settings are
     shutil.copy(my_images / "images" / "demo_001.jpg", my_images / "images" / "demo_002.jpg")
-    with pytest.raises(InputError, match=r"make-amn-cam, .* \(1 image changed \(demo_002\)\)"):
+    with pytest.raises(InputError, match=r"make-mask needs .* \(1 image changed \(demo_002\)\)"):
         run_stage(config, "make-mask")
     table = (my_images / "labels.csv").read_text().replace("demo_003,", "demo_003,1,1,1\n#")
     rows = [line for line in table.splitlines() if not line.startswith("#")]
