@@ -1,4 +1,4 @@
-"""What a data set is to the rest of the project: ids, pictures, image-level labels and perhaps ground truth."""
+"""What a data set is to the rest of the project: ids, images, image-level labels and perhaps ground truth."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,7 +14,7 @@ IGNORE = 255
 
 
 class Dataset(Protocol):
-    """Pictures and their image-level labels. Ids are strings; everything is read when asked for, never before."""
+    """Images and their image-level labels. Ids are strings; everything is read when asked for, never before."""
 
     name: str
     classes: tuple[str, ...]
@@ -22,15 +22,19 @@ class Dataset(Protocol):
     ids: tuple[str, ...]
 
     def image(self, id: str) -> NDArray[np.uint8]:
-        """The upright RGB picture, (H, W, 3) uint8."""
+        """The upright RGB image, (H, W, 3) uint8."""
         ...
 
     def labels(self, id: str) -> NDArray[np.bool_]:
-        """Which classes the picture shows, (C,) bool."""
+        """The classes that the image shows, (C,) bool."""
+        ...
+
+    def ground_truth(self, id: str) -> NDArray[np.uint8] | None:
+        """The ground-truth mask, (H, W) uint8 with 0..C and 255 for unknown; None where there is none."""
         ...
 
     def truth(self, id: str) -> NDArray[np.uint8] | None:
-        """The ground-truth mask, (H, W) uint8 with 0..C and 255 for unknown; None where there is none."""
+        """The former name of `ground_truth`."""
         ...
 
     def image_file(self, id: str) -> Path | None:
@@ -42,7 +46,7 @@ class Dataset(Protocol):
         ...
 
     def missing(self) -> dict[str, list[str]]:
-        """What a run over all ids would lack, without decoding a picture: kind ("image", "labels") -> ids."""
+        """What a run over all ids would lack, without decoding an image: kind ("image", "labels") -> ids."""
         ...
 
 

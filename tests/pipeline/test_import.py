@@ -91,9 +91,7 @@ def test_activations_of_another_picture_or_with_unknown_classes_are_named(finish
     shutil.copytree(published / "sess", tmp_path / "there" / "sess")
     entries = {"keys": torch.tensor([79]), "cam": torch.zeros(1, 2, 2), "high_res": np.zeros((1, 8, 8), np.float32)}
     np.save(there / "demo_003.npy", entries)
-    with pytest.raises(
-        InputError, match=r"demo_003\.npy has labels \[80\] and maps of \(8, 8\), expected the image's labels"
-    ):
+    with pytest.raises(InputError, match=r"demo_003\.npy: keys are \[79\], expected"):
         import_before(config, tmp_path / "there", "make-mask")
     assert not is_up_to_date(config, "make-amn-cam")
 
@@ -172,7 +170,7 @@ def test_an_import_deletes_nothing_that_it_reads(published, images, tmp_path):
         assert {path: path.stat().st_mtime_ns for path in (tmp_path / "pub").rglob("*")} == before
 
 
-def test_imported_outputs_stand_for_these_images_and_labels(published, my_images, tmp_path):
+def test_imported_outputs_stand_for_these_images_and_labels(published, images, my_images, tmp_path):
     config = configure(tmp_path / "tiny.yaml", my_images, tmp_path / "run", *RESNET)
     import_before(config, published, "make-mask")
     assert is_up_to_date(config, "make-amn-cam")
@@ -181,9 +179,10 @@ def test_imported_outputs_stand_for_these_images_and_labels(published, my_images
     shutil.copy(my_images / "images" / "demo_001.jpg", my_images / "images" / "demo_002.jpg")
     with pytest.raises(InputError, match=r"make-mask needs .* \(1 image changed \(demo_002\)\)"):
         run_stage(config, "make-mask")
+    shutil.copy(images / "images" / "demo_002.jpg", my_images / "images")
     table = (my_images / "labels.csv").read_text().replace("demo_003,", "demo_003,1,1,1\n#")
     rows = [line for line in table.splitlines() if not line.startswith("#")]
     (my_images / "labels.csv").write_text("\n".join(rows) + "\n")
     fresh = configure(tmp_path / "tiny.yaml", my_images, tmp_path / "fresh", *RESNET)
-    with pytest.raises(InputError, match=r"demo_003\.npy has labels .* expected the image's labels \[1, 2, 3\]"):
+    with pytest.raises(InputError, match=r"demo_003\.npy: keys are .*, expected \[0, 1, 2\]"):
         import_before(fresh, published, "refine-seed")
