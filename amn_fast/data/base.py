@@ -49,6 +49,10 @@ class Dataset(Protocol):
         """What a run over all ids would lack, without decoding an image: kind ("image", "labels") -> ids."""
         ...
 
+    def strays(self) -> dict[str, list[str]]:
+        """What lies beside the data set and is not part of it: reason -> ids or file names."""
+        ...
+
 
 def require_complete(dataset: Dataset) -> None:
     """Check that every id of `dataset` has what a run needs, before the run starts.
@@ -61,8 +65,19 @@ def require_complete(dataset: Dataset) -> None:
         raise InputError(f"data set {dataset.name}: {'; '.join(gaps)}")
 
 
+def quote(text: object, most: int = 80) -> str:
+    """`repr` of a text out of a user's file, cut to about `most` characters, for a message.
+
+    Example:
+        >>> quote("cat"), len(quote("cat" * 1000))
+        ("'cat'", 83)
+    """
+    quoted = repr(text[:most] if isinstance(text, str | bytes) else text)
+    return f"{quoted[:most]}..." if len(quoted) > most + 2 or quoted != repr(text) else quoted
+
+
 def list_ids(ids: Sequence[str], most: int = 10) -> str:
     """The number of ids and the first of them, for a message."""
-    shown = ", ".join(repr(id) for id in ids[:most])
+    shown = ", ".join(quote(id) for id in ids[:most])
     more = f" and {len(ids) - most} more" if len(ids) > most else ""
     return f"{len(ids)} id{'s' * (len(ids) != 1)} ({shown}{more})"

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from amn_fast.data.base import IGNORE
+from amn_fast.data.base import IGNORE, quote
 from amn_fast.data.names import clean_id
 from amn_fast.data.text import read_text
 from amn_fast.errors import InputError
@@ -64,11 +64,11 @@ def check_classes(names: Iterable[object], where: Path | str) -> tuple[str, ...]
     checked: list[str] = []
     for name in given:
         if not isinstance(name, str) or not name.strip():
-            raise InputError(f"{where}: a class name is {str(name)[:40]!r}, expected text")
+            raise InputError(f"{where}: a class name is {quote(name)}, expected text")
         if is_background(name):
-            raise InputError(f"{where}: {name!r} is not a class; it may only be the first line of a list of names")
+            raise InputError(f"{where}: {quote(name)} is not a class; it may only be the first line of a list of names")
         if (clean := clean_id(name)) in checked:
-            raise InputError(f"{where}: the class {name!r} is a duplicate")
+            raise InputError(f"{where}: the class {quote(name)} is a duplicate")
         checked.append(clean)
     return tuple(checked)
 
@@ -79,7 +79,7 @@ def label_vector(names: Iterable[str], classes: tuple[str, ...], path: Path | st
     for name in names:
         if (clean := clean_id(name)) not in classes:
             alike = [own for own in classes if own.lower() == clean.lower()]
-            known = f"the classes have {alike[0]!r}" if alike else f"the classes are {', '.join(classes)}"
-            raise InputError(f"{path}: {id!r} has the unknown class {name!r}; {known}")
+            known = f"the classes have {alike[0]!r}" if alike else f"the classes are {', '.join(classes)[:300]}"
+            raise InputError(f"{path}: {quote(id)} has the unknown class {quote(name)}; {known}")
         vector[classes.index(clean)] = True
     return vector

@@ -7,6 +7,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from amn_fast.data.base import quote
 from amn_fast.data.classes import Labels, read_classes
 from amn_fast.data.image import image_size, read_image, read_mask
 from amn_fast.data.labels import open_labels
@@ -56,12 +57,12 @@ class FileDataset:
 
     def image(self, id: str) -> NDArray[np.uint8]:
         if id not in self._images:
-            raise InputError(f"data set {self.name}: there is no image of the id {id!r}")
+            raise InputError(f"data set {self.name}: there is no image of the id {quote(id)}")
         return read_image(self._images[id])
 
     def labels(self, id: str) -> NDArray[np.bool_]:
         if id not in self._label_of:
-            raise InputError(f"data set {self.name}: there is no label of the id {id!r}")
+            raise InputError(f"data set {self.name}: there is no label of the id {quote(id)}")
         return self._labels[self._label_of[id]].copy()
 
     def ground_truth(self, id: str) -> NDArray[np.uint8] | None:
@@ -162,6 +163,12 @@ def open_folder(
     root = Path(root)
     found = find_images(root / images)
     table = open_labels(root / labels, read_classes(root / classes) if classes else None, foreground=foreground)
-    chosen = read_ids(root / ids) if ids else tuple(sorted(found))
+    chosen = _chosen(read_ids(root / ids), found) if ids else tuple(sorted(found))
     truth = MaskFiles(root / masks, found, len(table.classes), foreground) if masks else None
     return FileDataset(root.name, chosen, found, table, truth, None if ids else root / images)
+
+
+def _chosen(listed: Sequence[str], images: Mapping[str, Path]) -> tuple[str, ...]:
+    """The ids that a list means, whose lines may be file names; lines without an image stay as they are."""
+    id_of = {name: id for id, name in join(listed, tuple(images)).items()}
+    return tuple(id_of.get(name, name) for name in listed)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from amn_fast.data.base import IGNORE
+from amn_fast.data.base import IGNORE, quote
 from amn_fast.data.classes import Labels, check_classes, is_background, label_vector
 from amn_fast.data.text import describe_json
 from amn_fast.errors import InputError, MissingExtra
@@ -59,7 +59,7 @@ class Instances:
             name = row.get("name")
             if number in named:
                 raise InputError(
-                    f"{self.path}: the categories {named[number]!r} and {name!r} have the same id {number}"
+                    f"{self.path}: the categories {quote(named[number])} and {quote(name)} have the same id {number}"
                 )
             named[number] = name
             if is_background(name):
@@ -74,9 +74,13 @@ class Instances:
             if not isinstance(name, str) or not name:
                 raise InputError(f"{self.path}: image {id} has no file_name")
             if id in self.file_names:
-                raise InputError(f"{self.path}: the images {self.file_names[id]!r} and {name!r} have the same id {id}")
+                raise InputError(
+                    f"{self.path}: the images {quote(self.file_names[id])} and {quote(name)} have the same id {id}"
+                )
             if name in id_of:
-                raise InputError(f"{self.path}: the images {id_of[name]} and {id} have the same file_name {name!r}")
+                raise InputError(
+                    f"{self.path}: the images {id_of[name]} and {id} have the same file_name {quote(name)}"
+                )
             height: Any = row.get("height")
             width: Any = row.get("width")
             if not (_is_side(height) and _is_side(width) and height * width <= _MOST_PIXELS):

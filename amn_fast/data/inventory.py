@@ -82,8 +82,7 @@ def take_inventory(
             damaged[id] = str(error)
         advance()
     counted = dict(zip(dataset.classes, positives.tolist(), strict=True))
-    strays = dataset.strays() if hasattr(dataset, "strays") else {}
-    return Inventory(len(dataset.ids), expected, counted, missing, strays, damaged, _doubtful(counted))
+    return Inventory(len(dataset.ids), expected, counted, missing, dataset.strays(), damaged, _doubtful(counted))
 
 
 def _beyond(truth: Any, labels: Any, classes: tuple[str, ...]) -> str:

@@ -27,6 +27,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from amn_fast.data.base import quote
 from amn_fast.data.classes import Labels, Vector, check_classes, label_vector, read_classes
 from amn_fast.data.instances import Instances
 from amn_fast.data.legacy import read_legacy, write_legacy
@@ -141,7 +142,7 @@ def _from_names(path: Path, own: tuple[str, ...], rows: dict[str, list[str]], gi
     for key, names in rows.items():
         id = clean_id(key)
         if id in vectors:
-            raise InputError(f"{path}: two ids are {id!r} and differ only in their Unicode form or in blanks")
+            raise InputError(f"{path}: two ids are {quote(id)} and differ only in their Unicode form or in blanks")
         vectors[id] = label_vector(names, classes, path, id)
     return Labels(classes, vectors, vectors.__getitem__)
 
@@ -160,6 +161,9 @@ def _read_table(path: Path) -> tuple[tuple[str, ...], dict[str, list[str]]]:
     except csv.Error as error:
         raise InputError(f"{path}: is no table of text, it has a cell of more than 131072 characters") from error
     lines = [[cell.strip() for cell in row] for row in table if any(cell.strip() for cell in row)]
+    nameless = next((number for number, line in enumerate(lines, 1) if not line[0]), None)
+    if nameless:
+        raise InputError(f"{path}: row {nameless} has no id")
     header = [cell.lower() for cell in lines[0]] if lines else []
     if len(header) < 2 or header[0] not in _ID_NAMES:
         raise InputError(
@@ -190,10 +194,10 @@ def _wide_rows(path: Path, lines: list[list[str]], names: tuple[str, ...]) -> di
     for line in lines:
         id, cells = line[0], line[1:]
         if len(cells) != len(names):
-            raise InputError(f"{path}: the line of {id!r} has {len(cells)} values, expected {len(names)}")
+            raise InputError(f"{path}: the line of {quote(id)} has {len(cells)} values, expected {len(names)}")
         strange = [cell for cell in cells if cell not in ("0", "1")]
         if strange:
-            raise InputError(f"{path}: {id!r} has the value {strange[0][:40]!r}, expected 0 or 1")
+            raise InputError(f"{path}: {quote(id)} has the value {quote(strange[0])}, expected 0 or 1")
         shown = [name for name, cell in zip(names, cells, strict=True) if cell == "1"]
         if id in rows:
             raise _duplicate(path, id, rows[id], shown)
@@ -203,7 +207,7 @@ def _wide_rows(path: Path, lines: list[list[str]], names: tuple[str, ...]) -> di
 
 def _duplicate(path: Path, id: str, first: Sequence[str], second: Sequence[str]) -> InputError:
     both = " and ".join(f"({', '.join(names)[:60] or 'no class'})" for names in (first, second))
-    return InputError(f"{path}: the id {id!r} is a duplicate, with the labels {both}")
+    return InputError(f"{path}: the id {quote(id)} is a duplicate, with the labels {both}")
 
 
 def _parse_json(value: Any, path: Path) -> tuple[tuple[str, ...], dict[str, list[str]]]:
@@ -219,7 +223,7 @@ def _parse_json(value: Any, path: Path) -> tuple[tuple[str, ...], dict[str, list
         raise InputError(f'{path}: is {found}; expected {{"classes": [names], "labels": {{id: [names]}}}}')
     for id, names in rows.items():
         if not all(isinstance(name, str) for name in names):
-            raise InputError(f"{path}: the label of {id[:80]!r} is a list of other things than class names")
+            raise InputError(f"{path}: the label of {quote(id)} is a list of other things than class names")
     return (tuple(value["classes"]) if full else _names_in(rows)), rows
 
 
@@ -236,14 +240,14 @@ def _from_npy(path: Path, classes: tuple[str, ...] | None) -> Labels:
             raise InputError(f"{path}: an id is a {type(key).__name__}, expected text or a number of at most 18 digits")
         id = clean_id(str(key))
         if id in vectors:
-            raise InputError(f"{path}: the id {id!r} is a duplicate, as text and as a number")
+            raise InputError(f"{path}: the id {quote(id)} is a duplicate, as text and as a number")
         if not isinstance(value, np.ndarray | list) or np.shape(value) != (len(classes),):
             found = f"shape {value.shape}" if isinstance(value, np.ndarray) else f"type {type(value).__name__}"
             raise InputError(
-                f"{path}: the label of {id} has {found}, expected one value for each of {len(classes)} classes"
+                f"{path}: the label of {quote(id)} has {found}, expected one value for each of {len(classes)} classes"
             )
         if not np.isin(np.asarray(value), (0, 1)).all():
-            raise InputError(f"{path}: the label of {id} has values other than 0 and 1")
+            raise InputError(f"{path}: the label of {quote(id)} has values other than 0 and 1")
         vectors[id] = np.asarray(value).astype(bool)
     return Labels(classes, vectors, vectors.__getitem__)
 

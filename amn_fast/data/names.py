@@ -6,7 +6,7 @@ import unicodedata
 from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 
-from amn_fast.data.base import list_ids
+from amn_fast.data.base import list_ids, quote
 from amn_fast.data.text import read_text
 from amn_fast.errors import InputError
 
@@ -128,7 +128,7 @@ def unique_ids(lines: Iterable[str], path: Path | str) -> tuple[str, ...]:
     for number, line in enumerate(lines, 1):
         id = clean_id(line)
         if id in ids:
-            raise InputError(f"{path}: the id {id!r} is a duplicate, in lines {ids[id]} and {number}")
+            raise InputError(f"{path}: the id {quote(id)} is a duplicate, in lines {ids[id]} and {number}")
         if id:
             ids[id] = number
     if not ids:
@@ -137,7 +137,7 @@ def unique_ids(lines: Iterable[str], path: Path | str) -> tuple[str, ...]:
 
 
 def join(keys: Iterable[str], ids: Sequence[str]) -> dict[str, str]:
-    """Find which of the `keys` of a label file belongs to which of `ids`.
+    """Find which of the `keys` of a label file or list belongs to which of `ids`.
 
     A key is the id itself; or else its file name, with or without folder; or else the same number: label files name
     `2007_000032` also `2007_000032.jpg` and `2007000032`, and `000000000009` also `9`.
@@ -152,7 +152,7 @@ def join(keys: Iterable[str], ids: Sequence[str]) -> dict[str, str]:
         for key in sorted(keys.difference(joined.values())):
             alias = form(key)
             if alias is not None and rest.setdefault(alias, key) != key:
-                raise InputError(f"two labels are for the image {alias!r}: {rest[alias]!r} and {key!r}")
+                raise InputError(f"two names mean the image {quote(alias)}: {quote(rest[alias])} and {quote(key)}")
         used: dict[str, str] = {}
         for id in ids:
             alias = id if form is _stem else _number(id)
@@ -160,7 +160,9 @@ def join(keys: Iterable[str], ids: Sequence[str]) -> dict[str, str]:
                 continue
             joined[id] = rest[alias]
             if used.setdefault(joined[id], id) != id:
-                raise InputError(f"the label {joined[id]!r} fits two images, {used[joined[id]]!r} and {id!r}")
+                raise InputError(
+                    f"the name {quote(joined[id])} fits two images, {quote(used[joined[id]])} and {quote(id)}"
+                )
     return joined
 
 

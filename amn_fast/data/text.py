@@ -91,10 +91,18 @@ def read_text(path: Path | str) -> str:
         InputError: the file is missing or not UTF-8.
     """
     data = read_bytes(path)
+    if b"\0" in data:
+        raise InputError(f"{path}: is {_described_binary(data)}, expected UTF-8 text")
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise InputError(f"{path}: is {describe_content(data)}, expected UTF-8 text") from error
+        raise InputError(f"{path}: is {_described_binary(data)}, expected UTF-8 text") from error
+
+
+def _described_binary(data: bytes) -> str:
+    """What a file is that is not UTF-8 text, though its start may look like it."""
+    found = describe_content(data)
+    return "damaged text or binary data" if found.startswith(("text", "JSON", "XML", "an HTML")) else found
 
 
 def read_json(path: Path | str) -> Any:

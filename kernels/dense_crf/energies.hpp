@@ -3,15 +3,15 @@
 
 #include <cstdint>
 
-#include "dense_crf/channels.hpp"
+#include "common/memory.hpp"
 
 namespace amn::dense_crf {
 
-// finite: any energies. of_labels: those of a label map. forbid: some are +inf. The last two members of `Examined` hold
-// for of_labels alone.
 struct Examined {
-    bool of_labels, forbid, huge;
-    float right, wrong;
+    bool of_labels;      // they come from a label map
+    bool forbid;         // some are +inf
+    bool huge;           // some exceed `most_energy`
+    float right, wrong;  // of a label map
 };
 
 // Magnitudes beyond this are replaced (see `bounded`): they could not be told from a channel that stands for no label.

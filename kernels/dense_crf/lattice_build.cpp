@@ -22,7 +22,7 @@ int band_count(int64_t points) { return points < 32768 ? 1 : points < (1 << 20) 
 template <int Words>
 bool pack(const Features& features, const std::vector<float>& scale, PackingOf<Words>& packing) {
     const int d = features.dimension();
-    const int remainder_bits = std::bit_width(static_cast<unsigned>(d));
+    const int remainder_bits = lattice::remainder_bits(d);
     packing.remainder_mask = (uint64_t{1} << remainder_bits) - 1;
     int word = 0, used = remainder_bits;
     // Elevated coordinate j is the sum of the later scaled features less j times its own (coordinate 0: the sum).

@@ -48,6 +48,7 @@ public:
                 }
             if (it == iterations_) break;
             me.sync();
+            if (me.left()) return;
             for (Term& term : terms_) {
                 for (size_t b = 0; b < channels_.width.size(); ++b)
                     term.lattice->blur(passes_, channels_.log_width[b], block_rows(term, 1, b), me);

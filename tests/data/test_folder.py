@@ -88,6 +88,7 @@ def test_lists_hold_strings(root):
         ("a b.c\r\n\r\n2007_000032\r\n", ("a b.c", "2007_000032")),
         ("000000000009", ("000000000009",)),
         ("\ufeff 2007_000032 \n\n\n", ("2007_000032",)),
+        ("images/a b.c.jpeg\n2007_000032.jpg\n9\n", ("a b.c", "2007_000032", "000000000009")),
     ):
         (root / "train.txt").write_bytes(text.encode())
         dataset = open_folder(root, ids="train.txt")

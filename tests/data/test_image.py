@@ -61,19 +61,19 @@ def test_cmyk_and_grey_with_alpha(tmp_path):
     assert read_image(saved(Image.new("LA", (3, 2)), tmp_path / "b.png")).shape == (2, 3, 3)
 
 
-@pytest.mark.parametrize("bits", [8, 10, 12, 14, 16])
-def test_deep_values_are_scaled_by_the_depth_of_the_largest(tmp_path, bits):
+def test_deep_values_are_scaled_by_the_depth_of_the_largest(tmp_path):
     """Grey and colour alike: 12 bits, or 8, in a container of 16 or 32 do not become black."""
-    high = np.linspace(0, 2**bits - 1, 600).astype(np.uint16).reshape(20, 30)
-    expected = high >> (bits - 8)
-    for name, values in (("g16.png", high), ("g16.tif", high), ("g32.tif", high.astype(np.int32)),
-                         ("big.tif", high.astype(">u2"))):  # fmt: skip
-        read = read_image(saved(values, tmp_path / name))
-        np.testing.assert_array_equal(read, np.repeat(expected[..., None], 3, 2), err_msg=name)
-    colour = np.dstack([high, high // 2, high // 4])
-    for name in ("c16.png", "c16.tif"):
-        assert cv2.imwrite(str(tmp_path / name), colour[..., ::-1])
-        np.testing.assert_array_equal(read_image(tmp_path / name), colour >> (bits - 8), err_msg=name)
+    for bits in [8, 10, 12, 14, 16]:
+        high = np.linspace(0, 2**bits - 1, 600).astype(np.uint16).reshape(20, 30)
+        expected = high >> (bits - 8)
+        for name, values in (("g16.png", high), ("g16.tif", high), ("g32.tif", high.astype(np.int32)),
+                             ("big.tif", high.astype(">u2"))):  # fmt: skip
+            read = read_image(saved(values, tmp_path / name))
+            np.testing.assert_array_equal(read, np.repeat(expected[..., None], 3, 2), err_msg=name)
+        colour = np.dstack([high, high // 2, high // 4])
+        for name in ("c16.png", "c16.tif"):
+            assert cv2.imwrite(str(tmp_path / name), colour[..., ::-1])
+            np.testing.assert_array_equal(read_image(tmp_path / name), colour >> (bits - 8), err_msg=name)
 
 
 def test_exif_orientation_is_undone_and_the_size_agrees(tmp_path):
@@ -126,29 +126,29 @@ def test_a_damaged_exif_block_does_not_cost_the_image(tmp_path):
     assert read_image(path).shape == (40, 60, 3)
 
 
-@pytest.mark.parametrize("name", ["a.jpg", "progressive.jpg", "a.png", "a.bmp", "a.tif", "a.webp", "a.gif"])
-def test_a_truncated_image_is_an_error_that_names_it(tmp_path, name):
-    options = {"progressive": True} if "progressive" in name else {}
-    path = saved(RNG.integers(0, 256, (120, 160, 3), np.uint8), tmp_path / name, **options)
-    data = path.read_bytes()
-    assert read_image(path).shape == (120, 160, 3)
-    for share in (0.0, 0.02, 0.5, 0.9):
-        path.write_bytes(data[: int(len(data) * share)])
-        with pytest.raises(InputError, match=rf"{name}: is (a \w+ image that is truncated|an empty file|binary)"):
+def test_a_truncated_image_is_an_error_that_names_it(tmp_path):
+    for name in ["a.jpg", "progressive.jpg", "a.png", "a.bmp", "a.tif", "a.webp", "a.gif"]:
+        options = {"progressive": True} if "progressive" in name else {}
+        path = saved(RNG.integers(0, 256, (120, 160, 3), np.uint8), tmp_path / name, **options)
+        data = path.read_bytes()
+        assert read_image(path).shape == (120, 160, 3)
+        for share in (0.0, 0.02, 0.5, 0.9):
+            path.write_bytes(data[: int(len(data) * share)])
+            with pytest.raises(InputError, match=rf"{name}: is (a \w+ image that is truncated|an empty file|binary)"):
+                read_image(path)
+
+
+def test_a_jpeg_whose_rest_is_zeros_is_an_error_and_bytes_behind_its_end_are_not(tmp_path):
+    for progressive in [False, True]:
+        exif = Image.Exif()
+        exif[270] = "\u00ff\u00d9" * 4  # an embedded thumbnail has an end of its own, which does not count
+        path = saved(SCENE, tmp_path / "cut.jpg", progressive=progressive, exif=exif.tobytes() + b"\xff\xd9")
+        data, before = path.read_bytes(), read_image(path)
+        path.write_bytes(data + b"\0" * 100)
+        np.testing.assert_array_equal(read_image(path), before)
+        path.write_bytes(data[: len(data) // 2] + bytes(len(data) - len(data) // 2))
+        with pytest.raises(InputError, match=r"cut\.jpg: is a JPEG image that is truncated"):
             read_image(path)
-
-
-@pytest.mark.parametrize("progressive", [False, True])
-def test_a_jpeg_whose_rest_is_zeros_is_an_error_and_bytes_behind_its_end_are_not(tmp_path, progressive):
-    exif = Image.Exif()
-    exif[270] = "\u00ff\u00d9" * 4  # an embedded thumbnail has an end of its own, which does not count
-    path = saved(SCENE, tmp_path / "cut.jpg", progressive=progressive, exif=exif.tobytes() + b"\xff\xd9")
-    data, before = path.read_bytes(), read_image(path)
-    path.write_bytes(data + b"\0" * 100)
-    np.testing.assert_array_equal(read_image(path), before)
-    path.write_bytes(data[: len(data) // 2] + bytes(len(data) - len(data) // 2))
-    with pytest.raises(InputError, match=r"cut\.jpg: is a JPEG image that is truncated"):
-        read_image(path)
 
 
 def chunk(name, data):
@@ -232,23 +232,20 @@ def test_masks_give_palette_indices_and_grey_values(tmp_path):
     np.testing.assert_array_equal(turned, ids)
 
 
-@pytest.mark.parametrize(
-    ("values", "foreground", "expected"),
-    [
+def test_the_foreground_of_binary_masks(tmp_path):
+    for values, foreground, expected in [
         ([0, 255], 255, [0, 1]),
         ([0, 1], 1, [0, 1]),
         ([0, 128, 255], 128, [0, 1, 255]),
         ([0, 7, 255], 255, r"holds the values 7 beside the foreground 255, expected 0 or 255"),
         ([0, 255], 0, r"foreground is 0, expected 1\.\.255"),
-    ],
-)
-def test_the_foreground_of_binary_masks(tmp_path, values, foreground, expected):
-    path = saved(np.array([values], np.uint8), tmp_path / "m.png")
-    if isinstance(expected, list):
-        assert read_mask(path, foreground).tolist() == [expected]
-        return
-    with pytest.raises(InputError, match=expected):
-        read_mask(path, foreground)
+    ]:
+        path = saved(np.array([values], np.uint8), tmp_path / "m.png")
+        if isinstance(expected, list):
+            assert read_mask(path, foreground).tolist() == [expected]
+            continue
+        with pytest.raises(InputError, match=expected):
+            read_mask(path, foreground)
 
 
 def test_what_is_no_mask_is_refused_and_the_hints_help(tmp_path):

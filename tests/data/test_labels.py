@@ -70,13 +70,13 @@ def test_every_form_of_a_label_file_says_the_same(tmp_path):
         assert as_lists(open_labels(path, CLASSES)) == {key: [1, 0, 0], "other": [0, 0, 0]}
 
 
-@pytest.mark.parametrize(
-    ("name", "text", "message"),
-    [
+def test_mistakes_are_named(tmp_path):
+    for name, text, message in [
         ("l.csv", "id,labels\n7,cat;unicorn\n", r"'7' has the unknown class 'unicorn'; the classes are cat, "),
         ("l.csv", "id,labels\n7,Cat\n", r"'7' has the unknown class 'Cat'; the classes have 'cat'"),
         ("l.csv", "id,cat,unicorn\n7,0,1\n", r"'7' has the unknown class 'unicorn'"),
         ("l.json", '{"7": ["unicorn"]}', r"'7' has the unknown class 'unicorn'"),
+        ("l.csv", "id,cat\n7,1\n,1\n", r"row 3 has no id"),
         ("l.csv", "id,cat\n7,2\n", r"'7' has the value '2', expected 0 or 1"),
         ("l.csv", "id,cat\n7,1\n7,0\n", r"the id '7' is a duplicate, with the labels \(cat\) and \(no class\)"),
         ("l.csv", "id,labels\n7,cat\n7,person\n", r"the id '7' is a duplicate, with the labels \(cat\) and \(person\)"),
@@ -105,13 +105,14 @@ def test_every_form_of_a_label_file_says_the_same(tmp_path):
         ("l.csv", None, r"there is no such file"),
         ("l.json", None, r"there is no such file"),
         ("l.npy", None, r"there is no such file"),
-    ],
-)  # fmt: skip
-def test_mistakes_are_named(tmp_path, name, text, message):
-    path = tmp_path / name if text is None else put(tmp_path / name, text)
-    with pytest.raises(InputError, match=rf"{name}: .*{message}") as caught:
-        open_labels(path, CLASSES)
-    assert "\n" not in str(caught.value)
+    ]:
+        path = tmp_path / name
+        path.unlink(missing_ok=True)
+        if text is not None:
+            put(path, text)
+        with pytest.raises(InputError, match=rf"{name}: .*{message}") as caught:
+            open_labels(path, CLASSES)
+        assert "\n" not in str(caught.value)
 
 
 def test_legacy_vectors(tmp_path):
@@ -120,9 +121,9 @@ def test_legacy_vectors(tmp_path):
     assert as_lists(open_labels(path, CLASSES)) == {"2007000032": [1, 0, 0], "9": [0, 0, 0]}
     for value, classes, message in (
         ({7: np.zeros(3)}, None, "holds no class names"),
-        ({7: np.zeros(3)}, CLASSES[:2], r"the label of 7 has shape \(3,\), expected one value for each of 2 classes"),
-        ({7: np.array([0.5, 0, 0])}, CLASSES, "the label of 7 has values other than 0 and 1"),
-        ({7: {}}, CLASSES, "the label of 7 has type dict"),
+        ({7: np.zeros(3)}, CLASSES[:2], r"the label of '7' has shape \(3,\), expected one value for each of 2 classes"),
+        ({7: np.array([0.5, 0, 0])}, CLASSES, "the label of '7' has values other than 0 and 1"),
+        ({7: {}}, CLASSES, "the label of '7' has type dict"),
         ({7: np.zeros(3), "7": np.ones(3)}, CLASSES, "the id '7' is a duplicate, as text and as a number"),
         ({10**5000: np.zeros(3)}, CLASSES, "an id is a int, expected text or a number of at most 18 digits"),
         ([1], CLASSES, "holds a list, expected a dictionary"),
@@ -149,9 +150,8 @@ def test_legacy_vectors(tmp_path):
 OBJECT = "<object><name>{}</name><difficult>1</difficult><part><name>head</name></part></object>"
 
 
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
+def test_labels_from_annotations(tmp_path):
+    for text, expected in [
         (f"<annotation>{OBJECT.format('cat')}</annotation>", [1, 0, 0]),
         (f'<annotation xmlns="http://x/voc">{OBJECT.format("cat")}</annotation>', [1, 0, 0]),
         ("<annotation><filename>y.jpg</filename></annotation>", [0, 0, 0]),
@@ -164,16 +164,14 @@ OBJECT = "<object><name>{}</name><difficult>1</difficult><part><name>head</name>
         ('<?xml version="1.0" encoding="none"?><annotation/>', "in an encoding that is not read, expected UTF-8"),
         ('{"a": 1}', "is JSON, expected XML"),
         ("", "is an empty file, expected XML"),
-    ],
-)  # fmt: skip
-def test_labels_from_annotations(tmp_path, text, expected):
-    put(tmp_path / "y.xml", text)
-    put(tmp_path / "._y.xml", b"\0\5\26\7\0\2\0\0Mac OS X")
-    if isinstance(expected, list):
-        assert as_lists(open_labels(tmp_path, CLASSES)) == {"y": expected}
-        return
-    with pytest.raises(InputError, match=rf"y\.xml: .*{expected}"):
-        open_labels(tmp_path, CLASSES)["y"]
+    ]:
+        put(tmp_path / "y.xml", text)
+        put(tmp_path / "._y.xml", b"\0\5\26\7\0\2\0\0Mac OS X")
+        if isinstance(expected, list):
+            assert as_lists(open_labels(tmp_path, CLASSES)) == {"y": expected}
+            continue
+        with pytest.raises(InputError, match=rf"y\.xml: .*{expected}"):
+            open_labels(tmp_path, CLASSES)["y"]
 
 
 def test_labels_from_masks(tmp_path):
@@ -196,27 +194,24 @@ def test_labels_from_masks(tmp_path):
         open_labels(tmp_path, CLASSES, foreground=255)
 
 
-@pytest.mark.parametrize(
-    ("keys", "ids", "expected"),
-    [
+def test_keys_join_ids():
+    for keys, ids, expected in [
         (["2007000032", "9", "x_1"], ("2007_000032", "000000000009", "x_1"), ["2007000032", "9", "x_1"]),
         (["1_0", "10"], ("1_0", "10"), ["1_0", "10"]),  # exact names go before numbers
         (["a.jpg", "s/b.PNG", "d\\e.bmp"], ("a", "b", "e"), ["a.jpg", "s/b.PNG", "d\\e.bmp"]),
         (["a.jpg", "a"], ("a.jpg", "a"), ["a.jpg", "a"]),
         (["x1", "1", "9" * 5000], ("2", "1x"), []),
         (["0" * 5000 + "7"], ("7",), ["0" * 5000 + "7"]),
-        (["10"], ("1_0", "01_0"), "the label '10' fits two images, '1_0' and '01_0'"),
-        (["10", "010"], ("1_0",), "two labels are for the image '10': '010' and '10'"),
-        (["a.jpg", "a.png"], ("a",), "two labels are for the image 'a': 'a.jpg' and 'a.png'"),
-    ],
-)  # fmt: skip
-def test_keys_join_ids(keys, ids, expected):
-    if isinstance(expected, str):
-        with pytest.raises(InputError, match=expected):
-            join(keys, ids)
-        return
-    joined = join(keys, ids)
-    assert [joined[id] for id in ids if id in joined] == expected
+        (["10"], ("1_0", "01_0"), "the name '10' fits two images, '1_0' and '01_0'"),
+        (["10", "010"], ("1_0",), "two names mean the image '10': '010' and '10'"),
+        (["a.jpg", "a.png"], ("a",), "two names mean the image 'a': 'a.jpg' and 'a.png'"),
+    ]:
+        if isinstance(expected, str):
+            with pytest.raises(InputError, match=expected):
+                join(keys, ids)
+            continue
+        joined = join(keys, ids)
+        assert [joined[id] for id in ids if id in joined] == expected
 
 
 def test_class_lists(tmp_path):

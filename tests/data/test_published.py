@@ -37,20 +37,20 @@ def as_numpy(entries):
     return {name: np.asarray(value) for name, value in entries.items()}
 
 
-@pytest.mark.parametrize("background", [False, True])
-def test_classes_count_from_one_and_the_background_is_dropped(tmp_path, background):
-    for classes in ((3, 14), (0,), (79,)):
-        entries = dictionary(classes, background=background)
-        found = read_published(saved(tmp_path / "a.npy", entries), labels=np.isin(np.arange(80), classes))
-        assert found.keys.dtype == np.uint8
-        assert found.keys.tolist() == [k + 1 for k in classes]
-        np.testing.assert_array_equal(found.strided, entries["cam"].numpy()[int(background) :])
-        np.testing.assert_array_equal(found.full, entries["high_res"][int(background) :])
-    for wrong in ((0, 3), (), (78,)):
-        with pytest.raises(
-            InputError, match=r"a\.npy: keys are \[79\], expected \[.*\], the classes of the image's labels"
-        ):
-            read_published(tmp_path / "a.npy", labels=np.isin(np.arange(80), wrong))
+def test_classes_count_from_one_and_the_background_is_dropped(tmp_path):
+    for background in [False, True]:
+        for classes in ((3, 14), (0,), (79,)):
+            entries = dictionary(classes, background=background)
+            found = read_published(saved(tmp_path / "a.npy", entries), labels=np.isin(np.arange(80), classes))
+            assert found.keys.dtype == np.uint8
+            assert found.keys.tolist() == [k + 1 for k in classes]
+            np.testing.assert_array_equal(found.strided, entries["cam"].numpy()[int(background) :])
+            np.testing.assert_array_equal(found.full, entries["high_res"][int(background) :])
+        for wrong in ((0, 3), (), (78,)):
+            with pytest.raises(
+                InputError, match=r"a\.npy: keys are \[79\], expected \[.*\], the classes of the image's labels"
+            ):
+                read_published(tmp_path / "a.npy", labels=np.isin(np.arange(80), wrong))
 
 
 def test_the_recorded_activations_of_amn(tmp_path):
@@ -73,21 +73,21 @@ def test_an_image_without_class(tmp_path):
     assert (found.strided.shape, found.full.shape) == ((0, 3, 2), (0, 10, 6))
 
 
-@pytest.mark.parametrize("background", [False, True])
-def test_written_as_the_published_code_does(tmp_path, background):
+def test_written_as_the_published_code_does(tmp_path):
     """Read here by NumPy's own reader, as the published code reads it."""
-    before = read_published(saved(tmp_path / "a.npy", dictionary()))
-    write_published(tmp_path / "b.npy", before, background=background)
-    entries = np.load(tmp_path / "b.npy", allow_pickle=True).item()
-    assert list(entries) == ["keys", "cam", "high_res"]
-    assert (entries["keys"].dtype, entries["keys"].tolist()) == (torch.int64, [3, 14])
-    assert (entries["cam"].dtype, entries["high_res"].dtype) == (torch.float32, np.float32)
-    np.testing.assert_array_equal(entries["cam"].numpy()[int(background) :], before.strided)
-    np.testing.assert_array_equal(entries["high_res"][int(background) :], before.full)
-    if background:
-        np.testing.assert_array_equal(entries["high_res"][0], 1 - before.full.max(0))
-    after = read_published(tmp_path / "b.npy")
-    np.testing.assert_array_equal(after.full, before.full)
+    for background in [False, True]:
+        before = read_published(saved(tmp_path / "a.npy", dictionary()))
+        write_published(tmp_path / "b.npy", before, background=background)
+        entries = np.load(tmp_path / "b.npy", allow_pickle=True).item()
+        assert list(entries) == ["keys", "cam", "high_res"]
+        assert (entries["keys"].dtype, entries["keys"].tolist()) == (torch.int64, [3, 14])
+        assert (entries["cam"].dtype, entries["high_res"].dtype) == (torch.float32, np.float32)
+        np.testing.assert_array_equal(entries["cam"].numpy()[int(background) :], before.strided)
+        np.testing.assert_array_equal(entries["high_res"][int(background) :], before.full)
+        if background:
+            np.testing.assert_array_equal(entries["high_res"][0], 1 - before.full.max(0))
+        after = read_published(tmp_path / "b.npy")
+        np.testing.assert_array_equal(after.full, before.full)
 
 
 def test_an_image_without_class_is_written_as_keys_alone(tmp_path):
