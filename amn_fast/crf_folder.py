@@ -328,7 +328,7 @@ class _Record:
     def has(self, pair: Pair) -> bool:
         known = dict(self._entries.get(pair.id, {}))
         mask = known.pop("mask", None)
-        return known == self.entry(pair) and pair.mask.is_file() and mask == _content(pair.mask)
+        return pair.mask.is_file() and known == self.entry(pair) and mask == _content(pair.mask)
 
     def entry(self, pair: Pair) -> dict[str, Any]:
         """Names what the mask depends on."""
