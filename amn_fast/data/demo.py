@@ -24,6 +24,7 @@ from amn_fast.data.folder import FileDataset, open_folder
 from amn_fast.data.image import read_image
 from amn_fast.data.labels import write_labels
 from amn_fast.data.masks import write_mask
+from amn_fast.data.text import read_json
 from amn_fast.errors import InputError, MissingExtra
 
 DEMO_CLASSES = ("cat", "cup", "person")
@@ -115,8 +116,8 @@ def _classes_of(index: int, seed: int) -> tuple[int, ...]:
 
 def _recipe_of(directory: Path) -> object:
     try:
-        return json.loads((directory / "demo.json").read_text())
-    except (OSError, ValueError):
+        return read_json(directory / "demo.json")
+    except InputError:
         return None
 
 

@@ -5,6 +5,7 @@ program.
 """
 
 import io
+import logging
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,6 +24,8 @@ try:
     from PIL import ExifTags, Image, ImageOps
 except ImportError as error:
     raise MissingExtra("reading images needs Pillow: pip install 'amn-fast[pipeline]'") from error
+
+logging.getLogger("PIL").addHandler(logging.NullHandler())  # its remarks about damaged files, unless they are asked for
 
 __all__ = ["IMAGE_SUFFIXES", "PICTURE_SUFFIXES", "image_size", "read_image", "read_mask"]
 

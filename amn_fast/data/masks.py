@@ -98,12 +98,17 @@ def check_foreground(foreground: int | None, n_classes: int) -> None:
         raise InputError(f"foreground is {foreground}, which is for masks of one class, but there are {n_classes}")
 
 
-def require_class_ids(paths: Iterable[Path], n_classes: int) -> None:
+def require_class_ids(paths: Iterable[Path], n_classes: int, remedy: str = "") -> None:
     """Refuse a set of masks whose only values are 0 and 255.
 
     255 means unknown, but most tools write binary masks as 0 and 255. A single mask does not tell; a set in which no
     mask has any class does. Reads until the first mask with a class; files that cannot be read are left to those who
     use them.
+
+    Args:
+        paths: the masks.
+        n_classes: C, the number of foreground classes.
+        remedy: what to do about it, instead of setting `foreground`.
 
     Raises:
         InputError: no mask has a class, and some have 255; the message has the remedy.
@@ -121,7 +126,9 @@ def require_class_ids(paths: Iterable[Path], n_classes: int) -> None:
         if first is None and (mask == IGNORE).any():
             first = path
     if first is not None:
-        remedy = "if 255 is the foreground, set foreground to 255" if n_classes == 1 else "expected class ids"
+        remedy = remedy or (
+            "if 255 is the foreground, set foreground to 255" if n_classes == 1 else "expected class ids"
+        )
         raise InputError(
             f"{first.parent}: all {count} masks hold only 0 and 255, and 255 means unknown (the first: {first.name}); "
             f"{remedy}"

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from amn_fast.data.base import IGNORE, list_ids
 from amn_fast.data.image import read_mask
-from amn_fast.data.masks import describe_size, find_masks
+from amn_fast.data.masks import describe_size, find_masks, require_class_ids
 from amn_fast.errors import InputError
 from amn_fast.metrics import Confusion, UnknownRule
 from amn_fast.review.coco import coco_masks
@@ -212,10 +212,12 @@ def _open(path: Path, classes: tuple[str, ...] | None) -> tuple[tuple[str, ...] 
         path = path / "masks"
     else:
         names = None
-    readers = {id: _png(file) for id, file in find_masks(path).items()}
-    if not readers:
+    files = find_masks(path)
+    if not files:
         raise InputError(f"{path}: holds no masks, expected files ID.png")
-    return names, readers
+    if names is None:
+        require_class_ids(files.values(), 1, "store the foreground as a class id, from 1 on")
+    return names, {id: _png(file) for id, file in files.items()}
 
 
 def _open_coco(path: Path, classes: tuple[str, ...] | None) -> tuple[tuple[str, ...], dict[str, Reader]]:

@@ -216,7 +216,7 @@ def _read_label_map(data: bytes, path: Path) -> dict[int, str]:
 def _from_colours(open_file: Reader, name: str, path: Path, colours: Mapping[int, str], job: Job) -> NDArray[np.uint8]:
     where = f"{path}: {name}"
     try:
-        with open_file(name) as file, Image.open(file) as image:
+        with open_file(name) as file, Image.open(file, formats=("PNG",)) as image:
             pixels = np.array(image.convert("RGB")).astype(np.int64)
     except Exception as error:  # damaged archives and images have many kinds of errors
         raise InputError(f"{where} cannot be read as an image: {error}") from error

@@ -272,6 +272,10 @@ def test_weight_files_that_cannot_be_used_end_in_one_sentence(tmp_path):
         "pickle.pth": (pickle.dumps({"a": Bomb()}), "it is damaged or of another format"),
         "safe.pth": (b"\x10\0\0\0\0\0\0\0{}", "it is damaged or of another format"),
         "zip.pth": (compressed.getvalue(), "is a compressed archive"),
+        "nest.pth": (
+            b"\x80\x02})" + b"\x85" * 300_000 + b"Ns.",
+            "holds 300000 tuples, expected at most 30000, of tensors",
+        ),
         "gone.pth": (None, "does not exist"),
     }
     for name in ("a.pth", "b.pt", "c.safetensors"):

@@ -108,7 +108,9 @@ def test_score_of_coco_and_the_command(folders):
 
 def test_refusals(folders, tmp_path):
     (tmp_path / "none").mkdir()
+    write_mask(tmp_path / "binary" / "a.png", np.array([[0, 255]]))
     for arguments, reason in (
+        ((folders / "masks", tmp_path / "binary"), r"hold only 0 and 255, .*; store the foreground as a class id"),
         ((folders / "no", folders / "true"), "no such folder"),
         ((tmp_path / "none", folders / "true"), "holds no masks"),
         ((folders / "masks", folders / "true", ("one",)), "expected 0..1 or 255"),
