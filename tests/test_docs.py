@@ -180,6 +180,7 @@ EXAMPLES = {
     "refine_probabilities.py": r"accuracy 0\.\d+ -> 0\.\d+",
     "batch_on_threads.py": r"8 images.*bit-identical: True",
     "images_to_masks.py": r"8 masks in .*masks",
+    "single_stage.py": r"50 iterations.* below 1e-4: True",
     "random_walk.py": r"mass inside the object: 0\.\d+ -> 0\.\d+",
 }
 
