@@ -5,11 +5,11 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("timm", reason="networks need the pipeline extra")
 
-from amn_fast.pipeline.training import RunningMean
-from amn_fast.steps import cam
-
 
 def test_accuracy_counts_images_with_all_labels_right():
+    from amn_fast.pipeline.training import RunningMean
+    from amn_fast.steps import cam
+
     logits = torch.tensor([[2.0, -1.0], [2.0, 1.0], [-3.0, -1.0], [0.5, 4.0]])
     labels = torch.tensor([[1.0, 0.0], [1.0, 0.0], [0.0, 0.0], [1.0, 1.0]])
     loss, right = cam.loss(lambda images: logits, torch.zeros(4, 3, 8, 8), labels)
