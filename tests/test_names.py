@@ -15,7 +15,7 @@ NEEDED = ("torch", "timm", "pydantic", "typer", "jinja2", "efficientnet_lite0_py
 MISSING = [name for name in NEEDED if importlib.util.find_spec(name) is None]
 pytestmark = pytest.mark.skipif(bool(MISSING), reason=f"a run needs {', '.join(MISSING)}")
 
-CLASSES = ["[red]cat", '<b>&"', "[/]"]
+CLASSES = ['<b>&"', "[/]", "[red]cat"]  # in the order of a label file without a list of classes
 IDS = ["[a]b", "[red]", "<i>it's", "[link=x]c"]
 TRAINING = {"epochs": 1, "batch": 4, "crop": 64}
 SETTINGS = {
