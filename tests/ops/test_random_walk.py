@@ -32,7 +32,7 @@ def recorded(case):
     return golden["x"], golden["edge"], settings, golden["rw_exact"]
 
 
-def picture(k=2, h=13, w=17, seed=0):
+def problem(k=2, h=13, w=17, seed=0):
     generator = np.random.default_rng(seed)
     return generator.random((k, h, w), np.float32), generator.random((h, w), np.float32) ** 2
 
@@ -73,7 +73,7 @@ def test_the_mask_is_that_of_double_precision(case):
 )
 def test_the_dense_definition(size, settings, how):
     radius, beta, exp_times = settings
-    x, edge = picture(3, *size)
+    x, edge = problem(3, *size)
     exact = reference.walk_dense(x, edge, radius=radius, beta=beta, exp_times=exp_times)
     found = random_walk(x, edge, radius=radius, beta=beta, exp_times=exp_times, **how)
     assert relative_error(found, exact) < 1e-5
@@ -90,14 +90,14 @@ def test_error_follows_the_tolerance():
 class TestInvariants:
     @each({"how": WALKS})
     def test_a_constant_map_stays_constant(self, how):
-        _, edge = picture(h=40, w=33)
+        _, edge = problem(h=40, w=33)
         x = (0.7 / (1 - edge.astype(np.float64)))[None]  # the walk starts at x (1 - edge)
         found = random_walk(x, edge, **how)
         np.testing.assert_allclose(found, 0.7, rtol=1e-6)
 
     @each({"how": WALKS})
     def test_mass_weighted_by_the_column_sums_is_conserved(self, how):
-        x, edge = picture(h=40, w=33)
+        x, edge = problem(h=40, w=33)
         strength = reference.affinities(edge) ** 10
         index = np.arange(edge.size).reshape(edge.shape)
         sums = np.ones(edge.size)
@@ -111,7 +111,7 @@ class TestInvariants:
 
     @each({"how": WALKS})
     def test_no_value_leaves_the_range(self, how):
-        x, edge = picture(h=40, w=33)
+        x, edge = problem(h=40, w=33)
         start = x * (1 - edge)
         found = random_walk(x, edge, **how, tolerance=1e-3)
         assert found.min() >= start.min()
@@ -129,7 +129,7 @@ class TestInvariants:
 
     @each({"how": WALKS})
     def test_edges_everywhere_leave_nothing(self, how):
-        x, edge = picture()
+        x, edge = problem()
         assert (random_walk(x, np.ones_like(edge), **how) == 0).all()
 
     @each({"how": WALKS})
@@ -142,14 +142,14 @@ class TestInvariants:
 
     @each({"how": WALKS})
     def test_the_walk_is_linear(self, how):
-        x, edge = picture(2)
+        x, edge = problem(2)
         both = np.concatenate([x, x[:1] - 3 * x[1:]]).astype(np.float64)
         a, b, sum_ = random_walk(both, edge, **how)
         np.testing.assert_allclose(sum_, a - 3 * b, atol=5e-5)
 
 
 def test_columns_of_the_transition_sum_to_one():
-    _, edge = picture()
+    _, edge = problem()
     np.testing.assert_allclose(reference.transition(edge).sum(0), 1, rtol=1e-12)
 
 
@@ -157,34 +157,34 @@ def test_columns_of_the_transition_sum_to_one():
 class TestSameBits:
     @each({"method": METHODS, "maps": [1, 2, 3, 4, 7, 9]})
     def test_for_any_number_of_threads(self, method, maps):
-        x, edge = picture(maps, 50, 61)
+        x, edge = problem(maps, 50, 61)
         alone = random_walk(x, edge, method=method, threads=1)
         for threads in (2, 3, 16):
             np.testing.assert_array_equal(random_walk(x, edge, method=method, threads=threads), alone)
 
     def test_for_one_map_and_many(self):
-        x, edge = picture(9, 31, 40)
+        x, edge = problem(9, 31, 40)
         together = random_walk(x, edge)
         for map_, expected in zip(x, together, strict=True):
             np.testing.assert_array_equal(random_walk(map_[None], edge)[0], expected)
 
     @each({"threads": [1, 2, 7]})
     def test_alone_and_in_a_list(self, threads):
-        pictures = [picture(k, h, w, seed=k) for k, h, w in ((1, 1, 1), (2, 1, 20), (5, 40, 30), (3, 17, 64))]
-        xs, edges = (list(part) for part in zip(*pictures, strict=True))
+        problems = [problem(k, h, w, seed=k) for k, h, w in ((1, 1, 1), (2, 1, 20), (5, 40, 30), (3, 17, 64))]
+        xs, edges = (list(part) for part in zip(*problems, strict=True))
         together = random_walk(xs, edges, threads=threads)
-        for (x, edge), found in zip(pictures, together, strict=True):
+        for (x, edge), found in zip(problems, together, strict=True):
             np.testing.assert_array_equal(found, random_walk(x, edge, threads=1))
 
     def test_for_several_numbers_of_steps_at_once(self):
-        x, edge = picture(3, 30, 30)
+        x, edge = problem(3, 30, 30)
         affinities = Affinities(edge)
         for times, found in zip((8, 0, 5), affinities.walk(x, [8, 0, 5]), strict=True):
             np.testing.assert_array_equal(found, affinities.walk(x, times))
 
     @each({"instructions": ["baseline", "avx2", "avx512"]})
     def test_for_instruction_sets_with_one_rounding(self, instructions):
-        x, edge = picture(3, 45, 77)
+        x, edge = problem(3, 45, 77)
         affinities = _native.native.WalkAffinities(edge, 5, 10.0)
         coefficients = reference.chebyshev_coefficients(8, 1e-6)[None]
         best = affinities.walk(x, coefficients, True, 1)
@@ -200,7 +200,7 @@ class TestSameBits:
 
 class TestInputs:
     def test_layouts_and_dtypes(self):
-        x, edge = picture(2, 20, 24)
+        x, edge = problem(2, 20, 24)
         x, edge = x.astype(np.float16), edge.astype(np.float16)
         expected = random_walk(x.astype(np.float32), edge.astype(np.float32))
         wide = np.zeros((2, 40, 48), np.float16)
@@ -214,7 +214,7 @@ class TestInputs:
         np.testing.assert_array_equal(random_walk(frozen, edge[None]), expected.astype(np.float16))
 
     def test_the_input_is_left_alone(self):
-        x, edge = picture()
+        x, edge = problem()
         kept = x.copy(), edge.copy()
         random_walk(x, edge)
         np.testing.assert_array_equal(x, kept[0])
@@ -223,13 +223,13 @@ class TestInputs:
     @needs_native
     @each({"scale": [1e-37, 1e-20, 1e30, -3.0]})
     def test_scale_does_not_matter(self, scale):
-        x, edge = picture()
+        x, edge = problem()
         found = random_walk(x * np.float32(scale), edge)
         np.testing.assert_allclose(found, random_walk(x, edge) * np.float32(scale), rtol=1e-5)
 
     @needs_native
     def test_nearly_closed_edges(self):
-        x, edge = picture(1, 30, 30)
+        x, edge = problem(1, 30, 30)
         edge[:, 10:] = 1 - 1e-5  # affinities of 1e-50: no float holds them
         edge[:, 20:] = 1 - 1e-3
         exact = reference.walk(x, edge)
@@ -237,10 +237,10 @@ class TestInputs:
 
     def test_more_steps_than_can_be_taken_one_by_one(self):
         with pytest.raises(InputError, match="exp_times is 21"):
-            random_walk(*picture(), exp_times=21, method="steps")
+            random_walk(*problem(), exp_times=21, method="steps")
 
     def test_lists_of_different_lengths(self):
-        x, edge = picture()
+        x, edge = problem()
         with pytest.raises(InputError, match="edge is a list of 1, expected a list of 2"):
             random_walk([x, x], [edge])
 
@@ -248,21 +248,21 @@ class TestInputs:
         monkeypatch.setattr(_native, "native", None)
         monkeypatch.setattr(_native, "missing", "not built")
         with pytest.raises(BackendError, match="not built"):
-            random_walk(*picture(), backend="cpu")
-        assert random_walk(*picture()).shape == (2, 13, 17)
+            random_walk(*problem(), backend="cpu")
+        assert random_walk(*problem()).shape == (2, 13, 17)
 
 
 class TestTensors:
     def test_the_answer_of_arrays(self):
         torch = pytest.importorskip("torch")
-        x, edge = picture()
+        x, edge = problem()
         found = random_walk(torch.from_numpy(x), torch.from_numpy(edge))
         assert isinstance(found, torch.Tensor)
         np.testing.assert_array_equal(found.numpy(), random_walk(x, edge))
 
     def test_the_registered_operation(self):
         torch = pytest.importorskip("torch")
-        x, edge = (torch.from_numpy(part) for part in picture())
+        x, edge = (torch.from_numpy(part) for part in problem())
         random_walk(x, edge)  # registers it
         arguments = ([x, x.half()[:, ::2]], [edge, edge[::2]], 5, 10.0, 3, "chebyshev", 1e-6, "cpu", 1)
         if _native.native is None:
@@ -271,7 +271,7 @@ class TestTensors:
 
     def test_devices_and_kinds_do_not_mix(self):
         torch = pytest.importorskip("torch")
-        x, edge = (torch.from_numpy(part) for part in picture())
+        x, edge = (torch.from_numpy(part) for part in problem())
         with pytest.raises(InputError, match=r"^x\[1\] is ndarray .*, expected a PyTorch tensor"):
             random_walk([x, x.numpy()], [edge, edge])
         with pytest.raises(BackendError, match="not on a GPU"):
@@ -281,7 +281,7 @@ class TestTensors:
 
 
 def test_large_maps_stay_linear_in_memory():
-    x, edge = picture(1, 300, 260)
+    x, edge = problem(1, 300, 260)
     affinities = Affinities(edge)
     if affinities.backend == "cpu":
         assert affinities._native.nbytes < 300 * 260 * 4 * 34 * 1.3
@@ -290,7 +290,7 @@ def test_large_maps_stay_linear_in_memory():
 
 @needs_native
 def test_an_interrupt_ends_the_walk_at_once():
-    x, edge = picture(4, 200, 200)
+    x, edge = problem(4, 200, 200)
     arguments = {"method": "steps", "exp_times": 16}  # minutes
     for xs, edges, threads in ((x, edge, 1), (x, edge, 3), ([x] * 5, [edge] * 5, 2)):
         timer = threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT))

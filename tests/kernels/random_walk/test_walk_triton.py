@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from case_table import each
+
 torch = pytest.importorskip("torch")
 triton = pytest.importorskip("triton")
 
@@ -54,7 +56,7 @@ KERNELS = [
 
 @pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="the interpreter replaces the compiler")
 @pytest.mark.parametrize("capability", [80, 90, 100])
-@pytest.mark.parametrize(("name", "constants", "warps"), KERNELS, ids=lambda value: str(value))
+@each({"name, constants, warps": KERNELS})
 def test_compiles_ahead_of_time_without_spills(name, constants, warps, capability, tmp_path):
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
