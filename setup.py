@@ -39,6 +39,7 @@ setup(
     package_data={
         "amn_fast": ["py.typed", "configs/*.yaml"],
         "amn_fast.report": ["*.jinja"],
+        "amn_fast.review": ["*.html"],
         "amn_fast.kernels": ["**/*.cu", "**/*.hpp"],
     },
     include_package_data=False,  # the sources of the extension are for the sdist alone

@@ -491,6 +491,8 @@ def _moved(values: dict[str, Any]) -> dict[str, Any]:
     training, edge = values.get("train_irn"), values.get("edge", {})
     if not (isinstance(training, dict) and "pad" in training and isinstance(edge, dict)):
         return dict(values)
+    if "pad" in edge:
+        raise ValueError("train_irn.pad is the old name of edge.pad, and both are given")
     rest = {key: value for key, value in training.items() if key != "pad"}
     return values | {"train_irn": rest, "edge": {"pad": training["pad"]} | edge}
 

@@ -1,12 +1,9 @@
-"""`amn-fast crf`: the dense CRF over a folder of pictures and a folder of probabilities or label maps."""
+"""`amn-fast crf`: the dense CRF over a folder of images and a folder of probabilities or label maps."""
 
 import hashlib
 import json
 import math
-import os
 import threading
-import zipfile
-import zlib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
@@ -15,10 +12,12 @@ from typing import Any
 
 import numpy as np
 
-from amn_fast.data.base import list_ids
+from amn_fast.data.base import IGNORE, list_ids
 from amn_fast.data.image import PICTURE_SUFFIXES, read_image, read_mask
-from amn_fast.data.masks import describe_size, write_mask
+from amn_fast.data.masks import describe_size, require_class_ids, write_mask
 from amn_fast.errors import InputError
+from amn_fast.files import locked, remove_leftovers
+from amn_fast.ops._arrays import thread_count
 from amn_fast.ops.dense_crf import DenseCRF
 from amn_fast.ops.unary import unary_from_labels, unary_from_softmax
 
@@ -34,12 +33,12 @@ class Settings:
     """Everything but the files that a mask depends on.
 
     Attributes:
-        gaussian: (sxy, compat) of the smoothness kernel.
-        bilateral: (sxy, srgb, compat) of the appearance kernel.
-        iterations: mean-field steps.
-        gt_prob: how far label maps are trusted.
-        labels: how many labels compete in a label map: 0..labels-1. None: those that occur in it.
-        unknown: the label that stands for "unknown" in label maps; the CRF fills such pixels.
+        gaussian: (sigma_xy, compat) of the smoothness kernel.
+        bilateral: (sigma_xy, sigma_rgb, compat) of the appearance kernel.
+        iterations: mean-field iterations.
+        gt_prob: label confidence of label maps.
+        labels: number of labels of a label map: 0..labels-1. None: those present in it.
+        unknown: the label of unknown pixels in label maps; the CRF fills them.
         key: the array to take from NPZ files that hold several.
     """
 
@@ -53,8 +52,8 @@ class Settings:
 
     def __post_init__(self) -> None:
         for name, kernel in (("gaussian", self.gaussian), ("bilateral", self.bilateral)):
-            if not all(0 < deviation < math.inf for deviation in kernel[:-1]) or not math.isfinite(kernel[-1]):
-                raise InputError(f"{name} is {kernel}, expected deviations greater than 0, then a finite compat")
+            if not all(0 < sigma < math.inf for sigma in kernel[:-1]) or not math.isfinite(kernel[-1]):
+                raise InputError(f"{name} is {kernel}, expected sigmas greater than 0, then a finite compat")
         if not 0 < self.gt_prob < 1:
             raise InputError(f"gt_prob is {self.gt_prob}, expected a probability between 0 and 1, both excluded")
         if self.labels is not None and not 2 <= self.labels <= 255:
@@ -65,7 +64,7 @@ class Settings:
         return hashlib.sha256(content.encode()).hexdigest()[:16]
 
 
-# The published settings of three projects whose pictures, like those of VOC, measure about 375 x 500 pixels.
+# The published settings of three projects for images of about 375 x 500 pixels, like those of VOC.
 PRESETS: dict[str, tuple[tuple[float, float], tuple[float, float, float]]] = {
     "irn": ((3, 3), (50, 5, 10)),
     "psa": ((3, 3), (80, 13, 10)),
@@ -75,40 +74,40 @@ PRESETS: dict[str, tuple[tuple[float, float], tuple[float, float, float]]] = {
 
 @dataclass(frozen=True)
 class Pair:
-    """A picture, its probabilities or label map, and the mask to write."""
+    """An image, its probabilities or label map, and the mask to write."""
 
     id: str
-    picture: Path
+    image: Path
     probabilities: Path
     mask: Path
     others: tuple[Path, ...] = ()
     """More files that the mask depends on."""
 
 
-def find_pairs(pictures: Path, probabilities: Path, out: Path) -> tuple[list[Pair], list[str]]:
+def find_pairs(images: Path, probabilities: Path, out: Path) -> tuple[list[Pair], list[str]]:
     """Join two folders by the files' stems.
 
     Returns:
-        the pairs in order of their ids, and the ids of the pictures without probabilities.
+        the pairs in order of their ids, and the ids of the images without probabilities.
 
     Raises:
-        InputError: a folder is missing or is `out` as well, two files have one stem, probabilities have no picture, or
+        InputError: a folder is missing or is `out` as well, two files have one stem, probabilities have no image, or
             there is no pair at all.
     """
-    for folder in (pictures, probabilities):
+    for folder in (images, probabilities):
         if not folder.is_dir():
             raise InputError(f"{folder}: there is no such folder")
         if out.exists() and out.samefile(folder):
             raise InputError(f"{out}: is the folder of the masks and of the inputs, expected another one")
-    picture_of = _by_stem(pictures, PICTURE_SUFFIXES)
+    image_of = _by_stem(images, PICTURE_SUFFIXES)
     probability_of = _by_stem(probabilities, PROBABILITY_SUFFIXES)
-    strays = sorted(set(probability_of) - set(picture_of))
+    strays = sorted(set(probability_of) - set(image_of))
     if strays:
-        raise InputError(f"{probabilities}: {list_ids(strays)} without a picture in {pictures}")
+        raise InputError(f"{probabilities}: {list_ids(strays)} without an image in {images}")
     if not probability_of:
         raise InputError(f"{probabilities}: holds no NPY, NPZ or PNG file")
-    pairs = [Pair(id, picture_of[id], probability_of[id], out / f"{id}.png") for id in sorted(probability_of)]
-    return pairs, sorted(set(picture_of) - set(probability_of))
+    pairs = [Pair(id, image_of[id], probability_of[id], out / f"{id}.png") for id in sorted(probability_of)]
+    return pairs, sorted(set(image_of) - set(probability_of))
 
 
 def _by_stem(folder: Path, suffixes: frozenset[str]) -> dict[str, Path]:
@@ -128,16 +127,19 @@ def refine_folder(
     settings: Settings,
     *,
     threads: int | None = None,
+    overwrite: bool = False,
     advance: Callable[[], None] = lambda: None,
     compute: Callable[[Pair], Array] | None = None,
 ) -> int:
-    """Write the mask of each pair; those that exist under the same settings and from the same files are skipped.
+    """Write the mask of each pair; masks that are up to date are skipped.
 
-    Each thread works on a picture of its own; the masks do not depend on how many there are. `out`/crf.jsonl records
-    the settings and inputs of each mask.
+    A mask is up to date when the same settings gave it, its input files have not changed and it is as it was written.
+    Each thread works on one image; the masks do not depend on their number. `out`/crf.jsonl records the settings and
+    inputs of each mask.
 
     Args:
-        threads: None takes all cores that this process may use.
+        threads: None takes all CPUs that this process may use.
+        overwrite: replace masks that other settings gave.
         advance: called after each pair.
         compute: gives the mask of a pair; None: the dense CRF of its probabilities.
 
@@ -145,19 +147,41 @@ def refine_folder(
         how many masks were computed; the rest existed.
 
     Raises:
-        InputError: `out` holds masks of unknown origin; or files could not be used: the others' masks are written, then
-            those files are counted and the first reasons given.
+        InputError: `out` holds masks of unknown origin or of other settings, or another process writes there; or files
+            could not be used: the masks of the others are written, then those files are counted and the first reasons
+            given.
         OSError: a mask cannot be written.
     """
-    threads = _cores() if threads is None else threads
-    if threads < 1:
-        raise InputError(f"threads is {threads}, expected at least 1")
-    record = _Record(out, settings)
-    record.claim(pairs)
+    threads = thread_count(threads)
+    _require_labels(pairs, settings)
+    out.mkdir(parents=True, exist_ok=True)
+    with locked(out / ".lock") as alone:
+        if not alone:
+            raise InputError(f"{out}: another amn-fast crf writes masks there, expected one at a time")
+        record = _Record(out, settings)
+        record.claim(pairs, overwrite)
+        return _refine_all(pairs, record, threads, advance, compute or (lambda pair: _mask_of(pair, settings)))
+
+
+def _require_labels(pairs: list[Pair], settings: Settings) -> None:
+    """Refuse binary masks of 0 and 255, as most tools write them, where 255 means unknown."""
+    files = [pair.probabilities for pair in pairs]
+    if settings.unknown == IGNORE and all(path.suffix.lower() == ".png" for path in files):
+        require_class_ids(
+            files, 1, "if 255 is a label, name an unknown label that does not occur, such as --unknown 254"
+        )
+
+
+def _refine_all(
+    pairs: list[Pair],
+    record: "_Record",
+    threads: int,
+    advance: Callable[[], None],
+    mask_of: Callable[[Pair], Array],
+) -> int:
     due = [pair for pair in pairs if not record.has(pair)]
     for _ in range(len(pairs) - len(due)):
         advance()
-    mask_of = compute or (lambda pair: _mask_of(pair, settings))
     failures: list[str] = []
     with ThreadPoolExecutor(threads) as pool:
         futures = [pool.submit(_refine, pair, record, mask_of) for pair in due]
@@ -167,6 +191,8 @@ def refine_folder(
                     future.result()
                 except InputError as error:
                     failures.append(str(error))
+                except MemoryError:
+                    failures.append("there is not enough memory for an image")
                 advance()
         except BaseException:
             pool.shutdown(cancel_futures=True)
@@ -174,7 +200,7 @@ def refine_folder(
     if failures:
         more = "" if len(failures) <= 3 else f"; and {len(failures) - 3} more"
         reasons = "; ".join(sorted(failures)[:3])
-        raise InputError(f"{len(failures)} of {len(pairs)} pictures have no mask: {reasons}{more}")
+        raise InputError(f"{len(failures)} of {len(pairs)} images have no mask: {reasons}{more}")
     return len(due)
 
 
@@ -183,15 +209,15 @@ def _refine(pair: Pair, record: "_Record", compute: Callable[[Pair], Array]) -> 
     mask = compute(pair)
     record.forget(pair)
     write_mask(pair.mask, mask)
-    record.append(entry)
+    record.append({**entry, "mask": _content(pair.mask)})
 
 
 def _mask_of(pair: Pair, settings: Settings) -> Array:
-    image = read_image(pair.picture)
+    image = read_image(pair.image)
     given = read_probabilities(pair.probabilities, settings.key)
     if given.shape[-2:] != image.shape[:2]:
         raise InputError(
-            f"{pair.probabilities} has shape {given.shape}, but its picture {pair.picture} is "
+            f"{pair.probabilities} has shape {given.shape}, but its image {pair.image} is "
             f"{describe_size(image.shape[:2])}, expected (..., {image.shape[0]}, {image.shape[1]})"
         )
     try:
@@ -226,9 +252,9 @@ def _unary(given: Array, settings: Settings) -> tuple[Array, Array]:
 
 
 def read_probabilities(path: Path, key: str | None = None) -> Array:
-    """Probabilities (L, H, W) float, L in 2..255, or a label map (H, W) of whole numbers 0..255, from a file.
+    """Probabilities (L, H, W) float, L in 2..255, or a label map (H, W) of integers 0..255, from a file.
 
-    A float array (H, W) or (1, H, W) is the foreground's probability and becomes (2, H, W).
+    A float array (H, W) or (1, H, W) is the probability of the foreground and becomes (2, H, W).
 
     Raises:
         InputError: the file is missing or damaged, holds Python objects, several arrays without `key`, another shape,
@@ -244,7 +270,7 @@ def read_probabilities(path: Path, key: str | None = None) -> Array:
     if array.dtype.kind != "f":
         raise InputError(
             f"{path} holds {array.dtype} of shape {array.shape}, expected (L, H, W) floating-point probabilities or "
-            "(H, W) whole-number labels"
+            "(H, W) integer labels"
         )
     if not array.min() >= -1e-3 or not array.max() <= 1 + 1e-3:  # NaN too
         raise InputError(
@@ -257,10 +283,6 @@ def read_probabilities(path: Path, key: str | None = None) -> Array:
         hint = ": move the labels to the front" if array.shape[2] <= 255 else ""
         raise InputError(f"{path} has shape {array.shape}, expected (L, H, W) with at most 255 labels{hint}")
     return array
-
-
-# What NumPy raises on damaged files, and on Python objects.
-_DAMAGE = (OSError, ValueError, EOFError, KeyError, SyntaxError, NotImplementedError, zipfile.BadZipFile, zlib.error)
 
 
 def _read_numpy(path: Path, key: str | None) -> Array:
@@ -278,8 +300,10 @@ def _read_numpy(path: Path, key: str | None) -> Array:
             return np.asarray(loaded[key])
     except InputError:
         raise
-    except _DAMAGE as error:
-        raise InputError(f"{path} cannot be read as an array of numbers: {error}") from error
+    except MemoryError as error:
+        raise InputError(f"{path} holds an array that does not fit into memory") from error
+    except Exception as error:  # of damaged and encrypted archives there are many, and each layer has its own errors
+        raise InputError(f"{path} cannot be read as an array of numbers: {' '.join(str(error).split())}") from error
 
 
 class _Record:
@@ -287,14 +311,15 @@ class _Record:
 
     def __init__(self, out: Path, settings: Settings) -> None:
         self._path = out / RECORD
-        self._settings = settings
+        self.settings = settings
         self._fingerprint = settings.fingerprint()
         self._lock = threading.Lock()
         self._known = self._path.exists()
-        self._entries = {entry["id"]: entry for entry in self._read() if "id" in entry}
+        self._entries = {entry["id"]: entry for entry in self._read() if isinstance(entry.get("id"), str)}
 
-    def claim(self, pairs: list[Pair]) -> None:
-        """Make sure that the masks to be written replace only masks that an earlier run has written."""
+    def claim(self, pairs: list[Pair], overwrite: bool) -> None:
+        """Make sure that the masks to be written replace only masks of these settings, or of others if allowed."""
+        remove_leftovers(self._path.parent)
         if not self._known:
             foreign = [pair.id for pair in pairs if pair.mask.exists()]
             if foreign:
@@ -302,15 +327,22 @@ class _Record:
                     f"{self._path.parent}: {list_ids(foreign)} there already, and not from this command (no {RECORD}); "
                     "expected a folder of its own"
                 )
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        self.append({"settings": {**asdict(self._settings), "fingerprint": self._fingerprint}})
+        others = [id for id, e in self._entries.items() if e.get("settings") not in (None, self._fingerprint)]
+        if others and not overwrite:
+            raise InputError(
+                f"{self._path.parent}: holds masks of other settings, {list_ids(others, 3)};"
+                " expected another folder, or --overwrite to replace them"
+            )
+        self.append({"settings": {**asdict(self.settings), "fingerprint": self._fingerprint}})
 
     def has(self, pair: Pair) -> bool:
-        return pair.mask.exists() and self._entries.get(pair.id) == self.entry(pair)
+        known = dict(self._entries.get(pair.id, {}))
+        mask = known.pop("mask", None)
+        return pair.mask.is_file() and known == self.entry(pair) and mask == _content(pair.mask)
 
     def entry(self, pair: Pair) -> dict[str, Any]:
         """Names what the mask depends on."""
-        inputs = [_state(path) for path in (pair.picture, pair.probabilities, *pair.others)]
+        inputs = [_state(path) for path in (pair.image, pair.probabilities, *pair.others)]
         return {"id": pair.id, "settings": self._fingerprint, "inputs": inputs}
 
     def forget(self, pair: Pair) -> None:
@@ -327,7 +359,7 @@ class _Record:
         for line in self._path.read_text(encoding="utf-8", errors="replace").splitlines() if self._known else []:
             try:
                 entries.append(json.loads(line))
-            except ValueError:  # a line that was cut off when the run was: its mask is computed again
+            except (ValueError, RecursionError):  # a line that a kill cut off: its mask is computed again
                 continue
         return [entry for entry in entries if isinstance(entry, dict)]
 
@@ -340,5 +372,5 @@ def _state(path: Path) -> list[Any]:
     return [path.name, status.st_size, status.st_mtime_ns]
 
 
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+def _content(path: Path) -> str:
+    return hashlib.blake2b(path.read_bytes(), digest_size=16).hexdigest()

@@ -1,51 +1,69 @@
-"""Files that are either whole or not there."""
+"""Files that are either whole or absent."""
 
+import fcntl
 import json
 import os
 import re
-import tempfile
-from collections.abc import Callable
+import secrets
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
+
+_TEMPORARY = re.compile(r"\.amn-fast-[0-9a-f]{16}\.tmp")
 
 
 def write_atomically(path: Path | str, write: Callable[[IO[bytes]], Any]) -> None:
     """Let `write` fill a temporary file beside `path`, then rename it to `path`.
 
-    A reader sees the old file or the new one, never a part; whatever goes wrong, no temporary file stays.
-    The folder is made when it is not there.
+    A reader sees the old file or the new one, never a part; whatever goes wrong, no temporary file stays. The folder is
+    made when it is not there. The new file has the permissions that the umask grants.
 
     Raises:
         OSError: the folder cannot be written or the disk is full; the error names `path`.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    temporary = path.parent / f".amn-fast-{secrets.token_hex(8)}.tmp"  # short: `path` may have the longest name allowed
     try:
-        with os.fdopen(descriptor, "wb") as file:
+        with temporary.open("xb") as file:
             write(file)
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
         os.replace(temporary, path)
     except BaseException as error:
-        Path(temporary).unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         if isinstance(error, OSError) and error.errno is not None:
             raise OSError(error.errno, os.strerror(error.errno), str(path)) from error
         raise
 
 
-def remove_leftovers(path: Path | str) -> None:
-    """Remove the temporary files that killed calls of `write_atomically` left for `path`, a file or a folder of files.
+def remove_leftovers(folder: Path | str) -> None:
+    """Remove the temporary files that killed calls of `write_atomically` left in `folder`.
 
     Nobody may be writing there meanwhile.
     """
-    path = Path(path)
-    for folder, name in ((path.parent, re.escape(path.name)), (path, ".+")):
-        if folder.is_dir():
-            for file in folder.iterdir():
-                if re.fullmatch(rf"\.{name}\.[a-z0-9_]{{8}}", file.name) and file.is_file():
-                    file.unlink()
+    folder = Path(folder)
+    for file in folder.iterdir() if folder.is_dir() else ():
+        if _TEMPORARY.fullmatch(file.name) and file.is_file():
+            file.unlink()
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[bool]:
+    """Hold the lock file `path`, which is made when it is not there, against other processes.
+
+    Yields:
+        whether this process holds it; False when another one does.
+    """
+    with path.open("a") as file:
+        try:
+            # Not flock: child processes would inherit it and keep it for a while after a kill.
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):
+            yield False
+            return
+        yield True
 
 
 def write_text(path: Path | str, text: str) -> None:

@@ -227,6 +227,7 @@ def refine_outputs(
     edges: Path | str | None = None,
     proposals: Path | str | None = None,
     threads: int | None = None,
+    overwrite: bool = False,
     advance: Callable[[], None] = lambda: None,
 ) -> int:
     """Write a mask ID.png into `out` for each file ID of the folder `inputs`; what is up to date is skipped.
@@ -243,6 +244,7 @@ def refine_outputs(
         proposals: for "sam-votes", a folder with a folder ID of 0 / 255 PNGs for each image, or ID.npy, an integer map
             with -1 where there is no segment.
         threads: None takes all CPUs that this process may use.
+        overwrite: replace masks that other settings gave.
         advance: called after each image.
 
     Returns:
@@ -260,12 +262,18 @@ def refine_outputs(
     pairs, _ = find_pairs(Path(images), Path(inputs), Path(out))
     whole = [_with_others(pair, edges if settings.refiner == "walk" else None, proposals, settings) for pair in pairs]
     return refine_folder(
-        whole, Path(out), settings, threads=threads, advance=advance, compute=lambda pair: _mask_of(pair, settings)
+        whole,
+        Path(out),
+        settings,
+        threads=threads,
+        overwrite=overwrite,
+        advance=advance,
+        compute=lambda pair: _mask_of(pair, settings),
     )
 
 
 def _mask_of(pair: Pair, settings: RefineSettings) -> Array:
-    image = read_image(pair.picture)
+    image = read_image(pair.image)
     size = image.shape[:2]
     extra = list(pair.others)
     edge = _read_numbers(extra.pop(0)) if settings.refiner == "walk" else None
@@ -292,7 +300,7 @@ def _with_others(pair: Pair, edges: Path | str | None, proposals: Path | str | N
     if settings.method == "sam-votes" and proposals is not None:
         folder, file = Path(proposals) / pair.id, Path(proposals) / f"{pair.id}.npy"
         others += sorted(folder.glob("*.png")) if folder.is_dir() else [file]
-    return Pair(pair.id, pair.picture, pair.probabilities, pair.mask, tuple(others))
+    return Pair(pair.id, pair.image, pair.probabilities, pair.mask, tuple(others))
 
 
 def _crf(image: Array, maps: Array, scores: Scores, settings: RefineSettings) -> Array:

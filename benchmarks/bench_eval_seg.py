@@ -68,9 +68,9 @@ def ours(root: Path, backbone: str) -> dict:
     import torch
 
     from amn_fast.models import DeepLabV2, MultiScale
-    from amn_fast.stages import eval_seg
-    from amn_fast.stages._stage import Workspace
-    from amn_fast.stages._training import save_weights
+    from amn_fast.pipeline import segmentation
+    from amn_fast.pipeline.folder import Workspace
+    from amn_fast.pipeline.training import save_weights
 
     config = configuration(root, backbone)
     work = Workspace(config)
@@ -78,7 +78,7 @@ def ours(root: Path, backbone: str) -> dict:
     save_weights(work.weights("seg"), MultiScale(DeepLabV2(len(work.dataset.classes), backbone)))
     before = {path: path.stat().st_size for path in config.run.rglob("*") if path.is_file()}
     start, processor = time.perf_counter(), time.process_time()
-    eval_seg.stage_for(config).work(work)
+    segmentation.evaluate(work, lambda path: path)
     seconds, processor = time.perf_counter() - start, time.process_time() - processor
     written = sum(path.stat().st_size for path in config.run.rglob("*") if path.is_file() and path not in before)
     record = json.loads((config.run / "segmentation.json").read_text())
@@ -97,7 +97,7 @@ def published(root: Path, backbone: str) -> dict:
 
     from amn_fast.metrics import Confusion
     from amn_fast.models import DeepLabV2, MultiScale
-    from amn_fast.stages._stage import Workspace
+    from amn_fast.pipeline.folder import Workspace
 
     dataset = Workspace(configuration(root, backbone)).dataset
     torch.manual_seed(0)

@@ -181,6 +181,7 @@ def test_wrong_settings_are_named(file):
         ("train_cam.long_side=[0, 320]", "train_cam.long_side.0 is 0"),
         ("train_amn.rescale=[1.5, 0.5]", "train_amn: rescale (1.5, 0.5), expected smallest <= largest"),
         ("train_irn.rescale=[-1, 0.5]", "train_irn.rescale.0 is -1"),
+        ("train_irn={pad: 1}", "train_irn.pad is the old name of edge.pad, and both are given"),
         ("train_irn={crop: 64}", "crop 64 leaves no room for pairs of radius 10, expected 80 or more"),
         ("cam.scales=[]", "cam.scales is []"),
         ("amn.scales=[1.0, 0]", "amn.scales.1 is 0"),
@@ -200,7 +201,8 @@ def test_wrong_settings_are_named(file):
         ("mask.background=[", "override 'mask.background=[' has a value that is not YAML"),
         (f"seed={'9' * 5000}", "has a value that is not YAML"),
     ):
-        assert sentence in refusal(file, [override]), override
+        both = ["edge.pad=2"] if "old name" in sentence else []
+        assert sentence in refusal(file, [*both, override]), override
     text = refusal(file, ["mask.background=2", "maks=1", "train_cam.epochs=0"])
     assert all(name in text for name in ("mask.background", "maks", "train_cam.epochs"))
 

@@ -205,7 +205,7 @@ def test_info_says_why_a_backend_is_missing(monkeypatch):
 
 def shipped_sources() -> set[str]:
     """What a user's installation needs, by its path in the project."""
-    kept = (".py", ".yaml", ".jinja", ".typed", ".cu", ".hpp", ".cpp")
+    kept = (".py", ".yaml", ".jinja", ".html", ".typed", ".cu", ".hpp", ".cpp")
     return {
         str(path.relative_to(ROOT))
         for folder in ("amn_fast", "kernels")

@@ -1,6 +1,9 @@
 """What the commands share: the application, the options of a run, configuration, progress."""
 
 import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Optional
 
@@ -11,7 +14,8 @@ from amn_fast._console import progress_bar
 from amn_fast.config import Config, read_config
 
 __all__ = [
-    "ConfigArgument", "RootOption", "RunOption", "SetOption", "app", "console", "progress_bar", "read_settings",
+    "ConfigArgument", "OverwriteOption", "RootOption", "RunOption", "SetOption", "app", "console", "progress_bar",
+    "read_settings", "resumable",
 ]  # fmt: skip
 
 app = typer.Typer(
@@ -29,6 +33,9 @@ SetOption = Annotated[
     typer.Option("--set", help="A setting that wins over the file, e.g. --set mask.background=0.3; repeatable."),
 ]
 RunOption = Annotated[Optional[Path], typer.Option("--run", help="Run folder; wins over the file.")]  # noqa: UP045
+OverwriteOption = Annotated[
+    bool, typer.Option("--overwrite", help="Replace results of a finished training, or of other settings.")
+]
 RootOption = Annotated[Optional[Path], typer.Option("--root", help="Folder of the data set; wins over the file.")]  # noqa: UP045
 
 
@@ -39,3 +46,13 @@ def read_settings(config: str, settings: list[str] | None, run: Path | None, roo
     if root is not None:
         overrides.append(f"data.root={json.dumps(str(root))}")
     return read_config(config, overrides)
+
+
+@contextmanager
+def resumable() -> Iterator[None]:
+    """Say on Ctrl-C that nothing is lost."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        print("amn-fast: interrupted; the same command resumes", file=sys.stderr)
+        raise typer.Exit(130) from None

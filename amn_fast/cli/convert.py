@@ -61,7 +61,7 @@ def export_published(
     root: RootOption = None,
 ) -> None:
     """Write a run's weights, activations, seeds and masks under the names and in the forms of AMN's code."""
-    from amn_fast.stages.to_published import export
+    from amn_fast.pipeline.exporting import export
 
     for place, outcome in export(read_settings(config, set, run, root), folder).items():
         console.print(f"{folder / place}: {outcome}")

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal, Optional
 
 import typer
 
-from amn_fast.cli._common import app, console, progress_bar
+from amn_fast.cli._common import app, console, progress_bar, resumable
 
 Folder = Optional[Path]  # noqa: UP045  (typer reads the annotation)
 
@@ -49,6 +49,7 @@ def refine(
     ] = False,
     key: Annotated[Optional[str], typer.Option(help="Name of the array in NPZ files with several.")] = None,  # noqa: UP045
     threads: Annotated[Optional[int], typer.Option(help="Images at once.", show_default="all CPUs")] = None,  # noqa: UP045
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace masks of other settings.")] = False,
 ) -> None:
     """Refine the outputs of another method into masks; what is up to date is skipped."""
     from amn_fast.refine import RefineSettings, refine_outputs
@@ -63,7 +64,7 @@ def refine(
         key=key,
         **{name: value for name, value in given.items() if value is not None},
     )
-    with progress_bar() as progress:
+    with resumable(), progress_bar() as progress:
         task = progress.add_task(f"refine {method}", total=None)
         seen = 0
 
@@ -80,6 +81,7 @@ def refine(
             edges=edges,
             proposals=proposals,
             threads=threads,
+            overwrite=overwrite,
             advance=advance,
         )
     console.print(f"{seen} masks in {out}: {computed} computed, {seen - computed} skipped (up to date)")

@@ -11,7 +11,7 @@ from amn_fast.cli._common import console
 
 if TYPE_CHECKING:
     from amn_fast.metrics import CurveResult
-    from amn_fast.stages.sweep import Setting
+    from amn_fast.pipeline.sweep import Setting
 
 RESULTS = {
     "cam": "CAM, best threshold",

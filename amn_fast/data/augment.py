@@ -1,7 +1,7 @@
-"""Random changes of training pictures, with their label maps where there are some.
+"""Random changes of training images, with their label maps where there are some.
 
-All randomness comes from the generator that is passed in, so that a picture's crop depends on the seed, the epoch and
-the picture alone — not on workers, order or a resumed run.
+All randomness comes from the generator that is passed in, so that an image's crop depends on the random seed, the
+epoch and the image alone — not on workers, order or a resumed run.
 """
 
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ from amn_fast.data.base import IGNORE
 
 @dataclass(frozen=True)
 class Normalize:
-    """(H, W, 3) uint8 RGB -> (3, H, W) float: (picture / 255 - mean) / std."""
+    """(H, W, 3) uint8 RGB -> (3, H, W) float: (image / 255 - mean) / std."""
 
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
@@ -28,7 +28,7 @@ class Normalize:
 
 
 def item_generator(seed: int, epoch: int, index: int) -> np.random.Generator:
-    """The generator of one picture in one epoch."""
+    """The generator of one image in one epoch."""
     return np.random.default_rng([seed, epoch, index])
 
 
@@ -47,7 +47,7 @@ def resize_labels(labels: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[n
 def rescale(
     image: NDArray[np.uint8], labels: NDArray[np.uint8] | None, factor: float
 ) -> tuple[NDArray[np.uint8], NDArray[np.uint8] | None]:
-    """Resize picture and labels by the same factor."""
+    """Resize image and labels by the same factor."""
     size = (round(image.shape[0] * factor), round(image.shape[1] * factor))
     return resize_image(image, size), None if labels is None else resize_labels(labels, size)
 
@@ -55,38 +55,42 @@ def rescale(
 def flip_and_crop(
     image: Tensor, labels: NDArray[np.uint8] | None, crop: int, rng: np.random.Generator
 ) -> tuple[Tensor, Tensor | None]:
-    """Mirror with probability one half and cut a random square of side `crop`.
+    """Flip with probability one half and crop a random square of side `crop`.
 
     Args:
-        image: (3, H, W) normalised picture; where it is smaller than the square, zeros (the mean colour) fill up.
-        labels: (H, W) labels of the same size or None; 255 fills up.
+        image: (3, H, W) normalised; zeros (the mean colour) pad what is smaller than the square.
+        labels: (H, W) labels of the same size or None, padded with 255.
     """
-    mirrored = bool(rng.integers(2))
+    flipped = bool(rng.integers(2))
     height, width = image.shape[1:]
     (top, y, h), (left, x, w) = (_place(side, crop, rng) for side in (height, width))
     piece = image[:, y : y + h, x : x + w]
     square = torch.zeros(3, crop, crop)
-    square[:, top : top + h, left : left + w] = piece.flip(-1) if mirrored else piece
+    square[:, top : top + h, left : left + w] = piece.flip(-1) if flipped else piece
     if labels is None:
         return square, None
     assert labels.shape == (height, width)
     part = torch.from_numpy(np.array(labels[y : y + h, x : x + w]))
     label_square = torch.full((crop, crop), IGNORE, dtype=torch.uint8)
-    label_square[top : top + h, left : left + w] = part.flip(-1) if mirrored else part
+    label_square[top : top + h, left : left + w] = part.flip(-1) if flipped else part
     return square, label_square
 
 
 def _place(side: int, crop: int, rng: np.random.Generator) -> tuple[int, int, int]:
-    """Offset in the square, offset in the picture, and length of what is copied along one axis."""
+    """Offset in the square, offset in the image, and length of what is copied along one axis."""
     room = crop - side
     if room >= 0:
         return int(rng.integers(room + 1)), 0, side
     return 0, int(rng.integers(-room + 1)), crop
 
 
-def mirrored_pair(image: NDArray[np.uint8], factor: float, normalize: Normalize) -> Tensor:
-    """A picture at one scale and its mirror image, (2, 3, H * factor, W * factor), normalised."""
+def flipped_pair(image: NDArray[np.uint8], factor: float, normalize: Normalize) -> Tensor:
+    """An image at one scale and its horizontal flip, (2, 3, H * factor, W * factor), normalised."""
     if factor != 1:
         image = resize_image(image, (round(image.shape[0] * factor), round(image.shape[1] * factor)))
     tensor = normalize(image)
     return torch.stack([tensor, tensor.flip(-1)])
+
+
+mirrored_pair = flipped_pair
+"""Old name."""

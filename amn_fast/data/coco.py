@@ -1,4 +1,4 @@
-"""COCO 2014 as it lies on disk: instance annotations become image-level labels and semantic masks."""
+"""COCO 2014 in its own file layout: instance annotations become image-level labels and semantic masks."""
 
 import os
 import posixpath

@@ -8,8 +8,8 @@ are CC0; astronaut (NASA) and rocket (SpaceX) are in the public domain.
 import importlib.util
 import json
 import os
+import secrets
 import shutil
-import tempfile
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -76,11 +76,11 @@ def make_demo(directory: Path | str, n: int = 100, seed: int = 0) -> Path:
             return directory
         raise InputError(f"{directory}: holds something other than the demo set with n={n}, seed={seed}; remove it")
     directory.parent.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(prefix=f".{directory.name}.", dir=directory.parent))
+    scratch = directory.parent / f".amn-fast-{secrets.token_hex(8)}.tmp"
+    scratch.mkdir()
     try:
         _write(scratch, n, seed)
         (scratch / "demo.json").write_text(json.dumps(recipe) + "\n")
-        scratch.chmod(0o755)
         os.replace(scratch, directory)
     except BaseException:
         shutil.rmtree(scratch, ignore_errors=True)

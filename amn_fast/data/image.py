@@ -169,6 +169,8 @@ class _Bounded(io.BufferedReader):
 
 @contextmanager
 def _opened(path: Path | str) -> Iterator[Image.Image]:
+    if "\0" in str(path):
+        raise InputError(f"{str(path)!r}: is not a file name")
     try:
         with _Bounded(path) as file, Image.open(file, formats=_FORMATS) as image:
             if math.prod(image.size) > MOST_PIXELS or not all(image.size):
@@ -180,13 +182,13 @@ def _opened(path: Path | str) -> Iterator[Image.Image]:
         raise InputError(f"{path}: there is no such file") from error
     except IsADirectoryError as error:
         raise InputError(f"{path}: is a folder, expected an image file") from error
-    except PermissionError as error:
-        raise InputError(f"{path}: cannot be read: permission denied") from error
     except Image.DecompressionBombError as error:
         raise InputError(f"{path}: has more than {MOST_PIXELS} pixels, which is refused") from error
     except MemoryError as error:
         raise InputError(f"{path}: the image needs more memory than there is") from error
     except Exception as error:  # a damaged image may fail in any way; Pillow's and Python's words help nobody
+        if isinstance(error, OSError) and error.errno is not None:  # the disk's, not Pillow's
+            raise InputError(f"{path}: cannot be read: {error.strerror}") from error
         found = describe_content(_head(path))
         if found in ("a JPEG image", "a PNG image", "a BMP image", "a TIFF image", "a WebP image", "a GIF image"):
             raise InputError(f"{path}: is {found} that is truncated or damaged") from error

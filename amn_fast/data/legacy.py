@@ -268,7 +268,7 @@ class _Reader(_PythonUnpickler):
             raise _Damaged("sets an item of something other than a dictionary")
         for key, value in zip(items[::2], items[1::2], strict=True):
             if not isinstance(key, str | bytes | int | float | np.generic):
-                raise _Damaged(f"has a dictionary key of type {type(key).__name__}, expected text or a number")
+                raise _Damaged("has a dictionary key that is neither text nor a number")
             target[key] = value
 
     dispatch |= {

@@ -106,7 +106,7 @@ def _described_binary(data: bytes) -> str:
 
 
 def read_json(path: Path | str) -> Any:
-    """Read a JSON value in which no object has a key twice.
+    """Read a JSON value in which no object has a duplicate key.
 
     Raises:
         InputError: the file is missing, not JSON, nested too deeply, or has a duplicate key.

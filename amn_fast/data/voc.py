@@ -1,4 +1,4 @@
-"""PASCAL VOC 2012 as it lies on disk, and any folder of the same shape."""
+"""PASCAL VOC 2012 in its own file layout, and any folder of the same shape."""
 
 import re
 from collections.abc import Mapping

@@ -36,7 +36,7 @@ def load_published(path: str | Path, net: Net) -> None:
 
     The file may hold a tensor under any or all of its reference names, all with DataParallel's `module.` before them.
     Counters of batch norms and IRN's mean displacement may be missing, as in files of older versions, and are then 0;
-    ImageNet's classifier (`resnet50.fc`) is left aside. Any other name that is missing or not known is an error, and
+    ImageNet's classifier (`resnet50.fc`) is ignored. Any other name that is missing or not known is an error, and
     the network is then left as it was.
 
     Args:

@@ -1,5 +1,7 @@
 """Keys of metrics.json, and what the report calls them."""
 
+from amn_fast.pipeline import table
+
 RESULTS = {
     "cam": "CAM",
     "refined_seed": "Refined seed",
@@ -9,18 +11,7 @@ RESULTS = {
 }
 """Results with scores, in the order of the pipeline."""
 
-STAGES = {
-    "train-cam": None,
-    "make-cam": "cam",
-    "refine-seed": "refined_seed",
-    "train-amn": None,
-    "make-amn-cam": "amn",
-    "refine-amn-seed": "amn_refined",
-    "train-irn": None,
-    "make-mask": "mask",
-    "evaluate": None,
-    "train-seg": None,
-}
+STAGES = {stage.name: stage.result or None for stage in table.STAGES}
 """Stages in the order of the pipeline, and the result that each one makes."""
 
 NETWORKS = {"cam": "Classifier", "amn": "AMN", "irn": "IRN"}

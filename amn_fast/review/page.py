@@ -185,7 +185,8 @@ def _describe(run: Path, id: str, config: Config, dataset: Dataset, folder: Path
 
 
 def _scores(run: Path, id: str, config: Config) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
-    from amn_fast.stages.make_mask import read_edge, scores
+    from amn_fast.pipeline.inference import read_edge
+    from amn_fast.steps.mask import scores
 
     found = read_activations(run / "amn" / f"{id}.npz")
     return scores(found, read_edge(run / "edge" / f"{id}.npz"), config.mask), found.keys

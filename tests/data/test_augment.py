@@ -9,8 +9,8 @@ import torch
 from amn_fast.data.augment import (
     Normalize,
     flip_and_crop,
+    flipped_pair,
     item_generator,
-    mirrored_pair,
     rescale,
     resize_image,
     resize_labels,
@@ -165,7 +165,7 @@ def test_read_only_and_strided_pictures_are_taken():
 @pytest.mark.parametrize("factor", [0.25, 0.5, 1.0, 2.0])
 def test_a_pair_is_a_picture_and_its_mirror_image(size, factor):
     image, _ = numbered(*size)
-    pair = mirrored_pair(image, factor, AS_IS)
+    pair = flipped_pair(image, factor, AS_IS)
     assert pair.shape == (2, 3, *(max(1, round(side * factor)) for side in size))
     assert torch.equal(pair[0], pair[1].flip(-1))
     if factor == 1:

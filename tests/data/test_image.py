@@ -195,6 +195,10 @@ def test_no_image_at_all(tmp_path):
             read(tmp_path / "absent")
         with pytest.raises(InputError, match="is a folder"):
             read(tmp_path)
+        with pytest.raises(InputError, match=r"x{300}\.png: cannot be read: File name too long"):
+            read(tmp_path / f"{'x' * 300}.png")
+        with pytest.raises(InputError, match=r"is not a file name"):
+            read("a\0b.png")
     with pytest.raises(InputError, match="floating-point"):
         read_image(saved(np.zeros((2, 2), np.float32), tmp_path / "a.tif"))
     with pytest.raises(InputError, match=r"has values -5\.\.70000, expected 0\.\.65535"):

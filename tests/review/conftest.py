@@ -23,7 +23,8 @@ def make_run(tmp_path, monkeypatch):
     from amn_fast.data.masks import write_mask
     from amn_fast.data.store import Activations, write_activations
     from amn_fast.ops.mask import mask_from_scores, upsample
-    from amn_fast.stages.make_mask import scores, write_edge
+    from amn_fast.pipeline.inference import write_edge
+    from amn_fast.steps.mask import scores
 
     def make(n, size=(24, 32)):
         run, data = tmp_path / "run", tmp_path / "data"

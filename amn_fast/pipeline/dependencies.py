@@ -1,0 +1,161 @@
+"""What the outputs of a stage depend on: settings and inputs, and in words what has changed of them."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+from amn_fast.config import Config, is_path
+from amn_fast.data.base import Dataset
+from amn_fast.pipeline.contents import digest
+from amn_fast.pipeline.folder import Workspace
+from amn_fast.pipeline.records import Inputs
+from amn_fast.pipeline.table import CLASSES, IMAGE, LABELS, MASK, STAGES, TRUTH, Stage, producer
+
+FORMAT = 2
+"""Raised when a stage computes something else than before under the same configuration."""
+
+NO_INFLUENCE = frozenset({
+    "train_seg.masks",  # the masks count by their content
+    "train_seg.recipe",  # a name for other settings
+    "eval_seg.data", "eval_seg.options",  # the set that they lead to counts by its content
+})  # fmt: skip
+"""Settings of a section that results do not depend on."""
+
+WANTS_MORE = frozenset({"eval_seg.save_masks"})
+"""Settings that only add outputs: results that have them serve a configuration without them."""
+
+UNKNOWN = "unknown"
+
+
+def settings_of(work: Workspace, stage: Stage) -> dict[str, Any]:
+    """What the outputs of a stage depend on in the configuration, by key; a file of weights counts by its content."""
+    values = work.config.model_dump(mode="json")
+    found: dict[str, Any] = {"format": FORMAT}
+    for key in stage.settings:
+        found |= _flat(key, _at(values, key))
+    for key, value in found.items():
+        if key.rsplit(".", 1)[-1] == "weights" and is_path(value):
+            found[key] = f"file of hash {work.contents.hash(Path(value)) or 'none'}"
+    return {key: value for key, value in found.items() if key not in NO_INFLUENCE}
+
+
+def _at(values: Any, key: str) -> Any:
+    for name in key.split("."):
+        values = values[name]
+    return values
+
+
+def _flat(key: str, value: Any) -> dict[str, Any]:
+    if not isinstance(value, dict) or key in NO_INFLUENCE:
+        return {key: value}
+    return {full: inner for name, part in value.items() for full, inner in _flat(f"{key}.{name}", part).items()}
+
+
+def input_names(config: Config, stage: Stage) -> tuple[str, ...]:
+    """The inputs of a stage; a folder of masks in the configuration takes the place of the run's."""
+    if stage.segmentation and config.train_seg.masks is not None:
+        return tuple(MASK if name.startswith("masks/") else name for name in stage.inputs)
+    return stage.inputs
+
+
+def ids_of(work: Workspace, stage: Stage) -> tuple[str, ...]:
+    """The items of a stage."""
+    return work.dataset.ids if stage.per_image else ("",)
+
+
+def inputs_of(work: Workspace, stage: Stage, id: str) -> Inputs:
+    """Hashes of the inputs of one item, by name; "" for a file that is not there.
+
+    An output of an earlier stage counts as that stage recorded it: when it is damaged, it will be computed again, and
+    only if it comes out different this item depends on something else. UNKNOWN where that stage has not finished.
+    """
+    found: Inputs = {}
+    for name in input_names(work.config, stage):
+        evaluated = name.startswith("evaluated ")
+        dataset = work.evaluated if evaluated else work.dataset
+        kind = name.removeprefix("evaluated ")
+        ids = (id,) if stage.per_image else dataset.ids
+        if kind == CLASSES:
+            found[CLASSES] = digest(list(dataset.classes))
+            found["order of the ids"] = digest(list(dataset.ids))
+        elif kind in (IMAGE, LABELS, TRUTH, MASK):
+            for one in ids:
+                found[f"{kind}:{one}"] = _content(work, dataset, kind, one)
+            if kind == TRUTH:
+                found["rules of the ground truth"] = digest(_rules(work.config, evaluated))
+        else:
+            stage_before = producer(name)
+            assert stage_before is not None
+            written = work.written_by(stage_before)
+            for path in {name.replace("{id}", one) for one in ids}:
+                found[path] = UNKNOWN if written is None else written.get(path, "")
+    return found
+
+
+def _content(work: Workspace, dataset: Dataset, kind: str, id: str) -> str:
+    if kind == LABELS:
+        return "".join("01"[int(value)] for value in dataset.labels(id))
+    if kind == MASK:
+        file: Path | None = Path(str(work.config.train_seg.masks)) / f"{id}.png"
+    else:
+        file = dataset.image_file(id) if kind == IMAGE else dataset.truth_file(id)
+    return "" if file is None else work.contents.hash(file)
+
+
+def _rules(config: Config, evaluated: bool) -> dict[str, Any]:
+    """Options that say how a file is read; those that are text name files, which count by their content."""
+    options = config.data.options | (config.eval_seg.options if evaluated else {})
+    return {key: value for key, value in options.items() if not isinstance(value, str | None)}
+
+
+def changes(before: Inputs, now: Inputs) -> list[str]:
+    """What differs between two sets of inputs, in words: "3 images changed (a, b, c)"."""
+    groups: dict[tuple[str, str], list[str]] = {}
+    for name in sorted(before.keys() | now.keys()):
+        if before.get(name) != now.get(name):
+            what = "changed" if name in before and name in now else "added" if name in now else "removed"
+            kind, _, id = name.partition(":")
+            if (output := _output(name)) is not None:
+                kind, id = output
+            groups.setdefault((kind, what), []).append(id)
+    listed = {what for kind, what in groups if kind == IMAGE}
+    words = []
+    for (kind, what), ids in groups.items():
+        follows = what in listed and what != "changed" and kind != IMAGE
+        if follows or (kind == "order of the ids" and listed & {"added", "removed"}):
+            continue  # said with the images
+        words.append(f"{kind} {what}" if ids == [""] else f"{_counted(kind, len(ids))} {what} ({_first(ids)})")
+    return words
+
+
+def _output(name: str) -> tuple[str, str] | None:
+    """Of the path of an output of each image: what it is, and the id."""
+    folder, _, rest = name.partition("/")
+    pattern = next((p for s in STAGES for p in s.outputs if p.startswith(f"{folder}/{{id}}")), None)
+    if pattern is None:
+        return None
+    stage = producer(pattern)
+    assert stage is not None
+    return f"output of {stage.name}", re.sub(r"\.[a-z]+$", "", rest)
+
+
+def _counted(kind: str, count: int) -> str:
+    if kind == TRUTH:
+        return f"ground truth of {count} image{'s' * (count > 1)}"
+    head, _, tail = kind.partition(" ")
+    return f"{count} {head}{'s' * (count > 1)}{' ' + tail if tail else ''}"
+
+
+def _first(ids: list[str], most: int = 5) -> str:
+    return ", ".join(ids[:most]) + (", ..." if len(ids) > most else "")
+
+
+def settings_changes(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """What differs between two sets of settings, in words: "train_cam.lr was 0.1, now 0.05"."""
+    if before.get("format") != now["format"]:
+        return ["it was made by another version of amn-fast"]
+    return [
+        f"{key} was {before.get(key)}, now {now.get(key)}"
+        for key in sorted(before.keys() | now.keys())
+        if before.get(key) != now.get(key) and not (key in WANTS_MORE and not now[key])
+    ]

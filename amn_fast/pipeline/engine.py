@@ -1,0 +1,82 @@
+"""Work on all images with progress, threads and named errors; time, memory and determinism of a stage."""
+
+import os
+import resource
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+
+from amn_fast._console import errors as console
+from amn_fast._console import progress_bar as progress
+from amn_fast.ops._arrays import thread_count
+from amn_fast.steps.items import naming_image
+
+__all__ = ["console", "cores", "for_each", "make_deterministic", "naming_image", "progress", "track"]
+
+T = TypeVar("T")
+
+
+def cores() -> int:
+    """The number of CPUs that this process may use."""
+    return thread_count(None)
+
+
+def for_each(title: str, ids: Iterable[str], work: Callable[[str], None], threads: int = 1) -> None:
+    """Do `work` for every image, on several threads if asked; the first error names its image and ends all."""
+    ids = list(ids)
+
+    def named(id: str) -> None:
+        with naming_image(id):
+            work(id)
+
+    with progress() as bar, ThreadPoolExecutor(threads) as pool:
+        task = bar.add_task(title, total=len(ids), note="")
+        try:
+            for future in as_completed([pool.submit(named, id) for id in ids]):
+                future.result()
+                bar.advance(task)
+        finally:  # an error or Ctrl-C waits for the images in work, not for the rest
+            pool.shutdown(wait=False, cancel_futures=True)
+
+
+def track(title: str, items: Iterable[T], total: int) -> Iterator[T]:
+    """Show progress while iterating."""
+    with progress() as bar:
+        task = bar.add_task(title, total=total, note="")
+        for item in items:
+            yield item
+            bar.advance(task)
+
+
+def make_deterministic() -> None:
+    """Same input, same bits, also on a GPU."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True)
+    torch.backends.cudnn.benchmark = False
+
+
+def reset_peak_memory() -> None:
+    """Forget the highest memory so far."""
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+    try:
+        Path("/proc/self/clear_refs").write_text("5")  # Linux: forget the highest resident size
+    except OSError:
+        return  # not Linux, or not allowed: the peak is then the process's, an upper bound
+
+
+def peak_memory_mb() -> float:
+    """Highest resident memory of this process in MiB, plus the GPU's highest allocation."""
+    peak = 0.0
+    try:
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                peak = int(line.split()[1]) / 1024
+    except OSError:
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    if torch.cuda.is_available():
+        peak += torch.cuda.max_memory_allocated() / 2**20
+    return peak

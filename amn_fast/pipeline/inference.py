@@ -1,0 +1,114 @@
+"""Stages that compute one file or two for each image: they load networks, read inputs and write outputs."""
+
+import zipfile
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from amn_fast.config import Seed
+from amn_fast.data.image import read_mask
+from amn_fast.data.legend import write_legend
+from amn_fast.data.masks import write_mask
+from amn_fast.data.store import read_activations, read_strided, write_activations
+from amn_fast.errors import InputError
+from amn_fast.files import write_atomically
+from amn_fast.models import AmnNet, CamNet, IrnNet
+from amn_fast.pipeline.folder import Workspace
+from amn_fast.pipeline.training import load_weights
+from amn_fast.steps import amn, cam, irn, mask, seed
+from amn_fast.steps.items import checked_labels
+
+New = Callable[[Path], Path]
+One = Callable[[str], None]
+
+
+def make_cam(work: Workspace, new: New) -> One:
+    """Class activations of an image."""
+    net = CamNet(len(work.dataset.classes), work.config.backbone).to(work.device)
+    load_weights(work.weights("cam"), net)
+    net.eval()
+
+    def one(id: str) -> None:
+        image, label = work.dataset.image(id), work.dataset.labels(id)
+        write_activations(
+            new(work.item("cam", id)), cam.activate(net, image, label, work.config.cam.scales, work.device)
+        )
+
+    return one
+
+
+def make_amn_cam(work: Workspace, new: New) -> One:
+    """AMN's activations of an image."""
+    n_classes = len(work.dataset.classes)
+    net = AmnNet(n_classes, work.config.backbone).to(work.device)
+    load_weights(work.weights("amn"), net)
+    net.eval()
+
+    def one(id: str) -> None:
+        image, label = work.dataset.image(id), work.dataset.labels(id)
+        path = work.item("cam_seed", id)
+        labels = checked_labels(read_mask(path), image.shape[:2], n_classes, f"seed {path}")
+        found = amn.activate(net, image, label, labels, work.config.amn, work.device)
+        write_activations(new(work.item("amn", id)), found)
+
+    return one
+
+
+def refine_seed(work: Workspace, new: New) -> One:
+    """Seed of an image from its class activations."""
+    return _refine(work, new, "cam", work.config.cam_seed)
+
+
+def refine_amn_seed(work: Workspace, new: New) -> One:
+    """Seed of an image from AMN's activations."""
+    return _refine(work, new, "amn", work.config.amn_seed)
+
+
+def _refine(work: Workspace, new: New, kind: str, settings: Seed) -> One:
+    def one(id: str) -> None:
+        found = read_activations(work.item(kind, id), enlarge=False)
+        write_mask(new(work.item(f"{kind}_seed", id)), seed.refine(work.dataset.image(id), found, settings))
+
+    return one
+
+
+def make_masks(work: Workspace, new: New) -> One:
+    """Edge map and pseudo-mask of an image; the classes and their colours are written beside the masks."""
+    config = work.config
+    write_legend(work.root, work.dataset.classes)
+    net = IrnNet(config.backbone).to(work.device)
+    load_weights(work.weights("irn"), net)
+    net.eval()
+
+    def one(id: str) -> None:
+        image = work.dataset.image(id)
+        path = work.item("amn", id)
+        found = read_strided(path)
+        if found.size != image.shape[:2]:
+            raise InputError(f"{path}: found activations of {found.size}, expected {image.shape[:2]} (height, width)")
+        edge = irn.find_edge(net, image, config.edge.pad, work.device)
+        write_edge(new(work.item("edge", id)), edge)
+        write_mask(new(work.item("masks", id)), mask.make_mask(found, edge, config.mask))
+
+    return one
+
+
+def write_edge(path: Path, edge: NDArray[np.float32]) -> None:
+    """Write an edge map, atomically."""
+    write_atomically(path, lambda file: np.savez_compressed(file, edge=edge))
+
+
+def read_edge(path: Path) -> NDArray[np.float32]:
+    """Read what `write_edge` wrote.
+
+    Raises:
+        InputError: the file is missing or damaged.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return file["edge"]
+    except (OSError, KeyError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise InputError(f"edge file {path} cannot be read: {error}") from error

@@ -1,0 +1,233 @@
+"""The stages of the pipeline, one row each, in their order.
+
+Everything that concerns several stages derives from this table: order, dependencies, commands and their help, what a
+result depends on, columns and time table of the report, import from and export to folders of the reference
+implementations. The module needs neither PyTorch nor the configuration.
+"""
+
+import importlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from amn_fast.errors import InputError
+
+IMAGE, LABELS, TRUTH, MASK, CLASSES = "image", "label", "ground truth", "mask", "class names"
+"""Inputs from the data set; MASK is a file of the folder `train_seg.masks`."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One row.
+
+    Attributes:
+        name: name of the stage and of its command.
+        help: the command's help line.
+        function: "module:function" in `amn_fast.pipeline`. It takes a `Workspace` and a function `new`, which gives
+            the path to write to for a path in the run folder. For a stage per image it returns the function of an id
+            that writes the outputs of that image.
+        inputs: IMAGE, LABELS, ... of the data set, or outputs of earlier stages. `{id}` stands for each image.
+        outputs: files in the run folder; a path that ends in "/" is a folder of any files.
+        settings: keys of the configuration that the outputs depend on.
+        per_image: whether each image has its own outputs, recomputed for that image alone.
+        parallel: whether images are computed on several threads at once.
+        trains: whether the stage trains a network: its result is never replaced without `--overwrite`.
+        scores: whether the stage only scores: its result is replaced without asking.
+        result: name of the result in metrics.json, for the report.
+        reference: the place of the same output in a folder of the reference implementation; `*` matches any name.
+        imported: whether the output can be imported from there (it is exported in any case).
+        segmentation: whether the stage belongs to the segmentation network, which a configuration may leave out.
+        together: whether several processes of torchrun may run it together.
+    """
+
+    name: str
+    help: str
+    function: str
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    settings: tuple[str, ...] = ()
+    per_image: bool = False
+    parallel: bool = False
+    trains: bool = False
+    scores: bool = False
+    result: str = ""
+    reference: str = ""
+    imported: bool = True
+    segmentation: bool = False
+    together: bool = False
+
+    def load(self) -> Callable[..., Any]:
+        """The function; its module is imported now."""
+        module, name = self.function.split(":")
+        return getattr(importlib.import_module(f"amn_fast.pipeline.{module}"), name)
+
+
+TRAINING = ("seed", "backbone", "weights")
+
+STAGES: tuple[Stage, ...] = (
+    Stage(
+        "train-cam",
+        "Train the classifier whose class activations everything starts from.",
+        "trainings:train_cam",
+        inputs=(IMAGE, LABELS, CLASSES),
+        outputs=("weights/cam.safetensors",),
+        settings=(*TRAINING, "train_cam"),
+        trains=True,
+        reference="sess/*cam.pth",
+    ),
+    Stage(
+        "make-cam",
+        "Compute the class activations of every image.",
+        "inference:make_cam",
+        inputs=(IMAGE, LABELS, "weights/cam.safetensors"),
+        outputs=("cam/{id}.npz",),
+        settings=("cam",),
+        per_image=True,
+        result="cam",
+        reference="result/cam",
+    ),
+    Stage(
+        "refine-seed",
+        "Refine the class activations with a dense CRF to the seeds that AMN learns from.",
+        "inference:refine_seed",
+        inputs=(IMAGE, "cam/{id}.npz"),
+        outputs=("cam_seed/{id}.png",),
+        settings=("cam_seed",),
+        per_image=True,
+        parallel=True,
+        result="refined_seed",
+        reference="result/ir_label",
+    ),
+    Stage(
+        "train-amn",
+        "Train the activation manipulation network.",
+        "trainings:train_amn",
+        inputs=(IMAGE, LABELS, CLASSES, "cam_seed/{id}.png"),
+        outputs=("weights/amn.safetensors",),
+        settings=(*TRAINING, "train_amn"),
+        trains=True,
+        reference="sess/*amn.pth",
+    ),
+    Stage(
+        "make-amn-cam",
+        "Compute AMN's activations of every image.",
+        "inference:make_amn_cam",
+        inputs=(IMAGE, LABELS, "weights/amn.safetensors", "cam_seed/{id}.png"),
+        outputs=("amn/{id}.npz",),
+        settings=("amn",),
+        per_image=True,
+        result="amn",
+        reference="result/amn_cam",
+    ),
+    Stage(
+        "refine-amn-seed",
+        "Refine AMN's activations with a dense CRF to the seeds that IRN learns from.",
+        "inference:refine_amn_seed",
+        inputs=(IMAGE, "amn/{id}.npz"),
+        outputs=("amn_seed/{id}.png",),
+        settings=("amn_seed",),
+        per_image=True,
+        parallel=True,
+        result="amn_refined",
+        reference="result/amn_ir_label",
+    ),
+    Stage(
+        "train-irn",
+        "Train IRN's edges.",
+        "trainings:train_irn",
+        inputs=(IMAGE, "amn_seed/{id}.png"),
+        outputs=("weights/irn.safetensors",),
+        settings=(*TRAINING, "train_irn"),
+        trains=True,
+        reference="sess/*irn.pth",
+    ),
+    Stage(
+        "make-mask",
+        "Propagate AMN's activations over IRN's edges and threshold them to pseudo-masks.",
+        "inference:make_masks",
+        inputs=(IMAGE, "amn/{id}.npz", "weights/irn.safetensors"),
+        outputs=("masks/{id}.png", "edge/{id}.npz"),
+        settings=("edge", "mask"),
+        per_image=True,
+        result="mask",
+        reference="result/sem_seg",
+        imported=False,
+    ),
+    Stage(
+        "evaluate",
+        "Score seeds and masks against ground truth and write the report.",
+        "evaluation:evaluate",
+        inputs=(
+            TRUTH, "cam/{id}.npz", "cam_seed/{id}.png", "amn/{id}.npz", "amn_seed/{id}.png", "edge/{id}.npz",
+            "masks/{id}.png",
+        ),
+        outputs=("evaluation.json",),
+        settings=("mask",),
+        scores=True,
+    ),
+    Stage(
+        "train-seg",
+        "Train the segmentation network on the masks.",
+        "trainings:train_seg",
+        inputs=(IMAGE, CLASSES, "masks/{id}.png"),
+        outputs=("weights/seg.safetensors",),
+        settings=("seed", "train_seg"),
+        trains=True,
+        segmentation=True,
+        together=True,
+    ),
+    Stage(
+        "eval-seg",
+        "Score the segmentation network with and without CRF; write masks for a benchmark's server.",
+        "segmentation:evaluate",
+        inputs=(f"evaluated {IMAGE}", f"evaluated {TRUTH}", "weights/seg.safetensors"),
+        outputs=("segmentation.json", "segmentation_shown/", "segmentation/results/"),
+        settings=("train_seg.backbone", "eval_seg"),
+        scores=True,
+        segmentation=True,
+    ),
+)  # fmt: skip
+"""From images to masks and their scores."""
+
+REPORT = Stage(
+    "report",
+    "Write metrics.json and the report page of a finished run again.",
+    "reporting:write",
+    inputs=("evaluation.json", "segmentation.json"),
+    outputs=("metrics.json", "report.html"),
+    scores=True,
+)
+"""Written after each stage that scores; both inputs are optional."""
+
+
+def stage_named(name: str) -> Stage:
+    """The row of that name.
+
+    Raises:
+        InputError: there is none.
+    """
+    for stage in STAGES:
+        if stage.name == name:
+            return stage
+    raise InputError(f"stage is {name!r}, expected one of {', '.join(stage.name for stage in STAGES)}")
+
+
+def producer(path: str) -> Stage | None:
+    """The stage that writes `path`; None for an input from the data set."""
+    return next((stage for stage in STAGES if path in stage.outputs), None)
+
+
+def upstream(stage: Stage, inputs: tuple[str, ...]) -> list[Stage]:
+    """The stages that write the `inputs` of `stage`, in order."""
+    found = [earlier for path in inputs if (earlier := producer(path))]
+    return [earlier for earlier in STAGES if earlier in found]
+
+
+def ancestors(stage: Stage) -> list[Stage]:
+    """All stages that `stage` builds on, at any distance, in order."""
+    found: set[str] = set()
+    for candidate in reversed(STAGES[: STAGES.index(stage)]):
+        later = [s for s in STAGES if s is stage or s.name in found]
+        if any(path in s.inputs for s in later for path in candidate.outputs):
+            found.add(candidate.name)
+    return [s for s in STAGES if s.name in found]

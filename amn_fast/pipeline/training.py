@@ -1,0 +1,256 @@
+"""The training loop of all networks: seeded, resumable after each epoch, in one process or several."""
+
+import functools
+import io
+import json
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Sampler, default_collate
+
+from amn_fast.config import SegTraining, Training
+from amn_fast.errors import InputError
+from amn_fast.files import write_atomically
+from amn_fast.models.backbone import why_unreadable
+from amn_fast.pipeline.engine import progress
+from amn_fast.pipeline.folder import Workspace
+from amn_fast.pipeline.processes import Processes
+from amn_fast.steps.items import ItemDataset
+
+Batch = Any
+
+
+class Epoch(Sampler[list[tuple[int, int]]]):
+    """Batches of (epoch, index), in an order that depends on seed and epoch alone; a last partial batch is left out."""
+
+    def __init__(self, images: int, batch: int, seed: int) -> None:
+        self.images, self.batch, self.seed = images, batch, seed
+        self.epoch = 0
+
+    def __len__(self) -> int:
+        return self.images // self.batch
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        order = np.random.default_rng([self.seed, self.epoch]).permutation(self.images).tolist()
+        for i in range(len(self)):
+            yield [(self.epoch, index) for index in order[i * self.batch : (i + 1) * self.batch]]
+
+
+class Rounds(Epoch):
+    """Epochs of `batches` batches, whatever the number of images; passes follow each other without a gap.
+
+    A batch may hold the end of one pass and the start of the next; an image comes with the number of its pass.
+    """
+
+    def __init__(self, images: int, batch: int, seed: int, batches: int) -> None:
+        super().__init__(images, batch, seed)
+        self.batches = batches
+
+    def __len__(self) -> int:
+        return self.batches
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        @functools.lru_cache(2)
+        def order(turn: int) -> list[int]:
+            return np.random.default_rng([self.seed, turn]).permutation(self.images).tolist()
+
+        for i in range(self.epoch * len(self), (self.epoch + 1) * len(self)):
+            places = (divmod(i * self.batch + k, self.images) for k in range(self.batch))
+            yield [(turn, order(turn)[place]) for turn, place in places]
+
+
+class Shares(Sampler[list[tuple[int, int]]]):
+    """One process's parts of the batches of `batches`."""
+
+    def __init__(self, batches: Epoch, processes: Processes) -> None:
+        self.batches, self.processes = batches, processes
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        return map(self.processes.share, self.batches)
+
+
+class RunningMean:
+    """The mean of values that stay on the device until it is taken."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._total, self._count = torch.zeros((), device=device), 0
+
+    def add(self, values: Tensor) -> None:
+        """Count the entries of `values`."""
+        self._total += values.detach().float().sum()
+        self._count += values.numel()
+
+    def take(self) -> float:
+        """The mean so far; counting begins anew."""
+        mean = self._total.item() / max(1, self._count)
+        self._total.zero_()
+        self._count = 0
+        return mean
+
+
+def poly(step: int, steps: int, power: float, every: int = 1) -> float:
+    """Factor of the learning rates at `step` of 0..steps-1: (1 - step / steps) ** power, in stairs of `every` steps."""
+    return (1 - step // every * every / steps) ** power
+
+
+def train(
+    work: Workspace,
+    new: Callable[[Path], Path],
+    name: str,
+    net: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    items: ItemDataset,
+    settings: Training | SegTraining,
+    loss_of: Callable[[Batch], Tensor],
+    origin: str = "",
+    figures: "Mapping[str, RunningMean] | None" = None,
+) -> None:
+    """Train `net` and write its weights to weights/NAME.safetensors.
+
+    Learning rates of all groups are their base value times `poly`. After each epoch — for the segmentation network,
+    after each round of `checkpoint_every` iterations — the state goes to a checkpoint beside the weights. A killed run
+    resumes from it; the weights are bit-identical to those of an uninterrupted run.
+
+    Args:
+        new: where to write a file of the run folder.
+        items: takes (epoch, index), gives one image's part of a batch.
+        loss_of: loss of one batch; of the global one, where several processes have a share of it each.
+        origin: kept in the file of weights, see `save_weights`.
+        figures: means that `loss_of` adds to; they are logged with each epoch's loss.
+    """
+    processes, weights = work.processes, new(work.weights(name))
+    checkpoint = weights.with_name(f"{name}.checkpoint.pt")
+    count = len(items.dataset.ids)
+    if weights.exists():  # killed after the training, before the stage was done
+        checkpoint.unlink(missing_ok=True)
+        return
+    batches: Epoch
+    if isinstance(settings, SegTraining):
+        accumulate, lr_step = settings.accumulate, settings.lr_step
+        batches = Rounds(count, settings.batch, work.config.seed, settings.checkpoint_every * accumulate)
+    else:
+        accumulate, lr_step = 1, 1
+        batches = Epoch(count, min(settings.batch, count), work.config.seed)
+    if batches.batch < processes.count:
+        raise InputError(f"{name}: a batch of {batches.batch} does not give {processes.count} processes an image each")
+    shares = Shares(batches, processes)
+    loader = DataLoader(items, batch_sampler=shares, num_workers=work.config.workers, collate_fn=_collate)
+    steps = len(batches) // accumulate * settings.epochs
+    start_lrs = [group["lr"] for group in optimizer.param_groups]
+    first = _restore(checkpoint, net, optimizer)
+    net.train()
+    first_process = processes.rank == 0
+    with progress(shown=first_process) as bar:
+        task = bar.add_task(name, total=len(batches) * settings.epochs, completed=first * len(batches), note="")
+        for epoch in range(first, settings.epochs):
+            torch.manual_seed(work.config.seed * 1000 + epoch)  # dropout: the same after a restart
+            batches.epoch = epoch
+            total, start = torch.zeros((), device=work.device), time.monotonic()
+            for i, batch in enumerate(loader):
+                if isinstance(batch, InputError):
+                    raise batch
+                if i % accumulate == 0:
+                    factor = poly((epoch * len(batches) + i) // accumulate, steps, settings.power, lr_step)
+                    for group, lr in zip(optimizer.param_groups, start_lrs, strict=True):
+                        group["lr"] = lr * factor
+                    optimizer.zero_grad()
+                with torch.autocast(work.device.type, torch.bfloat16, enabled=work.device.type == "cuda"):
+                    loss = loss_of(batch)
+                (loss / accumulate).backward()
+                if i % accumulate == accumulate - 1:
+                    processes.average(net.parameters())
+                    optimizer.step()
+                total += loss.detach()
+                bar.advance(task)
+            mean = total.item() / len(batches)  # the epoch's only wait for the device
+            speed = len(batches) * batches.batch / (time.monotonic() - start)
+            if not torch.isfinite(total):
+                raise InputError(f"{name}: loss is NaN or infinite in epoch {epoch + 1}; try a lower learning rate")
+            bar.update(task, note=f"epoch {epoch + 1}/{settings.epochs} loss {mean:.4f} {speed:.1f} images/s")
+            means = {figure: running.take() for figure, running in (figures or {}).items()}
+            if first_process:
+                work.log("epoch", network=name, epoch=epoch + 1, loss=mean, **means, pictures_per_second=speed)
+                _save(checkpoint, net, optimizer, epoch + 1)
+    if first_process:
+        save_weights(weights, net, origin)
+        checkpoint.unlink(missing_ok=True)
+
+
+def _collate(items: list[Any]) -> Batch:
+    """One batch, or the error of an image that cannot be used."""
+    return next((item for item in items if isinstance(item, InputError)), None) or default_collate(items)
+
+
+def save_weights(path: Path, net: nn.Module, origin: str = "") -> None:
+    """Write a network's state as safetensors, atomically; `origin`, a text, says in the file where it comes from."""
+    state = {key: value.contiguous().cpu() for key, value in net.state_dict().items()}
+    # One entry: safetensors keeps no order among several, and the same weights would not be the same bytes.
+    metadata = {"origin": origin} if origin else None
+    write_atomically(path, lambda file: file.write(save(state, metadata)))
+
+
+def read_origin(path: Path) -> str:
+    """The text that `save_weights` kept in the file; empty where there is none."""
+    with safe_open(path, "pt") as file:
+        return (file.metadata() or {}).get("origin", "")
+
+
+def read_losses(work: Workspace, name: str, figure: str = "loss") -> list[float]:
+    """The mean loss, or another figure, of each epoch of network `name`'s last training; empty if the log has none."""
+    path = work.root / "log.jsonl"
+    epochs: dict[int, float | None] = {}
+    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
+        try:
+            event = json.loads(line)
+        except ValueError:  # a line that a kill cut short
+            continue
+        if event["event"] == "start" and event["stage"] == f"train-{name}" and not event["resumed"]:
+            epochs = {}
+        if event["event"] == "epoch" and event["network"] == name:
+            epochs[event["epoch"]] = event.get(figure)  # an epoch that a kill cut off from its checkpoint comes again
+    values = [value for _, value in sorted(epochs.items()) if value is not None]
+    return values if len(values) == len(epochs) else []
+
+
+def load_weights(path: Path, net: nn.Module) -> None:
+    """Read what `save_weights` wrote.
+
+    Raises:
+        InputError: the file is damaged or belongs to another network.
+    """
+    try:
+        net.load_state_dict(load_file(path))
+    except Exception as error:  # safetensors and PyTorch have an error class each
+        raise InputError(f"weights {path} do not fit: {' '.join(str(error).split())[:300]}") from error
+
+
+def _save(path: Path, net: nn.Module, optimizer: torch.optim.Optimizer, epochs: int) -> None:
+    state = {"net": net.state_dict(), "optimizer": optimizer.state_dict(), "epochs": epochs}
+    # By way of memory: torch.save buries the reason when a write fails, such as a full disk.
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    write_atomically(path, lambda file: file.write(buffer.getbuffer()))
+
+
+def _restore(path: Path, net: nn.Module, optimizer: torch.optim.Optimizer) -> int:
+    if not path.exists():
+        return 0
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        net.load_state_dict(state["net"])
+        optimizer.load_state_dict(state["optimizer"])
+        return state["epochs"]
+    except Exception as error:  # a damaged file and another network's have an error class each
+        raise InputError(
+            f"checkpoint {path} does not fit: {why_unreadable(error)}; remove it to train from the start"
+        ) from error

@@ -1,0 +1,56 @@
+"""Classifier and class activation maps: optimizer and loss of the training, activations of one image."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional as F
+
+from amn_fast.config import CamTraining
+from amn_fast.data.augment import flipped_pair
+from amn_fast.data.store import Activations
+from amn_fast.models import CamNet
+from amn_fast.ops.merge import merge_cam
+
+
+def optimizer(net: CamNet, settings: CamTraining) -> torch.optim.Optimizer:
+    """SGD with one learning rate for pretrained layers and one for new layers."""
+    return torch.optim.SGD(
+        [
+            {"params": [p for p in net.backbone.parameters() if p.requires_grad], "lr": settings.lr},
+            {"params": net.new_parameters(), "lr": settings.new_lr},
+        ],
+        momentum=settings.momentum,
+        weight_decay=settings.weight_decay,
+    )
+
+
+def loss(net: CamNet, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Multi-label soft-margin loss of images (B, 3, S, S) and their labels (B, C), 0 or 1.
+
+    Returns:
+        the loss, and which images have every label right, (B,) bool.
+    """
+    logits = net(images)
+    return F.multilabel_soft_margin_loss(logits, labels), ((logits > 0) == (labels > 0)).all(1)
+
+
+def activate(
+    net: CamNet, image: NDArray[np.uint8], label: NDArray[np.bool_], scales: Sequence[float], device: torch.device
+) -> Activations:
+    """Class activations of one image: maps of all scales, summed and divided by each class's maximum."""
+    valid = np.flatnonzero(label)
+    height, width = image.shape[:2]
+    if not len(valid):
+        return no_activations(height, width)
+    maps = [net.activations(flipped_pair(image, scale, net.backbone.normalize).to(device)) for scale in scales]
+    strided, full = merge_cam(maps, (height, width), valid.tolist())
+    return Activations((valid + 1).astype(np.uint8), strided.cpu().numpy(), full.cpu().numpy())
+
+
+def no_activations(height: int, width: int) -> Activations:
+    """Activations of an image without any class."""
+    strided = np.zeros((0, (height - 1) // 4 + 1, (width - 1) // 4 + 1), np.float32)
+    return Activations(np.zeros(0, np.uint8), strided, np.zeros((0, height, width), np.float32))

@@ -1,0 +1,27 @@
+"""Pseudo-mask of one image: random walk of the activations over the edge map, threshold."""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from amn_fast.config import Mask
+from amn_fast.data.store import Activations, StridedActivations
+from amn_fast.ops.mask import mask_from_scores, mask_scores
+
+
+def scores(found: Activations | StridedActivations, edge: NDArray[np.float32], settings: Mask) -> NDArray[np.float32]:
+    """Propagated scores, (K, H, W) float32 in [0, 1]."""
+    return mask_scores(
+        found.strided,
+        edge,
+        found.size,
+        power=settings.power,
+        per_class=settings.maximum == "class",
+        radius=settings.radius,
+        beta=settings.beta,
+        exp_times=settings.exp_times,
+    )
+
+
+def make_mask(found: Activations | StridedActivations, edge: NDArray[np.float32], settings: Mask) -> NDArray[np.uint8]:
+    """The mask, (H, W) uint8: 0 and the labels of the image."""
+    return mask_from_scores(scores(found, edge, settings), np.concatenate([[0], found.keys]), settings.background)

@@ -1,0 +1,15 @@
+"""Seed of one image: a dense CRF turns activations into sure foreground, sure background, and 255 between."""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from amn_fast.config import Seed
+from amn_fast.data.store import Activations
+from amn_fast.ops.dense_crf import refine_seed
+
+
+def refine(image: NDArray[np.uint8], found: Activations, settings: Seed) -> NDArray[np.uint8]:
+    """The seed, (H, W) uint8, computed on one thread."""
+    return refine_seed(
+        image, found.full, found.keys, fg=settings.fg, bg=settings.bg, bilateral=settings.bilateral, threads=1
+    )
