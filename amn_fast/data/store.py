@@ -11,6 +11,7 @@ made from it. `benchmarks/bench_activation_store.py` measures both forms and wha
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 import numpy as np
@@ -117,7 +118,7 @@ def _read(path: Path | str, read: Any) -> Any:
     except FileNotFoundError:
         raise InputError(f"activation file {path} does not exist") from None
     except Exception as error:  # of damaged archives there are many, and each layer has its own errors
-        raise InputError(f"activation file {path} cannot be read: {' '.join(str(error).split())}") from error
+        raise InputError(f"activation file {path} cannot be read: {shorten(str(error), 200)}") from error
 
 
 def _size(file: Any) -> tuple[int, int]:
