@@ -13,7 +13,9 @@ __version__ = "0.1.0"
 _NAMES = {
     "Config": "amn_fast.config",
     "DenseCRF": "amn_fast.ops.dense_crf",
+    "bilateral_filter": "amn_fast.ops.bilateral_filter",
     "dense_crf": "amn_fast.ops.dense_crf",
+    "energy_loss": "amn_fast.ops.energy_loss",
     "info": "amn_fast._info",
     "local_affinity": "amn_fast.ops.local_affinity",
     "make_mask": "amn_fast.ops.mask",

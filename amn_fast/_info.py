@@ -8,7 +8,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 from amn_fast import __version__
 from amn_fast._native import missing
-from amn_fast.ops import _cuda as _cuda_kernels
+from amn_fast.kernels.common import cuda as _cuda_kernels
 
 _PACKAGES = ("numpy", "opencv-python-headless", "torch", "torchvision", "timm", "triton", "cuda-core", "pillow")
 

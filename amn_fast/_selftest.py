@@ -18,7 +18,7 @@ import numpy as np
 from amn_fast import _native
 from amn_fast.errors import BackendError, InputError, MissingExtra
 from amn_fast.files import write_text
-from amn_fast.ops import _cuda
+from amn_fast.kernels.common import cuda as _cuda
 from amn_fast.ops._arrays import choice, triton_obstacle
 
 DEVICES = ("auto", "cpu", "cuda")
@@ -295,6 +295,17 @@ def _run_pixel_adaptive_refinement(backend: str, place: Callable[[Any], Any]) ->
     return [pixel_adaptive_refinement(image, mask, iterations=2, backend=backend)]
 
 
+def _run_bilateral_filter(backend: str, place: Callable[[Any], Any]) -> Outputs:
+    from amn_fast.ops.bilateral_filter import bilateral_filter
+
+    rng = np.random.default_rng(10)
+    image = place(_image().transpose(2, 0, 1)[None].astype(np.float32))
+    values = place(rng.random((1, 5, *image.shape[2:]), dtype=np.float32)).requires_grad_()
+    out = bilateral_filter(image, values, 15, 40, backend=backend)
+    out.square().sum().backward()
+    return [out.detach(), values.grad]
+
+
 CHECKS: tuple[Check, ...] = (
     Check("dense_crf", "cuda", 1e-4, _run_dense_crf, torch=False),
     Check("refine_seed", "cuda", 0, _run_refine_seed, torch=False),
@@ -303,6 +314,7 @@ CHECKS: tuple[Check, ...] = (
     Check("pair_loss", "triton", 1e-5, _run_pair_loss),
     Check("merge_cam", "triton", 1e-5, _run_merge_cam),
     Check("merge_amn", "triton", 1e-5, _run_merge_amn),
+    Check("bilateral_filter", "cuda", 1e-4, _run_bilateral_filter),
     Check("local_affinity", "triton", 1e-5, _run_local_affinity),
     Check("propagate", "triton", 1e-5, _run_propagate),
     Check("pixel_adaptive_refinement", "triton", 1e-5, _run_pixel_adaptive_refinement),

@@ -80,6 +80,8 @@ class Pair:
     image: Path
     probabilities: Path
     mask: Path
+    others: tuple[Path, ...] = ()
+    """More files that the mask depends on."""
 
 
 def find_pairs(images: Path, probabilities: Path, out: Path) -> tuple[list[Pair], list[str]]:
@@ -127,6 +129,7 @@ def refine_folder(
     threads: int | None = None,
     overwrite: bool = False,
     advance: Callable[[], None] = lambda: None,
+    compute: Callable[[Pair], Array] | None = None,
 ) -> int:
     """Write the mask of each pair; masks that are up to date are skipped.
 
@@ -138,6 +141,7 @@ def refine_folder(
         threads: None takes all CPUs that this process may use.
         overwrite: replace masks that other settings gave.
         advance: called after each pair.
+        compute: gives the mask of a pair; None: the dense CRF of its probabilities.
 
     Returns:
         how many masks were computed; the rest existed.
@@ -153,19 +157,24 @@ def refine_folder(
     with locked(out / ".lock") as alone:
         if not alone:
             raise InputError(f"{out}: another amn-fast crf writes masks there, expected one at a time")
-        return _refine_folder(pairs, _Record(out, settings), threads, overwrite, advance)
+        record = _Record(out, settings)
+        record.claim(pairs, overwrite)
+        return _refine_all(pairs, record, threads, advance, compute or (lambda pair: _mask_of(pair, settings)))
 
 
-def _refine_folder(
-    pairs: list[Pair], record: "_Record", threads: int, overwrite: bool, advance: Callable[[], None]
+def _refine_all(
+    pairs: list[Pair],
+    record: "_Record",
+    threads: int,
+    advance: Callable[[], None],
+    mask_of: Callable[[Pair], Array],
 ) -> int:
-    record.claim(pairs, overwrite)
     due = [pair for pair in pairs if not record.has(pair)]
     for _ in range(len(pairs) - len(due)):
         advance()
     failures: list[str] = []
     with ThreadPoolExecutor(threads) as pool:
-        futures = [pool.submit(_refine, pair, record) for pair in due]
+        futures = [pool.submit(_refine, pair, record, mask_of) for pair in due]
         try:
             for future in as_completed(futures):
                 try:
@@ -185,9 +194,15 @@ def _refine_folder(
     return len(due)
 
 
-def _refine(pair: Pair, record: "_Record") -> None:
-    settings = record.settings
+def _refine(pair: Pair, record: "_Record", compute: Callable[[Pair], Array]) -> None:
     entry = record.entry(pair)  # before the files are read: one that changes meanwhile counts as changed
+    mask = compute(pair)
+    record.forget(pair)
+    write_mask(pair.mask, mask)
+    record.append({**entry, "mask": _content(pair.mask)})
+
+
+def _mask_of(pair: Pair, settings: Settings) -> Array:
     image = read_image(pair.image)
     given = read_probabilities(pair.probabilities, settings.key)
     if given.shape[-2:] != image.shape[:2]:
@@ -200,13 +215,10 @@ def _refine(pair: Pair, record: "_Record") -> None:
     except InputError as error:
         raise InputError(f"{pair.probabilities}: {error}") from error
     if len(names) == 1:
-        mask = np.full(image.shape[:2], names[0], np.uint8)
-    else:
-        crf = DenseCRF(image, gaussian=settings.gaussian, bilateral=settings.bilateral)
-        mask = names[crf.labels(unary, settings.iterations)]
-    record.forget(pair)
-    write_mask(pair.mask, mask)
-    record.append({**entry, "mask": _content(pair.mask)})
+        return np.full(image.shape[:2], names[0], np.uint8)
+    crf = DenseCRF(image, gaussian=settings.gaussian, bilateral=settings.bilateral)
+    best: Array = names[crf.labels(unary, settings.iterations)]
+    return best
 
 
 def _unary(given: Array, settings: Settings) -> tuple[Array, Array]:
@@ -316,11 +328,11 @@ class _Record:
     def has(self, pair: Pair) -> bool:
         known = dict(self._entries.get(pair.id, {}))
         mask = known.pop("mask", None)
-        return known == self.entry(pair) and pair.mask.is_file() and mask == _content(pair.mask)
+        return pair.mask.is_file() and known == self.entry(pair) and mask == _content(pair.mask)
 
     def entry(self, pair: Pair) -> dict[str, Any]:
         """Names what the mask depends on."""
-        inputs = [_state(pair.image), _state(pair.probabilities)]
+        inputs = [_state(path) for path in (pair.image, pair.probabilities, *pair.others)]
         return {"id": pair.id, "settings": self._fingerprint, "inputs": inputs}
 
     def forget(self, pair: Pair) -> None:

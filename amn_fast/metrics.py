@@ -1,10 +1,10 @@
 """How good masks and activations are: confusion, threshold curve, activation histogram.
 
-All three stream: pictures go in one at a time with `add`, only integer counts are kept, and two of a kind are
-merged with `+`. The result is therefore the same to the last bit however the pictures were split and ordered.
+All three stream: images go in one at a time with `add`, and only integer counts are kept. The result is therefore
+bit-identical for any order of the images.
 
 Labels are 0 (background) and 1..C (the classes); background is one of the C + 1 classes that mIoU averages over.
-255 is "unknown", and so is -1 in signed arrays. A pixel whose truth is unknown never counts.
+255 is "unknown", and so is -1 in signed arrays. A pixel whose ground truth is unknown never counts.
 """
 
 import math
@@ -36,7 +36,7 @@ class Scores:
     precision: Floats
     """Share of the pixels predicted as the class that are of the class; NaN for a class never predicted."""
     recall: Floats
-    """Share of the class's pixels that are predicted as the class; NaN for a class absent from the truth."""
+    """Share of the class's pixels that are predicted as the class; NaN for a class absent from the ground truth."""
     miou: float
     """Mean of `iou` over the classes that count; NaN when none does."""
     mean_precision: float
@@ -46,7 +46,7 @@ class Scores:
     accuracy: float
     """Share of the counted pixels that are right."""
     coverage: float
-    """Share of the pixels of known truth whose prediction is not 255, whatever `unknown` says."""
+    """Share of the pixels of known ground truth whose prediction is not 255, whatever `unknown` says."""
     pixels: int
     """Number of pixels that count."""
     unknown: UnknownRule
@@ -58,31 +58,31 @@ class Scores:
 
 
 class Confusion:
-    """A confusion matrix over C + 1 classes that grows picture by picture.
+    """A confusion matrix over C + 1 classes that grows image by image.
 
     Predictions of 255 are kept in a column of their own, so that one pass answers under both rules of `scores`.
     """
 
     counts: Counts
-    """Pixels by [truth, prediction], (C + 1, C + 2) int64; the last column is "predicted 255"."""
+    """Pixels by [ground truth, prediction], (C + 1, C + 2) int64; the last column is "predicted 255"."""
 
     def __init__(self, n_classes: int) -> None:
         """`n_classes` is C, the number of foreground classes, 1..254."""
         self.n_classes = _check_n_classes(n_classes)
         self.counts = np.zeros((n_classes + 1, n_classes + 2), np.int64)
 
-    def add(self, prediction: ArrayLike, truth: ArrayLike) -> None:
-        """Count one picture.
+    def add(self, prediction: ArrayLike, ground_truth: ArrayLike) -> None:
+        """Count one image.
 
         Args:
             prediction: (H, W) integers: 0..C, 255 (or -1) where the method gives no answer.
-            truth: (H, W) integers: 0..C, 255 (or -1) where unknown; such pixels do not count.
+            ground_truth: (H, W) integers: 0..C, 255 (or -1) where unknown; such pixels do not count.
 
         Raises:
             InputError: the sizes differ, an array is not a 2-D array of integers, or an id is neither 0..C nor 255.
         """
         predicted = _labels(prediction, self.n_classes, "the prediction")
-        true = _labels(truth, self.n_classes, "the truth")
+        true = _labels(ground_truth, self.n_classes, "the ground truth")
         _check_size("the prediction", predicted.shape, true.shape)
         pairs = np.bincount((true.astype(np.uint16) << 8 | predicted).ravel(), minlength=256 * 256).reshape(256, 256)
         known = pairs[: self.n_classes + 1]
@@ -90,22 +90,26 @@ class Confusion:
         self.counts[:, -1] += known[:, UNKNOWN]
 
     def __add__(self, other: "Confusion") -> "Confusion":
-        """The matrix of both sets of pictures together."""
-        _check_same("confusion matrices", "classes", self.n_classes, other.n_classes)
+        """The matrix of both sets of images together."""
+        if self.n_classes != other.n_classes:
+            raise InputError(
+                f"confusion matrices have {self.n_classes} and {other.n_classes} classes, expected equal numbers"
+            )
         total = Confusion(self.n_classes)
         total.counts = self.counts + other.counts
         return total
 
     def scores(self, unknown: UnknownRule = "wrong", absent: AbsentRule = "zero") -> Scores:
-        """Scores over all the pictures so far.
+        """Scores over all the images so far.
 
         Args:
             unknown: what a prediction of 255 means.
-                "wrong": a miss of the true class. The effect of the published evaluation: it lowers recall and IoU.
+                "wrong": a miss of the true class. The effect of IRN's evaluation: it lowers recall and IoU.
                 "ignore": the pixel does not count. How good the answers are where there are any; read `coverage` too.
-            absent: what becomes of a class that no counted pixel of the truth has.
-                "zero": it scores 0 if it is predicted anywhere and is left out of the means if not (published for VOC).
-                "skip": it is left out of the means, predicted or not (published for DeepLab).
+            absent: what becomes of a class that no counted pixel of the ground truth has.
+                "zero": it scores 0 if it is predicted anywhere and is left out of the means if not, as in
+                IRN's evaluation of VOC.
+                "skip": it is left out of the means, predicted or not (as in DeepLab's).
         """
         _check_choice("unknown", unknown, ("wrong", "ignore"))
         answered = self.counts[:, :-1]
@@ -155,22 +159,22 @@ class ThresholdCurve:
         n_bins = len(self.thresholds) + 1
         # A pixel of bin b has exactly b thresholds under its largest activation: foreground at thresholds 0..b-1.
         self._claimed = np.zeros((n_classes + 1, n_bins), np.int64)  # pixels by label of the largest activation
-        self._correct = np.zeros((n_classes + 1, n_bins), np.int64)  # those of them whose truth is that label
-        self._background = np.zeros(n_bins, np.int64)  # pixels whose truth is background
-        self._truth = np.zeros(n_classes + 1, np.int64)  # pixels by truth
+        self._correct = np.zeros((n_classes + 1, n_bins), np.int64)  # those of them whose ground truth is that label
+        self._background = np.zeros(n_bins, np.int64)  # pixels whose ground truth is background
+        self._truth = np.zeros(n_classes + 1, np.int64)  # pixels by ground truth
 
-    def add(self, activations: ArrayLike, keys: ArrayLike, truth: ArrayLike) -> None:
-        """Count one picture.
+    def add(self, activations: ArrayLike, keys: ArrayLike, ground_truth: ArrayLike) -> None:
+        """Count one image.
 
         Args:
-            activations: (K, H, W) floats in [0, 1], foreground only; K = 0 is a picture that is all background.
+            activations: (K, H, W) floats in [0, 1], foreground only; K = 0 is a image that is all background.
             keys: (K,) label ids of the maps, each 1..C and none twice.
-            truth: (H, W) integers: 0..C, 255 (or -1) where unknown; such pixels do not count.
+            ground_truth: (H, W) integers: 0..C, 255 (or -1) where unknown; such pixels do not count.
 
         Raises:
             InputError: sizes differ, keys are not ids of classes, or activations are not numbers in [0, 1].
         """
-        maps, ids, true = _check_activations(activations, keys, truth, self.n_classes)
+        maps, ids, true = _check_activations(activations, keys, ground_truth, self.n_classes)
         self._truth += np.bincount(true.ravel(), minlength=256)[: self.n_classes + 1]
         n_bins = len(self._background)
         if not len(maps):
@@ -179,7 +183,9 @@ class ThresholdCurve:
             self._claimed[0, 0] += np.count_nonzero(true != UNKNOWN)
             return
         largest, channel = _argmax(maps)
-        outcome = np.full(true.shape, 3, np.uint8)  # 0: truth unknown, 1: truth is background, 2: right class, 3: wrong
+        outcome = np.full(
+            true.shape, 3, np.uint8
+        )  # 0: ground truth unknown, 1: ground truth is background, 2: right class, 3: wrong
         outcome[true == 0] = 1
         outcome[true == ids[channel]] = 2
         outcome[true == UNKNOWN] = 0
@@ -204,16 +210,6 @@ class ThresholdCurve:
         count -= below[count] >= largest
         count += above[count] < largest
         return count
-
-    def __add__(self, other: "ThresholdCurve") -> "ThresholdCurve":
-        """The curve of both sets of pictures together."""
-        _check_same("threshold curves", "classes", self.n_classes, other.n_classes)
-        if not np.array_equal(self.thresholds, other.thresholds):
-            raise InputError("threshold curves that are merged differ in their thresholds, expected the same ones")
-        total = ThresholdCurve(self.n_classes, self.thresholds)
-        for name in ("_claimed", "_correct", "_background", "_truth"):
-            setattr(total, name, getattr(self, name) + getattr(other, name))
-        return total
 
     def _at(self, index: int) -> tuple[Counts, Counts]:
         """Right pixels and predicted pixels of each class at threshold number `index`."""
@@ -300,8 +296,8 @@ class HistogramResult:
 class ActivationHistogram:
     """Histogram of activations over foreground pixels, by true class, and over background pixels.
 
-    A foreground pixel counts with the activation of its own class; if the picture has no map of that class the pixel
-    is left out. A background pixel counts with its largest activation. A picture without any map is left out.
+    A foreground pixel counts with the activation of its own class; if the image has no map of that class the pixel
+    is left out. A background pixel counts with its largest activation. A image without any map is left out.
     Activations are rounded to .001, and all figures are of these rounded values.
     """
 
@@ -313,9 +309,9 @@ class ActivationHistogram:
         self.n_classes = _check_n_classes(n_classes)
         self._counts = np.zeros((n_classes + 1, self._LEVELS + 1), np.int64)
 
-    def add(self, activations: ArrayLike, keys: ArrayLike, truth: ArrayLike) -> None:
-        """Count one picture; arguments and errors as for `ThresholdCurve.add`."""
-        maps, ids, true = _check_activations(activations, keys, truth, self.n_classes)
+    def add(self, activations: ArrayLike, keys: ArrayLike, ground_truth: ArrayLike) -> None:
+        """Count one image; arguments and errors as for `ThresholdCurve.add`."""
+        maps, ids, true = _check_activations(activations, keys, ground_truth, self.n_classes)
         if not len(maps):
             return
         self._count(0, _argmax(maps)[0][true == 0])
@@ -325,13 +321,6 @@ class ActivationHistogram:
     def _count(self, label: int, values: NDArray[Any]) -> None:
         levels = np.rint(np.clip(values, 0, 1) * self._LEVELS).astype(np.int64)
         self._counts[label] += np.bincount(levels, minlength=self._LEVELS + 1)
-
-    def __add__(self, other: "ActivationHistogram") -> "ActivationHistogram":
-        """The histogram of both sets of pictures together."""
-        _check_same("activation histograms", "classes", self.n_classes, other.n_classes)
-        total = ActivationHistogram(self.n_classes)
-        total._counts = self._counts + other._counts
-        return total
 
     def result(self) -> HistogramResult:
         """The histogram and its figures; those without a pixel are NaN."""
@@ -425,7 +414,7 @@ def _argmax(maps: NDArray[Any]) -> tuple[NDArray[Any], NDArray[np.uint8]]:
 
 
 def _check_activations(
-    activations: ArrayLike, keys: ArrayLike, truth: ArrayLike, n_classes: int
+    activations: ArrayLike, keys: ArrayLike, ground_truth: ArrayLike, n_classes: int
 ) -> tuple[NDArray[Any], NDArray[np.intp], NDArray[np.uint8]]:
     """The three, checked; keys as indices, truth as uint8."""
     maps = np.asarray(activations)
@@ -438,7 +427,7 @@ def _check_activations(
         raise InputError(f"keys are {ids.tolist()}, expected label ids from 1 to {n_classes}")
     if len(np.unique(ids)) < len(ids):
         raise InputError(f"keys are {ids.tolist()}, expected each class once")
-    true = _labels(truth, n_classes, "the truth")
+    true = _labels(ground_truth, n_classes, "the ground truth")
     _check_size("the activations", maps.shape[1:], true.shape)
     if maps.size:
         low, high = float(maps.min()), float(maps.max())
@@ -466,7 +455,8 @@ def _check_size(name: str, size: tuple[int, ...], truth: tuple[int, ...]) -> Non
     if size != truth:
         verb = "are" if name.endswith("s") else "is"
         raise InputError(
-            f"{name} {verb} {size[0]} x {size[1]} pixels (height x width) but the truth is {truth[0]} x {truth[1]},"
+            f"{name} {verb} {size[0]} x {size[1]} pixels (height x width), but the ground truth is"
+            f" {truth[0]} x {truth[1]},"
             " expected the same size"
         )
 
@@ -485,11 +475,6 @@ def _check_thresholds(thresholds: ArrayLike) -> Floats:
             f"thresholds are {values.tolist()}, expected two or more rising, evenly spaced numbers, .001 or more apart"
         )
     return values
-
-
-def _check_same(things: str, what: str, one: int, other: int) -> None:
-    if one != other:
-        raise InputError(f"{things} that are merged have {one} and {other} {what}, expected the same number")
 
 
 def _check_choice(name: str, value: str, choices: Sequence[str]) -> None:

@@ -2,9 +2,12 @@
 
 from collections.abc import Sequence
 
+import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from amn_fast.ops.crf_layer import crf_layer
+from amn_fast.ops.energy_loss import dense_energy
 from amn_fast.ops.local_affinity import DILATIONS, pixel_adaptive_refinement
 from amn_fast.ops.pair_loss import PairLossTerms, pair_means, pair_sums
 from amn_fast.ops.pixel_loss import balanced_mean, pixel_sums
@@ -147,3 +150,121 @@ class PAMR(PAR):
 
     def __init__(self, num_iter: int = 1, dilations: Sequence[int] = DILATIONS, *, backend: str = "auto") -> None:
         super().__init__(dilations, num_iter, backend=backend)
+
+
+class DenseCRFLoss(nn.Module):
+    """rloss's DenseCRFLoss: (images (B, 3, H, W) in 0..255, probabilities (B, K, H, W), ROIs (B, H, W)) -> (1,).
+
+    Args:
+        weight, sigma_rgb, sigma_xy, scale_factor: as published.
+        recompute_scale_factor, gradient, backend: as in `amn_fast.ops.energy_loss.dense_energy`.
+    """
+
+    recompute_scale_factor = False
+
+    def __init__(
+        self,
+        weight: float,
+        sigma_rgb: float,
+        sigma_xy: float,
+        scale_factor: float,
+        *,
+        recompute_scale_factor: bool | None = None,
+        gradient: str = "published",
+        backend: str = "auto",
+    ) -> None:
+        super().__init__()
+        self.weight, self.sigma_rgb, self.sigma_xy, self.scale_factor = weight, sigma_rgb, sigma_xy, scale_factor
+        self.gradient, self.backend = gradient, backend
+        if recompute_scale_factor is not None:
+            self.recompute_scale_factor = recompute_scale_factor
+
+    def forward(self, images: Tensor, segmentations: Tensor, ROIs: Tensor) -> Tensor:
+        return self._energy(images, segmentations, ROIs, None)
+
+    def _energy(self, images: Tensor, segmentations: Tensor, rois: Tensor, labels: Tensor | None) -> Tensor:
+        return dense_energy(
+            images,
+            segmentations,
+            rois,
+            labels,
+            weight=self.weight,
+            sigma_rgb=self.sigma_rgb,
+            sigma_xy=self.sigma_xy,
+            scale_factor=self.scale_factor,
+            recompute_scale_factor=self.recompute_scale_factor,
+            gradient=self.gradient,
+            backend=self.backend,
+        )
+
+    def extra_repr(self) -> str:
+        return (
+            f"sigma_rgb={self.sigma_rgb}, sigma_xy={self.sigma_xy}, weight={self.weight}, "
+            f"scale_factor={self.scale_factor}"
+        )
+
+
+class DenseEnergyLoss(DenseCRFLoss):
+    """The DenseEnergyLoss of AFA, ToCo and SeCo: as `DenseCRFLoss`, with a fourth input, labels (B, [1,] H, W).
+
+    Samples as ToCo does. AFA samples otherwise at sizes that the scale factor does not divide: pass
+    recompute_scale_factor=False for it.
+    """
+
+    recompute_scale_factor = True
+
+    def forward(  # type: ignore[override]
+        self,
+        images: Tensor,
+        segmentations: Tensor,
+        ROIs: Tensor,
+        seg_label: Tensor,
+    ) -> Tensor:
+        return self._energy(images, segmentations, ROIs, seg_label)
+
+
+class MeanField(nn.Module):
+    """The CRF-RNN layer: (image (B, 3, H, W) in 0..255, logits (B, K, H, W)) -> (B, K, H, W).
+
+    Its parameters bear the names of crfasrnn_pytorch's CrfRnn: `load_state_dict` takes them.
+
+    Args:
+        num_labels: K.
+        num_iterations: mean-field iterations.
+        alpha, beta, gamma: standard deviations as in `amn_fast.ops.crf_layer.crf_layer`.
+        spatial_ker_weight, bilateral_ker_weight: initial diagonals of the kernels' weights.
+        backend: as there.
+    """
+
+    def __init__(
+        self,
+        num_labels: int,
+        num_iterations: int = 5,
+        *,
+        alpha: float = 160,
+        beta: float = 3,
+        gamma: float = 3,
+        spatial_ker_weight: float = 3,
+        bilateral_ker_weight: float = 5,
+        backend: str = "auto",
+    ) -> None:
+        super().__init__()
+        self.num_iterations, self.alpha, self.beta, self.gamma = num_iterations, alpha, beta, gamma
+        self.backend = backend
+        self.spatial_ker_weights = nn.Parameter(spatial_ker_weight * torch.eye(num_labels))
+        self.bilateral_ker_weights = nn.Parameter(bilateral_ker_weight * torch.eye(num_labels))
+        self.compatibility_matrix = nn.Parameter(torch.eye(num_labels))
+
+    def forward(self, image: Tensor, logits: Tensor) -> Tensor:
+        return crf_layer(
+            image,
+            logits,
+            self.spatial_ker_weights,
+            self.bilateral_ker_weights,
+            self.compatibility_matrix,
+            iterations=self.num_iterations,
+            alpha=self.alpha,
+            beta=self.beta,
+            gamma=self.gamma,
+            backend=self.backend,
+        )

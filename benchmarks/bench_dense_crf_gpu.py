@@ -25,8 +25,9 @@ import numpy as np
 import torch
 from count_dense_crf_gpu import ITERATIONS, PHASES, count, problem
 
+from amn_fast.kernels.common import cuda as nvrtc
 from amn_fast.kernels.dense_crf import cuda
-from amn_fast.ops import _cuda, _dense_crf_cuda
+from amn_fast.kernels.dense_crf.cuda import host
 from amn_fast.ops.dense_crf import dense_crf
 
 HEAD = (
@@ -64,7 +65,7 @@ def iterations(pictures: cuda.Batch, terms: list[cuda.Term], unaries: list[torch
 def measure(labels: int, size: tuple[int, int], batch: int, rounds: int, copy: float) -> dict:
     pairs = [problem(labels, *size, seed) for seed in range(batch)]
     images, unaries = [image.cuda() for image, _ in pairs], [unary.cuda() for _, unary in pairs]
-    launcher = _dense_crf_cuda.launcher_for(images[0].device)
+    launcher = host.launcher_for(images[0].device)
     pictures = cuda.Batch(launcher, [size[0] * size[1]] * batch, [size[1]] * batch)
     weights = (np.float32(3), np.float32(10))
 
@@ -106,7 +107,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--output", type=Path)
     options = parser.parse_args()
-    if obstacle := _cuda.obstacle():
+    if obstacle := nvrtc.obstacle():
         sys.exit(f"nothing is measured: {obstacle}")
     copy = copy_bandwidth(options.rounds)
     versions = f"PyTorch {torch.__version__}, CUDA {torch.version.cuda}"

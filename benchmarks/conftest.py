@@ -93,9 +93,11 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
     if exitstatus == pytest.ExitCode.NO_TESTS_COLLECTED and not session.config.getoption("--collect-only"):
         session.exitstatus = pytest.ExitCode.TESTS_FAILED  # a benchmark command that measures nothing is broken
     rows = session.config.stash[results_key].to_json()
-    if rows and exitstatus == 0:
-        chosen = profile_of(session.config)
-        path = session.config.getoption("--results") or HERE / "results" / f"{chosen}.json"
+    chosen = profile_of(session.config)
+    path = session.config.getoption("--results")
+    if path is None and chosen != "quick":  # its figures say nothing
+        path = HERE / "results" / f"{chosen}.json"
+    if rows and path is not None and exitstatus == 0:
         path.parent.mkdir(parents=True, exist_ok=True)
         content = {"profile": chosen, "machine": machine(), "rows": rows}
         path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")

@@ -50,7 +50,7 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
         if name not in amn_fast._NAMES:
             return entry[0]
         options = f'heading: "amn_fast.{name}", toc_label: "{name}"' + (f", {entry['more']}" if entry["more"] else "")
-        return f"::: {amn_fast._NAMES[name]}.{name}\n    options: {{{options}}}\n"
+        return f"::: {getattr(amn_fast, name).__module__}.{name}\n    options: {{{options}}}\n"
 
     entries = re.compile(r"^::: amn_fast\.(?P<name>\w+)\n(?:    options: \{(?P<more>.*)\}\n)?", re.MULTILINE)
     others = sorted(set(amn_fast._NAMES) - {entry["name"] for entry in entries.finditer(markdown)})

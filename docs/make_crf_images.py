@@ -1,9 +1,10 @@
 """Refines scribbled photographs with pydensecrf and with amn_fast.compat.pydensecrf, and draws both side by side.
 
-    python docs/make_crf_pictures.py DATA docs/images
+    python docs/make_crf_images.py DATA docs/images
 
 DATA is the folder `examples` of pydensecrf's repository: im1.png .. im3.png and the scribbles anno1.png .. anno3.png
-(black is unknown). Needs the extras `pipeline` and `bench` of amn_fast; prints the table of docs/crf.md.
+(black is unknown). Needs the extras `pipeline` and `bench` of amn_fast; prints the table of
+docs/guides/replace-pydensecrf.md.
 """
 
 import platform
@@ -41,8 +42,8 @@ def draw(path, image, panels, difference):
     height, width = image.shape[:2]
     figure = Figure(figsize=(15, 3 * height / width + 0.45), dpi=80, layout="constrained")
     axes = figure.subplots(1, 5)
-    for axis, (title, picture) in zip(axes, [("photograph", image), *panels], strict=False):
-        axis.imshow(picture, interpolation="nearest")
+    for axis, (title, panel) in zip(axes, [("photograph", image), *panels], strict=False):
+        axis.imshow(panel, interpolation="nearest")
         axis.set_title(title, fontsize=10)
     shown = axes[4].imshow(difference, cmap="magma", vmin=0, vmax=1e-6, interpolation="nearest")
     axes[4].set_title("largest difference of Q", fontsize=10)
@@ -54,7 +55,7 @@ def draw(path, image, panels, difference):
 
 def main(data, out):
     print(f"pydensecrf2 {version('pydensecrf2')}, amn-fast {version('amn-fast')}, {platform.machine()}")
-    print("| picture | size | labels | pixels with another label | largest difference of Q |\n|---|---|---|---|---|")
+    print("| image | size | labels | pixels with another argmax | largest difference of Q |\n|---|---|---|---|---|")
     for number in (1, 2, 3):
         image = np.array(Image.open(data / f"im{number}.png").convert("RGB"))
         labels, colours = scribbles(data / f"anno{number}.png")

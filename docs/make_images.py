@@ -60,7 +60,7 @@ def panel(name: str, config: Config, dataset: Dataset, id: str) -> Rgb:
         with np.load(config.run / "edge" / f"{id}.npz") as file:
             return heat(cv2.resize(file["edge"], image.shape[1::-1]), np.zeros_like(image))
     folder = {"mask": "masks"}.get(name, name)
-    labels = dataset.truth(id) if name == "truth" else read_mask(config.run / folder / f"{id}.png")
+    labels = dataset.ground_truth(id) if name == "truth" else read_mask(config.run / folder / f"{id}.png")
     return coloured(labels, image)
 
 

@@ -12,6 +12,7 @@
 
 namespace py = pybind11;
 
+void bind_bilateral(py::module_&);
 void bind_dense_crf(py::module_&);
 void bind_local_refinement(py::module_&);
 void bind_merge(py::module_&);
@@ -40,6 +41,7 @@ static std::map<std::string, std::vector<std::string>> compiled_instruction_sets
 PYBIND11_MODULE(_native, m) {
     m.doc() = "amn_fast's CPU kernels: NumPy buffers in and out, the GIL released while they run.";
     amn::GilRelease::remember_main_thread();
+    bind_bilateral(m);
     bind_dense_crf(m);
     bind_local_refinement(m);
     bind_merge(m);

@@ -76,7 +76,7 @@ CASES = {
     "some images without a label": (
         IMAGES | {"images/d.png": None, "labels.csv": LABELS},
         {"images": "images", "labels": "labels.csv"},
-        ["1 images have no label"],
+        ["without a label: 1 image; add labels"],
     ),
     "masks that cannot be used": (
         IMAGES | {"labels.csv": "id,labels\na,cat\nb,cat\nc,cat\n", "masks/a.png": None},

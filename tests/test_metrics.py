@@ -11,7 +11,7 @@ from amn_fast.metrics import ActivationHistogram, Confusion, ThresholdCurve
 
 
 def random_masks(seed: int, n_classes: int = 4, size: tuple[int, int] = (13, 17)) -> tuple[np.ndarray, np.ndarray]:
-    """A prediction and a truth that agree in part, both with some 255."""
+    """A prediction and a ground truth that agree in part, both with some 255."""
     rng = np.random.default_rng(seed)
     truth = rng.integers(0, n_classes + 1, size).astype(np.uint8)
     prediction = np.where(rng.random(size) < 0.6, truth, rng.integers(0, n_classes + 1, size)).astype(np.uint8)
@@ -53,22 +53,22 @@ def slow_iou(prediction: np.ndarray, truth: np.ndarray, n_classes: int, unknown:
     return result
 
 
-@pytest.mark.parametrize("unknown", ["wrong", "ignore"])
-@pytest.mark.parametrize("absent", ["zero", "skip"])
-def test_iou_is_that_of_the_definition(unknown, absent):
-    pictures = [random_masks(seed) for seed in range(3)]
-    confusion = Confusion(6)  # classes 5 and 6 are absent from everything
-    for prediction, truth in pictures:
-        prediction[prediction == 4] = 5  # and class 5 is predicted but never true, 4 true but never predicted
-        confusion.add(prediction, truth)
-    prediction, truth = (np.concatenate([pair[side] for pair in pictures]) for side in (0, 1))
-    expected = slow_iou(prediction, truth, 6, unknown, absent)
-    scores = confusion.scores(unknown, absent)
-    np.testing.assert_allclose(scores.iou, expected, rtol=1e-14)
-    assert scores.miou == pytest.approx(np.nanmean(expected), rel=1e-14)
-    assert math.isnan(scores.iou[5]) == (absent == "skip")
-    assert math.isnan(scores.iou[6])
-    assert (scores.unknown, scores.absent) == (unknown, absent)
+def test_iou_is_that_of_the_definition():
+    for absent in ["zero", "skip"]:
+        for unknown in ["wrong", "ignore"]:
+            images = [random_masks(seed) for seed in range(3)]
+            confusion = Confusion(6)  # classes 5 and 6 are absent from everything
+            for prediction, truth in images:
+                prediction[prediction == 4] = 5  # and class 5 is predicted but never true, 4 true but never predicted
+                confusion.add(prediction, truth)
+            prediction, truth = (np.concatenate([pair[side] for pair in images]) for side in (0, 1))
+            expected = slow_iou(prediction, truth, 6, unknown, absent)
+            scores = confusion.scores(unknown, absent)
+            np.testing.assert_allclose(scores.iou, expected, rtol=1e-14)
+            assert scores.miou == pytest.approx(np.nanmean(expected), rel=1e-14)
+            assert math.isnan(scores.iou[5]) == (absent == "skip")
+            assert math.isnan(scores.iou[6])
+            assert (scores.unknown, scores.absent) == (unknown, absent)
 
 
 def test_a_case_done_by_hand():
@@ -128,15 +128,15 @@ def test_nothing_counted_is_none_and_not_a_number():
     assert (ignore["miou"], ignore["accuracy"], ignore["coverage"], ignore["pixels"]) == (None, None, 0.0, 0)
 
 
-@pytest.mark.parametrize("change", [np.asfortranarray, lambda a: a[::-1, ::-1], lambda a: np.repeat(a, 2, 1)[:, ::2]])
-def test_layout_does_not_matter(change):
-    prediction, truth = random_masks(2)
-    contiguous, other = Confusion(4), Confusion(4)
-    contiguous.add(np.ascontiguousarray(change(prediction)), np.ascontiguousarray(change(truth)))
-    read_only = change(truth)
-    read_only.flags.writeable = False
-    other.add(change(prediction), read_only)
-    assert (contiguous.counts == other.counts).all()
+def test_layout_does_not_matter():
+    for change in [np.asfortranarray, lambda a: a[::-1, ::-1], lambda a: np.repeat(a, 2, 1)[:, ::2]]:
+        prediction, truth = random_masks(2)
+        contiguous, other = Confusion(4), Confusion(4)
+        contiguous.add(np.ascontiguousarray(change(prediction)), np.ascontiguousarray(change(truth)))
+        read_only = change(truth)
+        read_only.flags.writeable = False
+        other.add(change(prediction), read_only)
+        assert (contiguous.counts == other.counts).all()
 
 
 def test_most_classes_that_fit():
@@ -148,42 +148,36 @@ def test_most_classes_that_fit():
     assert len(scores.iou) == 255
 
 
-@pytest.mark.parametrize("kind", ["confusion", "curve", "histogram"])
-def test_merged_parts_equal_the_whole(kind):
-    whole, first, second = (
-        {"confusion": Confusion, "curve": ThresholdCurve, "histogram": ActivationHistogram}[kind](4) for _ in range(3)
-    )
+def test_merged_parts_equal_the_whole():
+    whole, first, second = Confusion(4), Confusion(4), Confusion(4)
     for seed in range(4):
-        arguments = random_masks(seed) if kind == "confusion" else random_activations(seed)
-        whole.add(*arguments)
-        (first if seed % 2 else second).add(*arguments)
-    results = [
-        item.scores().to_json() if kind == "confusion" else item.to_json() for item in (whole, first + second, first)
-    ]
-    assert results[0] == results[1]
-    assert results[0] != results[2]  # and the parts are not changed by the merge
-    with pytest.raises(InputError, match="have 4 and 3 classes, expected the same number"):
-        whole + type(whole)(3)
+        whole.add(*random_masks(seed))
+        (first if seed % 2 else second).add(*random_masks(seed))
+    before = first.counts.copy()
+    assert ((first + second).counts == whole.counts).all()
+    assert (first.counts == before).all()  # the parts are not changed
+    with pytest.raises(InputError, match="have 4 and 3 classes, expected equal numbers"):
+        whole + Confusion(3)
 
 
-@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
-@pytest.mark.parametrize("n_keys", [0, 1, 2, 4])
-@pytest.mark.parametrize("thresholds", [None, np.arange(21) / 20, np.linspace(0.1, 0.7, 601)])
-def test_curve_is_the_confusion_at_each_threshold(dtype, n_keys, thresholds):
-    curve = ThresholdCurve(4, thresholds)
-    pictures = [random_activations(seed, n_keys=n_keys, dtype=dtype) for seed in range(2)]
-    pictures.append(random_activations(9, n_keys=3, dtype=dtype))
-    for picture in pictures:
-        curve.add(*picture)
-    result = curve.result()
-    for index, threshold in enumerate(curve.thresholds):
-        confusion = Confusion(4)
-        for activations, keys, truth in pictures:
-            confusion.add(argmax_with_background(activations, keys, threshold), truth)
-        expected = confusion.scores()
-        np.testing.assert_array_equal(result.iou[index], expected.iou)
-        assert curve.scores(threshold).to_json() == expected.to_json()
-        assert curve.scores(threshold, absent="skip").to_json() == confusion.scores(absent="skip").to_json()
+def test_curve_is_the_confusion_at_each_threshold():
+    for thresholds in [None, np.arange(21) / 20, np.linspace(0.1, 0.7, 601)]:
+        for n_keys in [0, 1, 2, 4]:
+            for dtype in [np.float16, np.float32, np.float64]:
+                curve = ThresholdCurve(4, thresholds)
+                images = [random_activations(seed, n_keys=n_keys, dtype=dtype) for seed in range(2)]
+                images.append(random_activations(9, n_keys=3, dtype=dtype))
+                for picture in images:
+                    curve.add(*picture)
+                result = curve.result()
+                for index, threshold in enumerate(curve.thresholds):
+                    confusion = Confusion(4)
+                    for activations, keys, truth in images:
+                        confusion.add(argmax_with_background(activations, keys, threshold), truth)
+                    expected = confusion.scores()
+                    np.testing.assert_array_equal(result.iou[index], expected.iou)
+                    assert curve.scores(threshold).to_json() == expected.to_json()
+                    assert curve.scores(threshold, absent="skip").to_json() == confusion.scores(absent="skip").to_json()
 
 
 def test_an_activation_equal_to_the_threshold_is_background():
@@ -280,31 +274,26 @@ def test_an_empty_histogram_is_none():
     assert (written["gap"], written["imbalance"], written["low_share"]) == (None, None, None)
 
 
-@pytest.mark.parametrize(
-    ("prediction", "truth", "message"),
-    [
-        (np.zeros((3, 4), int), np.zeros((4, 3), int), r"prediction is 3 x 4 pixels .* truth is 4 x 3"),
+def test_bad_masks_are_refused_and_nothing_is_counted():
+    for prediction, truth, message in [
+        (np.zeros((3, 4), int), np.zeros((4, 3), int), r"prediction is 3 x 4 pixels .* ground truth is 4 x 3"),
         (np.array([[4]]), np.array([[0]]), r"the prediction has id 4, expected 0 to 3, or 255"),
-        (np.array([[0, 0]]), np.array([[77, 254]]), r"the truth has ids 77, 254, expected 0 to 3, or 255"),
-        (np.array([[0]]), np.array([[-2]]), r"the truth has id -2"),
+        (np.array([[0, 0]]), np.array([[77, 254]]), r"the ground truth has ids 77, 254, expected 0 to 3, or 255"),
+        (np.array([[0]]), np.array([[-2]]), r"the ground truth has id -2"),
         (np.array([[256]]), np.array([[0]]), r"the prediction has id 256"),
         (np.array([[-1]], np.int8).view(np.uint8) - 1, np.array([[0]]), r"the prediction has id 254"),
         (np.array([[0.5]]), np.array([[0]]), r"the prediction is float64 .* expected integers of shape \(H, W\)"),
         (np.zeros((2, 2, 3), np.uint8), np.zeros((2, 2), int), r"is uint8 of shape \(2, 2, 3\)"),
-    ],
-)
-def test_bad_masks_are_refused_and_nothing_is_counted(prediction, truth, message):
-    confusion = Confusion(3)
-    with pytest.raises(InputError, match=message):
-        confusion.add(prediction, truth)
-    assert not confusion.counts.any()
+    ]:
+        confusion = Confusion(3)
+        with pytest.raises(InputError, match=message):
+            confusion.add(prediction, truth)
+        assert not confusion.counts.any()
 
 
-@pytest.mark.parametrize("kind", [ThresholdCurve, ActivationHistogram])
-@pytest.mark.parametrize(
-    ("activations", "keys", "truth", "message"),
-    [
-        (np.zeros((1, 2, 3)), [1], np.zeros((3, 2), int), r"activations are 2 x 3 pixels .* truth is 3 x 2"),
+def test_bad_activations_are_refused_and_nothing_is_counted():
+    for activations, keys, truth, message in [
+        (np.zeros((1, 2, 3)), [1], np.zeros((3, 2), int), r"activations are 2 x 3 pixels .* ground truth is 3 x 2"),
         (np.zeros((1, 2, 3)), [1, 2], np.zeros((2, 3), int), r"one label id for each of the 1 maps"),
         (np.zeros((1, 2, 3)), [0], np.zeros((2, 3), int), r"keys are \[0\], expected label ids from 1 to 3"),
         (np.zeros((1, 2, 3)), [4], np.zeros((2, 3), int), r"keys are \[4\], expected label ids from 1 to 3"),
@@ -325,27 +314,26 @@ def test_bad_masks_are_refused_and_nothing_is_counted(prediction, truth, message
             r"are float64 of shape \(2, 3\), expected floats of shape \(K, H, W\)",
         ),
         (np.zeros((1, 1, 1), np.uint8), [1], np.zeros((1, 1), int), r"are uint8 .* expected floats"),
-        (np.zeros((1, 1, 1)), [1], np.full((1, 1), 9), r"the truth has id 9"),
-    ],
-)
-def test_bad_activations_are_refused_and_nothing_is_counted(kind, activations, keys, truth, message):
-    metric = kind(3)
-    with pytest.raises(InputError, match=message):
-        metric.add(activations, keys, truth)
-    assert metric.to_json() == kind(3).to_json()
+        (np.zeros((1, 1, 1)), [1], np.full((1, 1), 9), r"the ground truth has id 9"),
+    ]:
+        for kind in [ThresholdCurve, ActivationHistogram]:
+            metric = kind(3)
+            with pytest.raises(InputError, match=message):
+                metric.add(activations, keys, truth)
+            assert metric.to_json() == kind(3).to_json()
 
 
-@pytest.mark.parametrize("thresholds", [[0.5], [0, 0.1, 0.3], [0.2, 0.1], [0, 0.0001], [0, np.nan], [[0, 0.1]]])
-def test_bad_thresholds_are_refused(thresholds):
-    with pytest.raises(InputError, match="evenly spaced"):
-        ThresholdCurve(2, thresholds)
+def test_bad_thresholds_are_refused():
+    for thresholds in [[0.5], [0, 0.1, 0.3], [0.2, 0.1], [0, 0.0001], [0, np.nan], [[0, 0.1]]]:
+        with pytest.raises(InputError, match="evenly spaced"):
+            ThresholdCurve(2, thresholds)
 
 
-@pytest.mark.parametrize("n_classes", [0, 255, -1])
-def test_number_of_classes_is_bounded_by_the_label_255(n_classes):
-    for kind in (Confusion, ThresholdCurve, ActivationHistogram):
-        with pytest.raises(InputError, match="expected 1 to 254"):
-            kind(n_classes)
+def test_number_of_classes_is_bounded_by_the_label_255():
+    for n_classes in [0, 255, -1]:
+        for kind in (Confusion, ThresholdCurve, ActivationHistogram):
+            with pytest.raises(InputError, match="expected 1 to 254"):
+                kind(n_classes)
 
 
 def test_rules_go_by_their_names():

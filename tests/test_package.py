@@ -53,8 +53,10 @@ def python(code: str, *options: str, **environment: str) -> subprocess.Completed
 PUBLIC = {
     "Config": None,
     "DenseCRF": "image, *, gaussian=(3, 3), bilateral=(50, 5, 10)",
+    "bilateral_filter": "image, values, sigma_rgb, sigma_xy",
     "dense_crf": """image, unary, *, gaussian=(3, 3), bilateral=(50, 5, 10), iterations=10,
         normalization="symmetric", prune=0, backend="auto", threads=None""",
+    "energy_loss": "image, logits, labels, boxes, loss",
     "info": "",
     "local_affinity": "image, *, dilations=(1, 2, 4, 8, 12, 24), kind='par'",
     "make_mask": "activations, edge, keys, size",
@@ -71,6 +73,9 @@ PUBLIC = {
     "selftest": "device='auto'",
     "unary_from_labels": "labels, n_labels",
     "unary_from_softmax": "softmax",
+    "nn.DenseCRFLoss": "weight, sigma_rgb, sigma_xy, scale_factor",
+    "nn.DenseEnergyLoss": "weight, sigma_rgb, sigma_xy, scale_factor",
+    "nn.MeanField": "num_labels, num_iterations=5",
     "nn.PAMR": "num_iter=1, dilations=(1, 2, 4, 8, 12, 24)",
     "nn.PAR": "dilations, num_iter",
     "nn.PairLoss": "radius=10, ignore_index=255",
@@ -86,6 +91,9 @@ PUBLIC = {
     "compat.irn.propagate_to_edge": "x, edge, radius=5, beta=10, exp_times=8",
     "compat.irn.crf_inference_label": "img, labels, t=10, n_labels=21, gt_prob=0.7",
     "compat.irn.crf_inference": "img, probs, t=10, scale_factor=1, labels=21",
+    "compat.bilateralfilter.bilateralfilter": "image, _in, out, H, W, sigmargb, sigmaxy",
+    "compat.bilateralfilter.bilateralfilter_batch": "images, ins, outs, N, K, H, W, sigmargb, sigmaxy",
+    "compat.bilateralfilter.install": "",
     "compat.pydensecrf.install": "",
 }
 

@@ -9,14 +9,17 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 pytest.importorskip("torch", reason="needs the extra 'pipeline'")
 
+import torch
+
 import amn_fast
 from amn_fast import _selftest
 from amn_fast.errors import BackendError, InputError
-from amn_fast.ops import _arrays, _verdicts
+from amn_fast.ops import _arrays, _detour, _verdicts
 
 OPERATIONS = {check.operation for check in _selftest.CHECKS}
 
@@ -156,3 +159,19 @@ def test_the_environment_switch_names_a_backend_unchecked(gpu, monkeypatch):
     with pytest.raises(BackendError, match="does not have it"):
         chosen("pixel_loss")
     assert gpu == []
+
+
+def test_dense_crf_goes_over_the_cpu_where_its_kernel_failed(gpu, monkeypatch):
+    """The tensors are on the CPU and taken for GPU tensors."""
+    failed = {"dense_crf/cuda": "error 1", "refine_seed/cuda": "error 2"}
+    monkeypatch.setattr(_verdicts, "_check", lambda: failed)
+    rng = np.random.default_rng(0)
+    image, scores = rng.integers(0, 256, (20, 30, 3), np.uint8), rng.random((2, 20, 30), np.float32)
+    tensors = torch.from_numpy(image), torch.from_numpy(scores)
+    expected = amn_fast.dense_crf(image, scores), amn_fast.refine_seed(image, scores, [3, 4], fg=0.7, bg=0.4)
+    monkeypatch.setattr(_detour, "on_gpu", _arrays.is_tensor)
+    found = amn_fast.dense_crf(*tensors), amn_fast.refine_seed(*tensors, [3, 4], fg=0.7, bg=0.4)
+    (in_list,) = amn_fast.dense_crf([tensors[0]], [tensors[1]])
+    assert all(isinstance(one, torch.Tensor) for one in (*found, in_list))
+    for one, other in zip((*found, in_list), (*expected, expected[0]), strict=True):
+        np.testing.assert_array_equal(one.numpy(), other)

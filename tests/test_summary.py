@@ -67,7 +67,7 @@ def test_without_ground_truth_what_is_known_is_printed(printed):
         "labelled of these foreground",
         "refined seed 75.0% 25.0%",
         "mask 100.0% -",
-        "class images share, refined seed share, mask masks without it",
+        "class images seed mask masks without it",
         "[red]cat 3 12.5% 12.5% 1",
         '<b>&" 0 - - 0',
         "[/] 1 50.0% 50.0% 0",

@@ -2,11 +2,13 @@
 
 import sys
 
+from amn_fast._console import printable
 from amn_fast.cli import (  # noqa: F401  (each registers its commands)
     convert,
     crf,
     data,
     init,
+    refine,
     review,
     runs,
     selftest,
@@ -23,7 +25,7 @@ def main() -> None:
     try:
         app(standalone_mode=True)
     except (InputError, BackendError, MissingExtra, OSError) as error:
-        print(f"amn-fast: {_one_line(error)}", file=sys.stderr)
+        print(f"amn-fast: {printable(_one_line(error))}", file=sys.stderr)
         sys.exit(1)
 
 

@@ -19,19 +19,23 @@ from amn_fast.cli._common import (
 
 @app.command()
 def convert_activations(
-    source: Annotated[Path, typer.Argument(help="Folder of activations: the published ID.npy, or our ID.npz.")],
+    source: Annotated[
+        Path, typer.Argument(help="Folder of activations: ID.npy of AMN's code, or ID.npz of the store.")
+    ],
     target: Annotated[Path, typer.Argument(help="Folder to write.")],
     to: Annotated[Literal["store", "published"], typer.Option(help="The form to write.")],
-    full: Annotated[bool, typer.Option("--full", help="To our store: keep the maps at full size too.")] = False,
+    full: Annotated[bool, typer.Option("--full", help="To the store: keep the maps at full size too.")] = False,
     background: Annotated[
-        bool, typer.Option("--background", help="To the published form: AMN's, with a channel for the background.")
+        bool, typer.Option("--background", help="To the published form: with AMN's channel for the background.")
     ] = False,
-    pictures: Annotated[
+    images: Annotated[
         Optional[Path],  # noqa: UP045
-        typer.Option(help="To our store: folder of the pictures, needed where one has no class."),
+        typer.Option(
+            "--images", "--pictures", help="To the store: folder of the images, needed where one has no class."
+        ),
     ] = None,
 ) -> None:
-    """Convert a folder of the published code's activation dictionaries to our store, or back. Nothing is executed."""
+    """Convert a folder of activation dictionaries of IRN's or AMN's code to the store, or back. Nothing is executed."""
     from amn_fast.data import published
 
     with progress_bar() as progress:
@@ -41,11 +45,11 @@ def convert_activations(
             progress.update(task, completed=done, total=total)
 
         if to == "store":
-            size_of = published.sizes_in(pictures) if pictures else None
+            size_of = published.sizes_in(images) if images else None
             count = published.to_store(source, target, compact=not full, size_of=size_of, advance=advance)
         else:
             count = published.to_published(source, target, background=background, advance=advance)
-    console.print(f"{count} pictures' activations in {target}")
+    console.print(f"activations of {count} images in {target}")
 
 
 @app.command()
@@ -56,8 +60,8 @@ def export_published(
     run: RunOption = None,
     root: RootOption = None,
 ) -> None:
-    """Write a run's weights, activations, seeds and masks under the names and in the forms of the published code."""
+    """Write a run's weights, activations, seeds and masks under the names and in the forms of AMN's code."""
     from amn_fast.pipeline.exporting import export
 
     for place, outcome in export(read_settings(config, set, run, root), folder).items():
-        console.print(f"{folder / place}: {outcome}", soft_wrap=True)
+        console.print(f"{folder / place}: {outcome}")

@@ -1,5 +1,6 @@
 """Commands that check data sets and masks, and build label files."""
 
+import os
 from pathlib import Path
 from typing import Annotated, Optional
 
@@ -7,33 +8,48 @@ import typer
 from rich.table import Table
 
 from amn_fast.cli._common import ConfigArgument, RootOption, SetOption, app, console, progress_bar, read_settings
-from amn_fast.config import read_config
+from amn_fast.config import Config, read_config
 from amn_fast.data.base import list_ids
+from amn_fast.errors import InputError, MissingExtra
+
+ForegroundOption = Annotated[
+    Optional[int],  # noqa: UP045  (typer reads the annotation)
+    typer.Option("--foreground", help="Value of the foreground in binary masks, usually 255; it becomes class 1."),
+]
+_WORKERS_PER_CPU = 4
+_SHOWN = 10
 
 
 @app.command()
 def build_labels(
-    source: Annotated[Path, typer.Argument(help="Folder of VOC XML files or of masks, or a COCO instances JSON.")],
-    output: Annotated[Path, typer.Argument(help="Label file to write: .csv, .json or the published code's .npy.")],
+    source: Annotated[
+        Path, typer.Argument(help="Folder of VOC XML files or of masks, a COCO instances JSON, or a label file.")
+    ],
+    output: Annotated[Path, typer.Argument(help="Label file to write: .csv, .json, or .npy as AMN's code reads it.")],
     classes: Annotated[Optional[Path], typer.Option(help="Class names, one a line; needed for masks.")] = None,  # noqa: UP045
+    foreground: ForegroundOption = None,
 ) -> None:
-    """Write a file of image-level labels from annotations."""
-    from amn_fast.data.labels import open_labels, read_classes, write_labels
+    """Write a file of image-level labels from annotations, and print what was understood."""
+    from amn_fast.data.labels import describe_labels, open_labels, read_classes, write_labels
 
-    labels = open_labels(source, read_classes(classes) if classes else None)
+    labels = open_labels(source, read_classes(classes) if classes else None, foreground=foreground)
     write_labels(output, labels, labels.classes, labels)
-    console.print(f"{len(labels)} pictures, {len(labels.classes)} classes: {output}")
+    console.print(f"{output}: {describe_labels(labels)}")
 
 
 @app.command()
-def check_masks(config: ConfigArgument, masks: Annotated[Path, typer.Argument(help="Folder of masks.")]) -> None:
-    """Check a folder of masks against a data set: one for each picture, its size, known ids, not all 255."""
+def check_masks(
+    config: ConfigArgument,
+    masks: Annotated[Path, typer.Argument(help="Folder of masks.")],
+    foreground: ForegroundOption = None,
+) -> None:
+    """Check a folder of masks against a data set: one for each image, its size, known ids, not all 255."""
     from amn_fast.data import open_dataset
     from amn_fast.data.masks import check_masks as check
 
     data = read_config(config).data
     dataset = open_dataset(data.kind, data.root, **data.options)
-    check(masks, dataset)
+    check(masks, dataset, foreground=foreground)
     console.print(f"{len(dataset.ids)} masks in {masks} fit")
 
 
@@ -43,24 +59,66 @@ def check_data(
     set: SetOption = None,
     root: RootOption = None,
     masks: Annotated[bool, typer.Option("--masks", help="Read every ground-truth mask too.")] = False,
+    open: Annotated[bool, typer.Option("--open/--no-open", help="Decode every image.")] = True,
 ) -> None:
-    """Count a data set's pictures and classes and list what is missing; exit code 1 if anything is."""
-    from amn_fast.data import open_dataset
-    from amn_fast.data.inventory import expected_pictures, take_inventory
+    """Check a data set and the settings before a run; exit code 1 if anything is missing, damaged or doubtful.
 
-    data = read_settings(config, set, None, root).data
+    Counts images and classes, decodes every image, and lists missing images and labels, labels of images that do not
+    exist, files that are not read, classes without an image, and a device, backbone or weights that cannot be used.
+    """
+    from amn_fast.data import open_dataset
+    from amn_fast.data.inventory import expected_images, take_inventory
+
+    settings = read_settings(config, set, None, root)
+    data = settings.data
     dataset = open_dataset(data.kind, data.root, **data.options)
-    expected = expected_pictures(data.kind, data.options, dataset.classes)
-    with progress_bar() as progress:
-        task = progress.add_task("masks", total=len(dataset.ids), visible=masks)
-        found = take_inventory(dataset, expected, masks=masks, advance=lambda: progress.advance(task))
+    expected = expected_images(data.kind, data.options, dataset.classes)
+    with progress_bar(open or masks) as progress:
+        task = progress.add_task("images", total=len(dataset.ids))
+        found = take_inventory(dataset, expected, images=open, masks=masks, advance=lambda: progress.advance(task))
     official = "" if expected is None else f", expected {expected}"
-    console.print(f"{dataset.name}: {found.pictures} pictures{official}")
-    table = Table("class", "pictures")
+    console.print(f"{dataset.name}: {found.images} images{official}")
+    table = Table("class", "images")
     for name, count in found.positives.items():
         table.add_row(name, str(count))
     console.print(table)
     for kind, ids in found.missing.items():
-        console.print(f"without {kind}: {list_ids(ids) if ids else 'none'}", soft_wrap=True)
-    if not found.complete:
+        console.print(f"without {kind}: {list_ids(ids) if ids else 'none'}")
+    for reason, names in found.strays.items():
+        if names:
+            console.print(f"{reason}: {list_ids(names)}")
+    if found.damaged:
+        console.print(f"cannot be used: {list_ids(list(found.damaged))}")
+        for reason in list(found.damaged.values())[:_SHOWN]:
+            console.print(f"  {reason}")
+    problems = [*found.doubtful, *_doubtful_settings(settings)]
+    for problem in problems:
+        console.print(problem)
+    usable = found.images - len({*found.damaged, *found.missing["image"], *found.missing["labels"]})
+    console.print(
+        f"a run would train on {usable} images of {len(dataset.classes)} classes, with backbone {settings.backbone} on "
+        f"device {settings.device}" + ("" if open else "; images were not opened")
+    )
+    if not found.complete or problems:
         raise typer.Exit(1)
+
+
+def _doubtful_settings(config: Config) -> list[str]:
+    """What a run would stumble over later: the device, the backbone, its weights, the number of workers."""
+    import torch
+
+    from amn_fast.models.backbone import make_backbone, read_state_dict
+
+    found = []
+    if config.device == "cuda" and not torch.cuda.is_available():
+        found.append("device is 'cuda', but PyTorch sees no CUDA device here; expected 'cpu' or 'auto'")
+    try:
+        make_backbone(config.backbone)
+        if config.weights not in (None, "imagenet"):
+            read_state_dict(config.weights)
+    except (InputError, MissingExtra) as error:
+        found.append(str(error))
+    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if config.workers > _WORKERS_PER_CPU * cpus:
+        found.append(f"workers is {config.workers}, expected at most {_WORKERS_PER_CPU * cpus} on {cpus} CPUs")
+    return found

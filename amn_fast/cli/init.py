@@ -12,8 +12,8 @@ import typer
 
 from amn_fast._console import printable
 from amn_fast.cli._common import app, console
-from amn_fast.data.folder import FileDataset, find_pictures, open_folder
-from amn_fast.data.image import PICTURE_SUFFIXES
+from amn_fast.data.folder import FileDataset, find_images, open_folder
+from amn_fast.data.image import IMAGE_SUFFIXES
 from amn_fast.errors import InputError
 from amn_fast.files import write_text
 
@@ -41,7 +41,7 @@ class Found:
     """
 
     root: Path
-    options: dict[str, str]
+    options: dict[str, Any]
     ids: list[str]
     dataset: FileDataset | None = None
     remarks: list[str] = field(default_factory=list)
@@ -93,9 +93,9 @@ def look(folder: Path, labels: Path | None = None) -> Found:
         InputError: there are no images, or `labels` cannot be used.
     """
     root, images = _find_root(folder)
-    found = Found(root, {"images": images}, sorted(find_pictures(root / images)))
+    found = Found(root, {"images": images}, sorted(find_images(root / images)))
     count = len(found.ids)
-    found.remarks.append(f"{root / images}: {count} image{'s' * (count != 1)}")
+    found.remarks.append(f"{root / images}: {_images(count)}")
     if (root / "classes.txt").is_file():
         found.options["classes"] = "classes.txt"
     _find_labels(found, labels)
@@ -121,12 +121,12 @@ def _find_root(folder: Path) -> tuple[Path, str]:
             f"{folder}: has images in {len(inner)} subfolders ({', '.join(inner[:5])}{', ...' * (len(inner) > 5)}),"
             f" expected all in one; move them into {folder / 'images'} and name their classes in a label file"
         )
-    raise InputError(f"{folder}: holds no images ({', '.join(sorted(PICTURE_SUFFIXES))}), nor does a folder in it")
+    raise InputError(f"{folder}: holds no images ({', '.join(sorted(IMAGE_SUFFIXES))}), nor does a folder in it")
 
 
 def _holds_images(folder: Path) -> bool:
     return folder.is_dir() and any(
-        path.suffix.lower() in PICTURE_SUFFIXES and not path.name.startswith(".") for path in folder.iterdir()
+        path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".") for path in folder.iterdir()
     )
 
 
@@ -157,7 +157,10 @@ def _find_labels(found: Found, labels: Path | None) -> None:
         found.options["labels"] = option
         found.remarks.append(f"{found.root / option}: {_count_labels(found.dataset)}")
         if unlabelled:
-            found.remarks.append(f"  {unlabelled} images have no label; add them, or list the others in an `ids` file")
+            found.remarks.append(
+                f"  without a label: {_images(unlabelled)}; add labels, or list the ids of the others in a file"
+                " and name it as data.options.ids"
+            )
         return
     found.remarks += [f"not used: {reason}" for reason in refused]
     found.options["labels"] = "labels.csv"
@@ -183,7 +186,11 @@ def _count_labels(dataset: FileDataset) -> str:
     counts = np.sum([dataset.labels(id) for id in sorted(labelled)], axis=0)
     classes = ", ".join(f"{name} {count}" for name, count in zip(dataset.classes, counts, strict=True))
     plural = "es" * (len(dataset.classes) != 1)
-    return f"labels of {len(labelled)} images, {len(dataset.classes)} class{plural}: {classes}"
+    return f"labels of {_images(len(labelled))}, {len(dataset.classes)} class{plural}: {classes}"
+
+
+def _images(count: int) -> str:
+    return f"{count} image{'s' * (count != 1)}"
 
 
 def _find_masks(found: Found) -> None:

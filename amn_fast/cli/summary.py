@@ -20,6 +20,7 @@ RESULTS = {
     "amn_refined": "refined AMN seed",
     "mask": "mask",
 }
+SHORT = {"refined_seed": "seed", "amn_refined": "AMN seed", "mask": "mask"}
 SEGMENTATION = {"without_crf": "network", "with_crf": "network and CRF"}
 
 
@@ -64,7 +65,8 @@ def _print_known(metrics: Mapping[str, Any], title: str) -> None:
         console.print(table)
     names = ["background", *metrics["dataset"].get("classes", [])]
     if labels := tables.label_rows(metrics, names):
-        table = Table("class", "images", *(f"share, {name.lower()}" for name in labels["columns"]), "masks without it")
+        console.print("share of each class in seeds and masks of the images with its label")
+        table = Table("class", "images", *(SHORT[key] for key in labels["keys"]), "masks without it")
         for row in labels["rows"]:
             shares = (_figure(share, ".1%") for share in row["shares"])
             table.add_row(row["name"], str(row["images"]), *shares, _figure(row["empty"], "d"))

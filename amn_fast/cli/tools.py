@@ -12,7 +12,7 @@ from amn_fast.cli._common import app
 def shim(
     script: Annotated[list[str], typer.Argument(help="A Python script, then its own arguments.", metavar="SCRIPT")],
 ) -> None:
-    """Run an unchanged script whose `import pydensecrf` is answered by amn_fast."""
+    """Run an unchanged script; amn_fast answers its `import pydensecrf` and `import bilateralfilter`."""
     from amn_fast.compat.run_script import run_script
 
     run_script(script)

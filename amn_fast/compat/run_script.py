@@ -1,4 +1,4 @@
-"""`amn-fast shim`: runs a script that imports pydensecrf, unchanged, on amn_fast's dense CRF."""
+"""`amn-fast shim`: runs a script that imports pydensecrf or bilateralfilter, unchanged, on amn_fast."""
 
 import os
 import runpy
@@ -10,11 +10,11 @@ from pathlib import Path
 from amn_fast.errors import InputError
 
 SHIM = Path(__file__).parent / "shim"
-"""A folder whose only package is `pydensecrf`."""
+"""A folder that holds `pydensecrf` and `bilateralfilter` alone."""
 
 
 def run_script(arguments: Sequence[str]) -> None:
-    """Run the script arguments[0] as `python` would, with the other arguments and with `pydensecrf` answered here.
+    """Run the script arguments[0] as `python` would, with the other arguments, and answer these imports.
 
     The processes that the script starts find it too: those of multiprocessing, and those of this Python.
 

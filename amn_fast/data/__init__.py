@@ -1,4 +1,4 @@
-"""Data sets: pictures, image-level labels and perhaps ground truth, from a folder, VOC 2012, COCO 2014 or the demo."""
+"""Data sets: images, image-level labels and perhaps ground truth, from a folder, VOC 2012, COCO 2014 or the demo."""
 
 from importlib import import_module
 from pathlib import Path
@@ -16,12 +16,20 @@ _KINDS = ("folder", "voc", "coco", "demo")
 
 
 def open_dataset(kind: str, root: Path | str, **options: Any) -> Dataset:
-    """The data set of `kind` "folder", "voc", "coco" or "demo" in the folder `root`.
+    """Open the data set in the folder `root`.
 
-    The options are those of `open_folder`, `open_voc`, `open_coco` and `open_demo`, in the modules `folder` to `demo`.
+    Args:
+        kind: "folder", "voc", "coco" or "demo".
+        root: the folder.
+        options: those of `open_folder`, `open_voc`, `open_coco` and `open_demo`, in the modules of these names.
 
     Raises:
-        InputError: no such kind or option, or the data set is not what it has to be.
+        InputError: no such kind or option, or the data set is not as expected.
+
+    Example:
+        >>> dataset = open_dataset("demo", "/tmp/demo-example", n=2)
+        >>> dataset.classes
+        ('cat', 'cup', 'person')
     """
     if kind not in _KINDS:
         raise InputError(f"the data set's kind is {kind!r}, expected {', '.join(_KINDS)}")

@@ -1,4 +1,4 @@
-"""What a data set is to the rest of the project: ids, pictures, image-level labels and perhaps ground truth."""
+"""What a data set is to the rest of the project: ids, images, image-level labels and perhaps ground truth."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,7 +14,7 @@ IGNORE = 255
 
 
 class Dataset(Protocol):
-    """Pictures and their image-level labels. Ids are strings; everything is read when asked for, never before."""
+    """Images and their image-level labels. Ids are strings; everything is read when asked for, never before."""
 
     name: str
     classes: tuple[str, ...]
@@ -22,15 +22,19 @@ class Dataset(Protocol):
     ids: tuple[str, ...]
 
     def image(self, id: str) -> NDArray[np.uint8]:
-        """The upright RGB picture, (H, W, 3) uint8."""
+        """The upright RGB image, (H, W, 3) uint8."""
         ...
 
     def labels(self, id: str) -> NDArray[np.bool_]:
-        """Which classes the picture shows, (C,) bool."""
+        """The classes that the image shows, (C,) bool."""
+        ...
+
+    def ground_truth(self, id: str) -> NDArray[np.uint8] | None:
+        """The ground-truth mask, (H, W) uint8 with 0..C and 255 for unknown; None where there is none."""
         ...
 
     def truth(self, id: str) -> NDArray[np.uint8] | None:
-        """The ground-truth mask, (H, W) uint8 with 0..C and 255 for unknown; None where there is none."""
+        """The former name of `ground_truth`."""
         ...
 
     def image_file(self, id: str) -> Path | None:
@@ -42,7 +46,11 @@ class Dataset(Protocol):
         ...
 
     def missing(self) -> dict[str, list[str]]:
-        """What a run over all ids would lack, without decoding a picture: kind ("image", "labels") -> ids."""
+        """What a run over all ids would lack, without decoding an image: kind ("image", "labels") -> ids."""
+        ...
+
+    def strays(self) -> dict[str, list[str]]:
+        """What lies beside the data set and is not part of it: reason -> ids or file names."""
         ...
 
 
@@ -57,8 +65,19 @@ def require_complete(dataset: Dataset) -> None:
         raise InputError(f"data set {dataset.name}: {'; '.join(gaps)}")
 
 
+def quote(text: object, most: int = 80) -> str:
+    """`repr` of a text out of a user's file, cut to about `most` characters, for a message.
+
+    Example:
+        >>> quote("cat"), len(quote("cat" * 1000))
+        ("'cat'", 83)
+    """
+    quoted = repr(text[:most] if isinstance(text, str | bytes) else text)
+    return f"{quoted[:most]}..." if len(quoted) > most + 2 or quoted != repr(text) else quoted
+
+
 def list_ids(ids: Sequence[str], most: int = 10) -> str:
     """The number of ids and the first of them, for a message."""
-    shown = ", ".join(repr(id) for id in ids[:most])
+    shown = ", ".join(quote(id) for id in ids[:most])
     more = f" and {len(ids) - most} more" if len(ids) > most else ""
     return f"{len(ids)} id{'s' * (len(ids) != 1)} ({shown}{more})"

@@ -1,4 +1,4 @@
-"""The demo set: pictures composed from the photographs inside the scikit-image package, with exact masks.
+"""The demo set: images composed from the photographs inside the scikit-image package, with exact masks.
 
 The photographs ship in that package, nothing is downloaded: chelsea (cat), coffee (cup) and astronaut (person) are cut
 out along the outlines below and laid on brick, grass, gravel, wood and sky. Chelsea, coffee, brick, grass and gravel
@@ -27,7 +27,7 @@ from amn_fast.data.masks import write_mask
 from amn_fast.errors import InputError, MissingExtra
 
 DEMO_CLASSES = ("cat", "cup", "person")
-_RECIPE = 1  # goes up when the same seed gives other pictures
+_RECIPE = 1  # goes up when the same seed gives other images
 
 _CAT = [(36, 0), (39, 65), (27, 103), (30, 141), (9, 162), (0, 179), (0, 300), (268, 300), (290, 288), (308, 271)]
 _CAT += [(319, 244), (338, 216), (355, 189), (365, 157), (364, 108), (381, 67), (398, 22), (400, 0)]
@@ -37,11 +37,11 @@ _PERSON += [(72, 247), (52, 276), (36, 318), (25, 372), (22, 430), (25, 512), (2
 _PERSON += [(348, 352), (360, 325), (351, 277), (317, 255), (303, 240), (300, 199), (276, 163), (267, 154), (282, 115)]
 _PERSON += [(300, 84), (298, 58), (276, 24)]
 
-_SINGLE = (0.5, 0.85)  # longer side of an object in shares of the shorter side of the picture: alone,
+_SINGLE = (0.5, 0.85)  # longer side of an object in shares of the shorter side of the image: alone,
 _PAIRED = (0.42, 0.6)  # and beside another one
 _MOST_HIDDEN = 0.25  # share of an object that another one may cover
 _PLAN = ((0,), (1,), (2,), (0, 1), (0,), (1,), (2,), (1, 2), (0,), (1,), (2,), (2, 0))
-_EMPTY_EVERY = 33  # one picture in so many shows no class
+_EMPTY_EVERY = 33  # one image in so many shows no class
 
 
 Floats = NDArray[np.floating[Any]]
@@ -57,7 +57,7 @@ def make_demo(directory: Path | str, n: int = 100, seed: int = 0) -> Path:
     """Write the demo set into `directory`, whole or not at all, and return its path.
 
     There come `images/demo_NNN.jpg` (176 to 224 pixels a side), `masks/demo_NNN.png`, `labels.csv`, `classes.txt` and
-    `ids.txt`; most pictures show one object or two, about three in a hundred none. The same `n` and `seed` give the
+    `ids.txt`; most images show one object or two, about three in a hundred none. The same `n` and `seed` give the
     same bytes; a set that is already there is left as it is.
 
     Raises:
@@ -67,7 +67,7 @@ def make_demo(directory: Path | str, n: int = 100, seed: int = 0) -> Path:
     directory = Path(directory)
     recipe = {"recipe": _RECIPE, "n": n, "seed": seed}
     if not 1 <= n <= 1000:
-        raise InputError(f"n is {n}, expected 1 to 1000 demo pictures")
+        raise InputError(f"n is {n}, expected 1 to 1000 demo images")
     if seed < 0:
         raise InputError(f"the demo's seed is {seed}, expected 0 or more")
     if directory.is_dir() and any(directory.iterdir()):
@@ -96,17 +96,17 @@ def compose(index: int, seed: int = 0) -> tuple[NDArray[np.uint8], NDArray[np.ui
     """Picture `index` of the set of `seed`: (H, W, 3) uint8 and its mask, (H, W) uint8."""
     rng = np.random.default_rng([seed, index])
     height, width = (int(side) for side in rng.integers(176, 225, 2))
-    picture = _background(rng, height, width)
+    image = _background(rng, height, width)
     mask = np.zeros((height, width), np.uint8)
     classes = _classes_of(index, seed)
     for which in rng.permutation(classes).astype(int):
-        picture, mask = _paste(rng, picture, mask, which, _SINGLE if len(classes) == 1 else _PAIRED)
-    noise = rng.normal(0, 2, picture.shape)
-    return np.clip(picture + noise, 0, 255).round().astype(np.uint8), mask
+        image, mask = _paste(rng, image, mask, which, _SINGLE if len(classes) == 1 else _PAIRED)
+    noise = rng.normal(0, 2, image.shape)
+    return np.clip(image + noise, 0, 255).round().astype(np.uint8), mask
 
 
 def _classes_of(index: int, seed: int) -> tuple[int, ...]:
-    """What picture `index` shows: the plan in an order of its own in each dozen, so that no stride misses a class."""
+    """What image `index` shows: the plan in an order of its own in each dozen, so that no stride misses a class."""
     if index % _EMPTY_EVERY == _EMPTY_EVERY - 1:
         return ()
     dozen, place = divmod(index, len(_PLAN))
@@ -125,8 +125,8 @@ def _write(directory: Path, n: int, seed: int) -> None:
     labels = {}
     for index in range(n):
         id = f"demo_{index:03d}"
-        picture, mask = compose(index, seed)
-        Image.fromarray(picture).save(directory / "images" / f"{id}.jpg", quality=95)
+        image, mask = compose(index, seed)
+        Image.fromarray(image).save(directory / "images" / f"{id}.jpg", quality=95)
         write_mask(directory / "masks" / f"{id}.png", mask)
         labels[id] = np.isin(np.arange(1, len(DEMO_CLASSES) + 1), mask)
     (directory / "classes.txt").write_text("".join(f"{name}\n" for name in DEMO_CLASSES))
@@ -158,7 +158,7 @@ def _cutout(which: int) -> _Cutout:
 
 
 def _background(rng: np.random.Generator, height: int, width: int) -> Floats:
-    """A crop of a photograph, tinted, mirrored, and lit from one side; (height, width, 3) in 0..255."""
+    """A crop of a photograph, tinted, flipped, and lit from one side; (height, width, 3) in 0..255."""
     name, area, tints = (
         ("brick.png", np.s_[:, :], ((205, 120, 95), (180, 165, 145), (150, 150, 155))),
         ("grass.png", np.s_[:, :], ((110, 160, 70), (165, 155, 85), (90, 130, 95))),
@@ -187,12 +187,12 @@ def _background(rng: np.random.Generator, height: int, width: int) -> Floats:
 
 def _paste(
     rng: np.random.Generator,
-    picture: Floats,
+    image: Floats,
     mask: NDArray[np.uint8],
     which: int,
     sizes: tuple[float, float],
 ) -> tuple[Floats, NDArray[np.uint8]]:
-    """`picture` and `mask` with one more object in front, placed so that it hides little of those already there."""
+    """`image` and `mask` with one more object in front, placed so that it hides little of those already there."""
     height, width = mask.shape
     photo, alpha = _variant(rng, which, rng.uniform(*sizes) * min(height, width))
     object_height, object_width = alpha.shape
@@ -210,12 +210,12 @@ def _paste(
             break
     assert best is not None
     _, placed, front = best
-    picture = picture + placed[..., None] * (front - picture)
-    return picture, np.where(placed >= 0.5, np.uint8(which + 1), mask)
+    image = image + placed[..., None] * (front - image)
+    return image, np.where(placed >= 0.5, np.uint8(which + 1), mask)
 
 
 def _variant(rng: np.random.Generator, which: int, size: float) -> tuple[Floats, Floats]:
-    """An object scaled to the longer side `size`, turned, perhaps mirrored, and lit; its colours and opacity 0..1."""
+    """An object scaled to the longer side `size`, turned, perhaps flipped, and lit; its colours and opacity 0..1."""
     cutout = _cutout(which)
     height, width = cutout.alpha.shape
     scale = size / max(height, width)

@@ -1,11 +1,11 @@
 """Activations on disk, one file an image.
 
-Each file is an `.npz` with `keys` (K,) uint8 labels, `strided` (K, h, w) and `full` (K, H, W) float16, and `size`
-(H, W). Half precision keeps eleven bits of each value: activations lie in [0, 1], so the error is below 2.5e-4.
-Nothing in it is a pickle.
+Each file is an `.npz` with `keys` (K,) uint8 labels, `strided` (K, h, w) and `full` (K, H, W) float16, and `full_size`
+(H, W). Half precision keeps eleven bits of each value: activations lie in [0, 1], so the error is below 2.5e-4. Nothing
+in it is a pickle.
 
-A compact file leaves out `full`, which is most of the bytes. Masks need no more; seeds are not made from it.
-`benchmarks/bench_activation_store.py` measures both forms and what they change.
+A compact file holds `size` (H, W) in place of `full`, which is most of the bytes. Masks need no more; seeds are not
+made from it. `benchmarks/bench_activation_store.py` measures both forms and what they change.
 """
 
 import zipfile
@@ -63,9 +63,11 @@ def write_activations(path: Path | str, activations: Activations, *, compact: bo
         if not np.isfinite(getattr(activations, name)).all():
             raise InputError(f"activations for {path}: {name} holds NaN or infinity, expected finite values")
     arrays = {"keys": activations.keys.astype(np.uint8), "strided": activations.strided.astype(np.float16)}
-    arrays["size"] = np.array(activations.size, np.int32)
-    if not compact:
-        arrays["full"] = activations.full.astype(np.float16)
+    size = np.array(activations.size, np.int32)
+    if compact:
+        arrays["size"] = size
+    else:
+        arrays |= {"full_size": size, "full": activations.full.astype(np.float16)}
     write_atomically(path, lambda file: np.savez_compressed(file, **arrays))  # type: ignore[arg-type]
 
 
@@ -80,10 +82,10 @@ def read_activations(path: Path | str, *, enlarge: bool = True) -> Activations:
     """
 
     def read(file: Any) -> Activations:
-        if not (enlarge or "full" in file):
+        if "size" in file and not enlarge:
             raise ValueError("it is compact, without the maps at full size, which are needed here; convert with --full")
         strided = file["strided"].astype(np.float32)
-        full = file["full"].astype(np.float32) if "full" in file else upsample(strided, _size(file))
+        full = upsample(strided, _size(file)) if "size" in file else file["full"].astype(np.float32)
         found = Activations(file["keys"], strided, full)
         _check(found)
         if len(full) != len(strided) or not np.isfinite(full).all():
@@ -120,9 +122,10 @@ def _read(path: Path | str, read: Any) -> Any:
 
 def _size(file: Any) -> tuple[int, int]:
     """(H, W); files of earlier versions with `full` lack it, and the header of `full` tells."""
-    if "size" in file:
-        height, width = (int(side) for side in file["size"])
-        return height, width
+    for name in ("size", "full_size"):
+        if name in file:
+            height, width = (int(side) for side in file[name])
+            return height, width
     archive: zipfile.ZipFile = file.zip
     with archive.open("full.npy") as member:
         np.lib.format.read_magic(member)

@@ -39,13 +39,13 @@ class AmnNet(nn.Module):
         self.classifier = nn.Sequential(nn.Dropout(0.1), Aspp(channels, n_classes + 1))
 
     def forward(self, x: Tensor, label: Tensor) -> Tensor:
-        """(B, 3, H, W) normalised pictures and (B, C) image labels -> (B, C + 1, h, w) logits, 0 is background."""
+        """(B, 3, H, W) normalised images and (B, C) image labels -> (B, C + 1, h, w) logits, 0 is background."""
         features = self.backbone(x)[-1]
         return self.classifier(features * self.label_enc(label)[:, :, None, None])
 
     @torch.no_grad()
     def activations(self, pair: Tensor, label: Tensor) -> Tensor:
-        """(2, 3, H, W) picture and mirror image, (C,) label -> (C + 1, h, w): the mean of both maps of logits."""
+        """(2, 3, H, W) image and its horizontal flip, (C,) label -> (C + 1, h, w): the mean of both maps of logits."""
         logits = self(pair, label.expand(2, -1))
         return (logits[0] + logits[1].flip(-1)) / 2
 

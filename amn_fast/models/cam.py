@@ -23,14 +23,14 @@ class CamNet(nn.Module):
         self.classifier = nn.Conv2d(self.backbone.channels[-1], n_classes, 1, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, 3, H, W) normalised pictures -> (B, C) logits."""
+        """(B, 3, H, W) normalised images -> (B, C) logits."""
         # The mean, not adaptive_avg_pool2d: its gradient has no deterministic form on CUDA.
         pooled = self.backbone(x)[-1].mean((2, 3), keepdim=True)
         return self.classifier(pooled).flatten(1)
 
     @torch.no_grad()
     def activations(self, pair: Tensor) -> Tensor:
-        """A picture and its mirror image, (2, 3, H, W) normalised -> (C, h, w): the sum of both rectified maps."""
+        """An image and its horizontal flip, (2, 3, H, W) normalised -> (C, h, w): the sum of both rectified maps."""
         maps = F.relu(self.classifier(self.backbone(pair)[-1]))
         return maps[0] + maps[1].flip(-1)
 

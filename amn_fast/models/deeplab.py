@@ -1,9 +1,9 @@
 """DeepLabV2 (Chen et al., TPAMI 2018), the segmentation network that learns from the pseudo-masks.
 
-The published network is a ResNet-101 at output stride 8 with its state-dict names: `layer1` (stem) to `layer5`, `aspp`,
-all under `base.` in the multi-scale wrapper. It differs from torchvision's ResNet-101 in four ways: the stride of a
-stage is on its first 1x1 convolution, the max-pool rounds its size up, all blocks of the last two stages are dilated by
-2 and 4 in place of their strides, and pictures are BGR minus a mean colour, 0..255.
+The reference implementation is a ResNet-101 at output stride 8 with its own state-dict names: `layer1` (stem) to
+`layer5`, `aspp`, all under `base.` in the multi-scale wrapper. It differs from torchvision's ResNet-101 in four ways:
+the stride of a stage is on its first 1x1 convolution, the max-pool rounds its size up, all blocks of the last two
+stages are dilated by 2 and 4 in place of their strides, and images are BGR minus a mean colour, 0..255.
 """
 
 import re
@@ -97,16 +97,16 @@ class DeepLabV2(FrozenNorms):
     """Features and an ASPP classifier to C + 1 logits; batch norms keep their statistics and are not trained.
 
     Attributes:
-        normalize: makes the tensor that the network takes from an RGB picture.
+        normalize: makes the tensor that the network takes from an RGB image.
     """
 
     def __init__(self, n_classes: int, backbone: str = PUBLISHED, weights: str | Path | None = None) -> None:
         """
         Args:
             n_classes: C, the number of foreground classes.
-            backbone: "resnet101" is the published network; any name of `make_backbone` gives a network at output
+            backbone: "resnet101" is the reference network; any name of `make_backbone` gives a network at output
                 stride 16 for smaller machines.
-            weights: None for random ones; "imagenet"; or the path of a state dict: for "resnet101" with the published
+            weights: None for random ones; "imagenet"; or the path of a state dict: for "resnet101" with the reference
                 names (with or without `base.`) or torchvision's. An ASPP in it counts if it has C + 1 outputs.
 
         Raises:
@@ -132,7 +132,7 @@ class DeepLabV2(FrozenNorms):
                 module.requires_grad_(False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, 3, H, W) normalised pictures -> (B, C + 1, h, w) logits, 0 is background.
+        """(B, 3, H, W) normalised images -> (B, C + 1, h, w) logits, 0 is background.
 
         With "resnet101" H becomes (H - 1) // 2 + 1 in the first convolution, H // 2 + 1 in the pool and
         (H - 1) // 2 + 1 in `layer3`: 321 -> 41, 513 -> 65.
@@ -154,11 +154,11 @@ class DeepLabV2(FrozenNorms):
 
 
 def published_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """A state dict under the published names: `base.` is dropped, torchvision's ResNet-101 is translated.
+    """Translate a state dict to the reference names: `base.` is dropped, torchvision's ResNet-101 is translated.
 
-    torchvision's first convolution takes RGB in [0, 1], standardised: its channels are turned round and divided by
+    torchvision's first convolution takes RGB in [0, 1], standardised: its channels are reversed and divided by
     255 std, and the difference of the two mean colours goes into the running mean of the norm behind it. The features
-    are then those of the same weights on the same picture, but for the colour that the padding stands for.
+    are then those of the same weights on the same image, except for the colour of the padding.
     """
     if state and all(name.startswith("base.") for name in state):
         return {name.removeprefix("base."): value for name, value in state.items()}
@@ -179,7 +179,7 @@ _DOWNSAMPLE = {"0": "conv", "1": "bn"}
 
 
 def _translate(name: str) -> str:
-    """torchvision's name of a parameter of ResNet-101 -> the published one; others are left as they are."""
+    """torchvision's name of a parameter of ResNet-101 -> the reference name; others are unchanged."""
     if match := re.fullmatch(r"(conv|bn)1\.(\w+)", name):
         return f"layer1.conv1.{match[1]}.{match[2]}"
     if match := re.fullmatch(r"layer([1-4])\.(\d+)\.(conv|bn)([123])\.(\w+)", name):
@@ -190,7 +190,7 @@ def _translate(name: str) -> str:
 
 
 class MultiScale(nn.Module):
-    """A network on the picture, on smaller ones, and the pixel-wise maximum of their logits (Chen et al., 2018)."""
+    """A network on the image, on smaller ones, and the pixel-wise maximum of their logits (Chen et al., 2018)."""
 
     def __init__(self, base: DeepLabV2, scales: Sequence[float] = SCALES) -> None:
         """`scales`: those beside 1."""
@@ -201,7 +201,7 @@ class MultiScale(nn.Module):
     def forward(self, x: Tensor) -> list[Tensor]:
         """(B, 3, H, W) -> logits at scale 1, at each of `scales`, and their maximum at the size of the first.
 
-        A scaled picture has floor(H * scale) rows, at least one; resizing is bilinear.
+        A scaled image has floor(H * scale) rows, at least one; resizing is bilinear.
         """
         logits = [self.base(x)]
         for scale in self.scales:
@@ -214,9 +214,9 @@ class MultiScale(nn.Module):
 
     @torch.no_grad()
     def probabilities(self, x: Tensor, mirror: bool = False, window: int | None = None) -> Tensor:
-        """One picture (3, H, W) normalised -> (C + 1, H, W) float32 softmax of its up-sampled logits.
+        """One image (3, H, W) normalised -> (C + 1, H, W) float32 softmax of its upsampled logits.
 
-        With `mirror`, the logits are the mean of the picture's and the turned-back ones of its mirror image. With
+        With `mirror`, the logits are the mean of the image's and of its horizontal flip's, flipped back. With
         `window`, those of a pixel are the mean over the windows that hold it, see `windows`.
         """
         height, width = x.shape[-2:]
@@ -240,9 +240,9 @@ class MultiScale(nn.Module):
 
 
 def windows(height: int, width: int, side: int) -> list[tuple[slice, slice]]:
-    """Rows and columns of the square windows over a picture, as few as overlap by a third of their side at least.
+    """Rows and columns of the square windows over an image, as few as overlap by a third of their side at least.
 
-    They lie evenly from edge to edge; along a side of the picture that is shorter, a window has that length.
+    They lie evenly from edge to edge; along a side of the image that is shorter, a window has that length.
     """
 
     def along(length: int) -> list[slice]:
@@ -259,7 +259,7 @@ def _resize(x: Tensor, size: Sequence[int]) -> Tensor:
 
 
 def learning_rate_groups(net: DeepLabV2, lr: float, weight_decay: float) -> list[dict[str, Any]]:
-    """Parameter groups of the published training: features at `lr`, ASPP weights at ten times that, biases at twenty.
+    """Parameter groups of the reference training: features at `lr`, ASPP weights at ten times that, biases at twenty.
 
     The biases of the ASPP do not decay; batch norms are in no group.
     """

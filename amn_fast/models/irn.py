@@ -19,7 +19,7 @@ class _Resize(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if self.factor == 1:
             return x
-        if min(x.shape[-2:]) * self.factor < 1:  # a picture of a pixel or two
+        if min(x.shape[-2:]) * self.factor < 1:  # an image of a pixel or two
             x = F.pad(x, (0, max(0, 2 - x.shape[-1]), 0, max(0, 2 - x.shape[-2])), mode="replicate")
         return F.interpolate(x, scale_factor=self.factor, mode="bilinear", align_corners=False)
 
@@ -66,7 +66,7 @@ class IrnNet(nn.Module):
         )
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, 3, H, W) normalised pictures -> edge logits (B, 1, h, w), displacements (B, 2, h, w) in (y, x) order."""
+        """(B, 3, H, W) normalised images -> edge logits (B, 1, h, w), displacements (B, 2, h, w) in (y, x) order."""
         with torch.no_grad():
             levels = self.backbone(x)
         size = levels[1].shape[-2:]
@@ -84,16 +84,16 @@ class IrnNet(nn.Module):
 
     @torch.no_grad()
     def edges(self, pair: Tensor, pad: int = 512) -> tuple[Tensor, Tensor]:
-        """Edges of one picture.
+        """Edges of one image.
 
         Args:
-            pair: (2, 3, H, W) normalised picture and mirror image.
-            pad: zeros fill the picture to at least this side; the group norms see them, so they are part of the
-                answer. The published VOC code has 512 (and breaks above), the COCO one 0.
+            pair: (2, 3, H, W) normalised image and its horizontal flip.
+            pad: zeros fill the image to at least this side; the group norms see them, so they are part of the
+                answer. IRN's code for VOC has 512 (and fails above), AMN's for COCO 0.
 
         Returns:
-            edge probabilities (1, h, w) in [0, 1] — the sigmoid of the mean of the edge logits and the mirrored-back
-            ones —, displacement (2, h, w) of the picture itself; h = (H - 1) // 4 + 1, likewise w.
+            edge probabilities (1, h, w) in [0, 1] — the sigmoid of the mean of the edge logits and the flipped-back
+            ones —, displacement (2, h, w) of the image itself; h = (H - 1) // 4 + 1, likewise w.
         """
         height, width = pair.shape[-2:]
         h, w = (height - 1) // 4 + 1, (width - 1) // 4 + 1

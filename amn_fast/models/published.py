@@ -1,10 +1,10 @@
-"""Weights of the published CAM, AMN and IRN code and of DeepLabV2: their names, read and written.
+"""Checkpoints of the reference implementations of CAM, AMN, IRN and DeepLabV2: their names, read and written.
 
-The published networks register most modules several times, so that one tensor stands in a state dict under up to three
+IRN's and AMN's networks register most modules several times, so that a state dict has one tensor under up to three
 names: the backbone under `resnet50.*`, `stageN.*` and `backbone.N.*`, the new layers under their own names and in the
-lists `newly_added`, `edge_layers` and `dp_layers`. The published names are listed, with shapes, in
-`tests/golden/amn/state_dict_keys.json`. DeepLabV2's names are ours; its multi-scale wrapper
-puts `base.` before them.
+lists `newly_added`, `edge_layers` and `dp_layers`. The names are listed, with shapes, in
+`tests/golden/amn/state_dict_keys.json`. DeepLabV2 has the names of its reference; the multi-scale wrapper puts `base.`
+before them.
 """
 
 import re
@@ -32,9 +32,9 @@ _BUFFERS = ("num_batches_tracked", "mean_shift.running_mean")
 
 
 def load_published(path: str | Path, net: Net) -> None:
-    """Load a checkpoint of the published CAM, AMN, IRN or DeepLabV2 code into `net`; nothing in the file is executed.
+    """Load a checkpoint of the reference CAM, AMN, IRN or DeepLabV2 into `net`; nothing in the file is executed.
 
-    The file may hold a tensor under any or all of its published names, all with DataParallel's `module.` before them.
+    The file may hold a tensor under any or all of its reference names, all with DataParallel's `module.` before them.
     Counters of batch norms and IRN's mean displacement may be missing, as in files of older versions, and are then 0;
     ImageNet's classifier (`resnet50.fc`) is left aside. Any other name that is missing or not known is an error, and
     the network is then left as it was.
@@ -79,9 +79,9 @@ def load_published(path: str | Path, net: Net) -> None:
 
 
 def published_state_dict(net: Net) -> dict[str, Tensor]:
-    """The weights of `net` under all their published names, for `torch.save` and the published code's strict loading.
+    """The weights of `net` under all their reference names, for `torch.save` and strict loading by IRN's or AMN's code.
 
-    Names of one tensor share its memory, which `torch.save` stores once. For `net` on the published backbone; the
+    Names of one tensor share its memory, which `torch.save` stores once. For `net` on the reference backbone; the
     names of DeepLabV2 are those of the multi-scale wrapper.
 
     Raises:
@@ -95,10 +95,10 @@ def published_state_dict(net: Net) -> dict[str, Tensor]:
 
 
 def published_names(net: Net) -> dict[str, tuple[str, ...]]:
-    """The published names of each tensor in `net`'s state dict, by our name; the published code's first name first.
+    """The reference names of each tensor in `net`'s state dict, by its name here; the first name first.
 
     Raises:
-        InputError: the backbone is not the published one, "resnet50" or, for DeepLabV2, "resnet101".
+        InputError: the backbone is not the reference one, "resnet50" or, for DeepLabV2, "resnet101".
     """
     if isinstance(net, DeepLabV2):
         if net.backbone_name != PUBLISHED:
@@ -111,7 +111,7 @@ def published_names(net: Net) -> dict[str, tuple[str, ...]]:
 
 
 def _aliases(name: str, stages: dict[str, str]) -> tuple[str, ...]:
-    """All published names of the tensor that we call `name`."""
+    """All reference names of the tensor called `name` here."""
     if name.startswith("backbone.net."):
         name = name.removeprefix("backbone.net.")
         module, rest = name.split(".", 1)
@@ -120,7 +120,7 @@ def _aliases(name: str, stages: dict[str, str]) -> tuple[str, ...]:
     if match := re.fullmatch(r"(edge|dp)_layers\.(\d)\.(.+)", name):
         kind, number, rest = match[1], int(match[2]), match[3]
         if kind == "dp" and number == 7:
-            # The published seventh layer holds our last two: its convolution is number 3, the mean shift number 4.
+            # The seventh layer there holds the last two here: its convolution is number 3, the mean shift number 4.
             number, rest = 6, {"0.weight": "3.weight", "1.running_mean": "4.running_mean"}[rest]
         names = f"fc_{kind}{number + 1}.{rest}", f"{kind}_layers.{number}.{rest}"
         return ("mean_shift.running_mean", *names) if rest.endswith("running_mean") else names

@@ -1,14 +1,14 @@
-"""The dense CRF's parts: permutohedral lattices over any features, pairwise terms, mean field, KL divergence.
+"""Permutohedral lattices: fast filtering with a Gaussian kernel over any features.
 
-`amn_fast.ops.dense_crf` is what images need; this is what it stands on, for features of other kinds.
+`amn_fast.dense_crf` is what images need. This module serves features of other kinds; `amn_fast.ops.mean_field` runs a
+CRF over them.
 """
 
-import sys
+import os
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -16,28 +16,36 @@ from numpy.typing import ArrayLike
 
 from amn_fast._native import missing, native
 from amn_fast.errors import InputError
+from amn_fast.kernels.common import cuda
 from amn_fast.kernels.dense_crf import reference
-from amn_fast.ops import _cuda
-from amn_fast.ops._backend import choose
-from amn_fast.ops.unary import unary_from_labels
+from amn_fast.ops import _arrays
 
 Array = np.ndarray[Any, np.dtype[Any]]
-NORMALIZATIONS = ("symmetric", "before", "after", "none")
 MAX_DIMENSION = 32
+MAX_SIDE = 2**31 - 1
 
 
 class Lattice:
     """The permutohedral lattice of n points: K · values for the Gaussian kernel exp(-|f_i - f_j|² / 2).
 
     Args:
-        features: (d, n) float, each feature already divided by its standard deviation; d in 1..32 (on a GPU 1..6),
-            n >= 1.
-        backend: "auto", "cpu", "cuda" or "reference". A tensor on a GPU is for "cuda", which "auto" then takes.
-        threads: for the building; None is one.
+        features: (d, n) numbers, each feature already divided by its sigma; d in 1..32 (on a GPU 1..6), n >= 1. NumPy
+            array or tensor.
+        backend: "auto", "cpu", "cuda" or "reference". "auto" takes "cuda" for a tensor on a GPU.
+        threads: None stands for all CPUs that this process may use. Results do not depend on it.
 
     Raises:
-        InputError: wrong shape, a value that is not finite, or features too large for the lattice's coordinates
-            (a deviation that is tiny against the range of its feature).
+        InputError: wrong shape or type, a value that is not finite, or features whose range is too wide for the
+            lattice's coordinates (a sigma that is tiny compared with the range of its feature).
+        BackendError: the backend asked for cannot run here.
+
+    Example:
+        >>> import numpy as np
+        >>> lattice = Lattice(np.random.default_rng(0).normal(size=(2, 100)))
+        >>> lattice.filter(np.ones((1, 100))).shape
+        (1, 100)
+
+    Adams, Baek & Davis, "Fast High-Dimensional Filtering Using the Permutohedral Lattice" (2010).
     """
 
     backend: str
@@ -46,8 +54,9 @@ class Lattice:
     handle: Any  # the backend's own lattice
 
     def __init__(self, features: ArrayLike, *, backend: str = "auto", threads: int | None = None) -> None:
-        self.backend = backend_of(backend, features)
-        matrix: Any = features if on_gpu(features) else np.ascontiguousarray(features, np.float32)
+        self.backend = crf_backend(backend, features)
+        threads = _arrays.thread_count(threads)
+        matrix: Any = features if _arrays.on_gpu(features) else _arrays.as_array("features", features)
         if matrix.ndim != 2 or not 1 <= matrix.shape[0] <= MAX_DIMENSION or matrix.shape[1] < 1:
             raise InputError(
                 f"features have shape {tuple(matrix.shape)}, expected (d, n) with d in 1..{MAX_DIMENSION}, n >= 1"
@@ -56,13 +65,15 @@ class Lattice:
         if self.backend == "cuda":
             self.handle = gpu().matrix_handle(matrix)
             return
+        with np.errstate(over="ignore"):
+            matrix = np.ascontiguousarray(matrix, np.float32)
         if not np.isfinite(matrix).all():
-            raise InputError("features hold NaN or infinity, expected finite numbers")
-        if self.backend == "cpu":
-            with input_errors():
-                self.handle = _native().CrfLattice.of_matrix(matrix, check_threads(threads))
-        else:
-            self.handle = reference.Lattice.build(matrix)
+            raise InputError("features hold NaN, infinity or values beyond single precision, expected finite numbers")
+        with input_errors():
+            if self.backend == "cpu":
+                self.handle = compiled().CrfLattice.of_matrix(matrix, threads)
+            else:
+                self.handle = reference.Lattice.build(matrix)
 
     @classmethod
     def of_grid(
@@ -76,32 +87,31 @@ class Lattice:
         threads: int | None = None,
         like: Any = None,
     ) -> "Lattice":
-        """The lattice of the features x / sx, y / sy. It depends on nothing else, so the latest ones are kept.
+        """The lattice of the features x / sx, y / sy of a grid of pixels. The latest ones are kept and shared.
 
-        `like` says on which GPU: that of a tensor.
+        Args:
+            height, width: of the grid, at least 1.
+            sx, sy: sigmas in pixels, greater than 0.
+            like: a tensor on the GPU to build it on.
         """
-        chosen = backend_of(backend, like)
+        height, width = (_arrays.integer(*given, 1, MAX_SIDE) for given in (("height", height), ("width", width)))
+        sx, sy = sigma("sx", sx), sigma("sy", sy)
+        threads = _arrays.thread_count(threads)
+        chosen = crf_backend(backend, like)
         device = gpu().device_of(like) if chosen == "cuda" else None
         place = gpu().place_of(device) if chosen == "cuda" else ""
-        key = (height, width, float(sx), float(sy), chosen, place)
-        with _grids_lock:
-            if key in _grids:
-                _grids.move_to_end(key)
-                return _grids[key]
-        if chosen == "reference":
-            lattice = cls(reference.gaussian_features(height, width, sx, sy), backend=chosen)
-        else:
+
+        def build() -> Lattice:
+            if chosen == "reference":
+                return cls(reference.gaussian_features(height, width, sx, sy), backend=chosen)
             with input_errors():
                 if chosen == "cuda":
                     handle = gpu().grid_handle(height, width, sx, sy, device)
                 else:
-                    handle = _native().CrfLattice.of_grid(height, width, sx, sy, check_threads(threads))
-            lattice = cls._of_handle(handle, 2, height * width, chosen)
-        with _grids_lock:
-            _grids[key] = lattice
-            while sum(kept.points for kept in _grids.values()) > MAX_KEPT_POINTS and len(_grids) > 1:
-                _grids.popitem(last=False)
-        return lattice
+                    handle = compiled().CrfLattice.of_grid(height, width, sx, sy, threads)
+            return cls._of_handle(handle, 2, height * width, chosen)
+
+        return grids.get((height, width, sx, sy, chosen, place), build)
 
     @classmethod
     def of_image(
@@ -114,16 +124,28 @@ class Lattice:
         backend: str = "auto",
         threads: int | None = None,
     ) -> "Lattice":
-        """The lattice of x / sx, y / sy and the channels of `image` (H, W, 3) uint8 divided by `colours`."""
-        chosen = backend_of(backend, image)
+        """The lattice of the features x / sx, y / sy and the channels of an image divided by `colours`.
+
+        Args:
+            image: (H, W, 3) uint8, NumPy array or tensor, of any strides.
+            sx, sy: sigmas in pixels, greater than 0.
+            colours: three sigmas in grey levels, greater than 0.
+        """
+        sx, sy = sigma("sx", sx), sigma("sy", sy)
+        if len(colours) != 3:
+            raise InputError(f"colours has {len(colours)} entries, expected one sigma for each of 3 channels")
+        levels = [sigma(f"colours[{i}]", one) for i, one in enumerate(colours)]
+        threads = _arrays.thread_count(threads)
+        chosen = crf_backend(backend, image)
+        pixels = check_image(image)
         if chosen == "reference":
-            return cls(reference.bilateral_features(image, sx, sy, colours), backend=chosen)
+            return cls(reference.bilateral_features(pixels, sx, sy, levels), backend=chosen)
         with input_errors():
             if chosen == "cuda":
-                handle = gpu().image_handle(image, sx, sy, list(colours), gpu().device_of(image))
+                handle = gpu().image_handle(pixels, sx, sy, levels, gpu().device_of(pixels))
             else:
-                handle = _native().CrfLattice.of_image(image, sx, sy, list(colours), check_threads(threads))
-        return cls._of_handle(handle, 5, image.shape[0] * image.shape[1], chosen)
+                handle = compiled().CrfLattice.of_image(pixels, sx, sy, levels, threads)
+        return cls._of_handle(handle, 5, pixels.shape[0] * pixels.shape[1], chosen)
 
     @classmethod
     def _of_handle(cls, handle: Any, dimension: int, points: int, backend: str) -> "Lattice":
@@ -131,278 +153,176 @@ class Lattice:
         lattice.handle, lattice.dimension, lattice.points, lattice.backend = handle, dimension, points, backend
         return lattice
 
-    def filter(self, values: ArrayLike, transpose: bool = False, *, threads: int | None = 1) -> Array:
+    @property
+    def nbytes(self) -> int:
+        """Bytes of memory held."""
+        return int(self.handle.nbytes)
+
+    def filter(self, values: ArrayLike, transpose: bool = False, *, threads: int | None = None) -> Any:
         """K · values, or Kᵀ · values, without normalisation.
 
         K is nearly symmetric, not exactly: the lattice blurs one axis after the other. Its transpose, which gradients
         need, blurs them in reverse order.
 
         Args:
-            values: (channels, n) numbers.
+            values: (channels, n) numbers, NumPy array or tensor.
+            transpose: whether to apply Kᵀ.
+            threads: None stands for all CPUs that this process may use. Results do not depend on it.
 
         Returns:
-            (channels, n) float32. A tensor on the lattice's GPU gives a tensor.
+            (channels, n) float32, of the kind of `values`. Not differentiable: `backward` through it raises.
+
+        Raises:
+            InputError: the shape or type is another.
         """
-        tensor = self.backend == "cuda" and on_gpu(values)
-        matrix: Any = values if tensor else np.ascontiguousarray(values, np.float32)
+        _arrays.flag("transpose", transpose)
+        threads = _arrays.thread_count(threads)
+        on_gpu = self.backend == "cuda" and _arrays.on_gpu(values)
+        matrix: Any = values.detach() if on_gpu else float32("values", values)  # type: ignore[union-attr]
         if matrix.ndim != 2 or matrix.shape[1] != self.points:
             raise InputError(f"values have shape {tuple(matrix.shape)}, expected (channels, {self.points})")
         if self.backend == "cpu":
-            result: Array = self.handle.filter(matrix, transpose, check_threads(threads))
+            result = self.handle.filter(matrix, transpose, threads)
         else:
             result = self.handle.filter(matrix, transpose)
-        return result
+        return not_differentiable("Lattice.filter", _arrays.like(values, result), values)
 
 
-MAX_KEPT_POINTS = 4_000_000  # of grids' lattices, 40 bytes a point or less
-_grids: OrderedDict[tuple[int, int, float, float, str, str], Lattice] = OrderedDict()
-_grids_lock = threading.Lock()
+class GridCache:
+    """The latest grid lattices, bounded in number and in bytes.
+
+    A fork waits for the lock, so that a child never inherits it taken.
+    """
+
+    most = 64
+    most_bytes = 256 << 20
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.kept: OrderedDict[Any, tuple[Lattice, int]] = OrderedDict()
+        self.nbytes = 0
+        if hasattr(os, "register_at_fork"):
+            release = self.lock.release
+            os.register_at_fork(before=self.lock.acquire, after_in_parent=release, after_in_child=release)
+
+    def get(self, key: Any, build: Callable[[], Lattice]) -> Lattice:
+        """The lattice of `key`, built without the lock where it is not there."""
+        with self.lock:
+            if key in self.kept:
+                self.kept.move_to_end(key)
+                return self.kept[key][0]
+        lattice = build()
+        size = lattice.nbytes
+        with self.lock:
+            if key not in self.kept and size <= self.most_bytes:
+                self.kept[key] = lattice, size
+                self.nbytes += size
+            while len(self.kept) > self.most or self.nbytes > self.most_bytes:
+                self.nbytes -= self.kept.popitem(last=False)[1][1]
+        return lattice
+
+    def clear(self) -> None:
+        """Forget all lattices."""
+        with self.lock:
+            self.kept.clear()
+            self.nbytes = 0
 
 
-def on_gpu(value: object) -> bool:
-    torch = sys.modules.get("torch")
-    return torch is not None and isinstance(value, torch.Tensor) and value.device.type == "cuda"
+grids = GridCache()
 
 
-def backend_of(backend: str, *values: object) -> str:
-    """The backend for these arrays or tensors: tensors on a GPU stay there."""
+def crf_backend(backend: str, *values: object) -> str:
+    """The CRF's backend for these arrays or tensors: tensors on a GPU stay there."""
     for value in values:
-        if on_gpu(value):
+        if _arrays.on_gpu(value):
             here = "the tensors are on a GPU: call .cpu() first"
-            obstacle = _cuda.obstacle(value.device)  # type: ignore[attr-defined]
-            return choose(backend, "dense_crf", {"cuda": obstacle, "cpu": here, "reference": here})
-    obstacle = _cuda.obstacle() if backend == "cuda" else ""  # not looked into otherwise: it imports PyTorch
-    return choose(backend, "dense_crf", {"cpu": missing, "reference": "", "cuda": obstacle})
+            obstacle = cuda.obstacle(value.device)  # type: ignore[attr-defined]
+            if not obstacle and _arrays.is_automatic(backend):
+                obstacle = _arrays.gpu_verdict("dense_crf", "cuda")
+            obstacles = {"cuda": obstacle, "cpu": here, "reference": here}
+            return _arrays.choose_backend(backend, "dense_crf", obstacles)
+    # Not looked into unless it is asked for: it imports PyTorch.
+    obstacle = cuda.obstacle() if "cuda" in (backend, os.environ.get(_arrays.SWITCH)) else "the arrays are on the CPU"
+    return _arrays.choose_backend(backend, "dense_crf", {"cpu": missing, "reference": "", "cuda": obstacle})
+
+
+def check_image(image: Any) -> Any:
+    """`image` as a (H, W, 3) uint8 array, or as the tensor that it is on a GPU.
+
+    Raises:
+        InputError: it is not such an image; the message names the remedy.
+    """
+    pixels = image.detach() if _arrays.on_gpu(image) else _arrays.as_array("image", image)
+    shape = tuple(pixels.shape)
+    if pixels.ndim == 2 or (pixels.ndim == 3 and pixels.shape[2] == 1):
+        raise InputError(f"image has shape {shape}, expected (H, W, 3): repeat the channel of a grey image three times")
+    if pixels.ndim != 3 or pixels.shape[2] != 3:
+        raise InputError(
+            f"image has shape {shape}, expected (H, W, 3): drop an alpha channel, move channels last, "
+            "or build an ops.lattice.Lattice of your own features"
+        )
+    if str(pixels.dtype) not in ("uint8", "torch.uint8"):
+        raise InputError(f"image is {pixels.dtype}, expected uint8 (0..255): scale and convert it first")
+    if 0 in shape:
+        raise InputError(f"image has shape {shape}, expected at least one pixel")
+    if max(shape) > MAX_SIDE:
+        raise InputError(f"image has shape {shape}, expected sides of at most {MAX_SIDE}")
+    return pixels
+
+
+def sigma(name: str, value: Any) -> float:
+    """A sigma: a number that is greater than 0 and finite in single precision."""
+    return _arrays.number(name, value, "[1.2e-38, 3.4e38]")
+
+
+def float32(name: str, value: Any) -> Array:
+    """An array or CPU tensor as float32, C-contiguous; finite numbers beyond single precision become its largest."""
+    array = _arrays.as_array(name, value)
+    if array.dtype.itemsize > 4 and array.dtype.kind == "f":
+        largest = np.finfo(np.float32).max
+        array = np.where(np.isfinite(array), np.clip(array, -largest, largest), array)
+    return np.ascontiguousarray(array, np.float32)
+
+
+def not_differentiable(operation: str, result: Any, *sources: Any) -> Any:
+    """`result`, through which `backward` raises where a source requires a gradient: none is cut silently.
+
+    Raises:
+        InputError: a source carries a forward-mode derivative.
+    """
+    tensors = [source for source in sources if _arrays.is_tensor(source)]
+    if not tensors or not _arrays.is_tensor(result):
+        return result
+    from amn_fast.ops import _dense_crf_torch
+
+    return _dense_crf_torch.not_differentiable(operation, result, tensors)
 
 
 def gpu() -> Any:
     """What runs the CRF on a GPU; it imports PyTorch."""
-    from amn_fast.ops import _dense_crf_cuda
+    from amn_fast.kernels.dense_crf.cuda import host
 
-    return _dense_crf_cuda
-
-
-def check_threads(threads: int | None) -> int:
-    if threads is not None and threads < 1:
-        raise InputError(f"threads is {threads}, expected at least 1, or None")
-    return threads or 1
+    return host
 
 
-def _native() -> Any:
+def compiled() -> Any:
+    """The extension with the C++ kernels."""
     assert native is not None, missing
     return native
 
 
 @contextmanager
 def input_errors() -> Iterator[None]:
-    """The kernels' complaints about values become InputErrors."""
+    """Turns the kernels' complaints about values into InputErrors."""
     try:
         yield
     except ValueError as error:
         raise InputError(str(error)) from None
 
 
-@dataclass(frozen=True)
-class Pairwise:
-    """One pairwise term of the energy.
+def __getattr__(name: str) -> Any:
+    if name in ("Pairwise", "kl_divergence", "mean_field"):  # where they were before they had a module of their own
+        from amn_fast.ops import mean_field
 
-    Attributes:
-        compat: a scalar c (Potts: equal labels attract, the energy is -c), or a vector (L,) / matrix (L, L) of energies
-            (a matrix is symmetrised); c equals the matrix -c · I.
-        normalization: "symmetric", "before", "after" or "none".
-    """
-
-    lattice: Lattice
-    compat: float | Array
-    normalization: str = "symmetric"
-
-
-def mean_field(
-    unary: ArrayLike,
-    pairwise: Sequence[Pairwise],
-    iterations: int,
-    *,
-    start: ArrayLike | None = None,
-    threads: int | None = None,
-) -> Array:
-    """Marginals (L, n) float32 after `iterations` parallel mean-field updates.
-
-    Each update is Q = softmax(-unary - sum over the terms of compat · K Q); it starts from softmax(-unary), or from the
-    marginals `start` (L, n): five single steps equal five iterations bit for bit.
-
-    Args:
-        unary: (L, n) energies; +inf forbids a label, NaN and -inf are errors.
-        threads: one by default; the result does not depend on it.
-
-    Raises:
-        InputError: a shape or a value is not what it has to be.
-    """
-    first = start if start is None or on_gpu(start) else np.ascontiguousarray(start, np.float32)
-    return solve([unary], pairwise, iterations, start=first, threads=threads)[0]
-
-
-def solve(
-    unaries: Sequence[ArrayLike],
-    pairwise: Sequence[Pairwise],
-    iterations: int,
-    *,
-    start: Any = None,
-    best: bool = False,
-    threads: int | None = None,
-    backend: str | None = None,
-) -> list[Array]:
-    """`mean_field` for several unaries (L, n) of one shape at once; `best` asks for the labels (n,) int32 instead.
-
-    The lattices' backend runs it, and `backend` where there are none. With lattices on a GPU, tensors are taken and
-    given as well.
-    """
-    common = _common_backend(pairwise) if pairwise or backend is None else backend
-    energies = [check_unary(unary, common) for unary in unaries]
-    labels, n = energies[0].shape
-    if any(one.shape != (labels, n) for one in energies):
-        raise InputError(f"unaries have shapes {[tuple(one.shape) for one in energies]}, expected one shape")
-    if start is not None and start.shape != (labels, n):
-        raise InputError(f"start has shape {tuple(start.shape)}, expected the unary's {(labels, n)}")
-    compats = [_check_term(term, labels, n) for term in pairwise]
-    iterations = max(0, int(iterations))
-    if common == "cuda":
-        terms = [
-            (term.lattice.handle, compat, term.normalization) for term, compat in zip(pairwise, compats, strict=True)
-        ]
-        solved: list[Array] = gpu().solve(energies, terms, iterations, start, best)
-        return solved
-    if common == "cpu":
-        with input_errors():
-            answers: list[Array] = _native().crf_mean_field(
-                energies, native_terms(pairwise, compats), iterations, start, best, check_threads(threads)
-            )
-        return answers
-    for one in energies:
-        lowest = one.min(axis=0)
-        if np.isnan(lowest).any() or np.isinf(lowest).any():
-            raise InputError("unary holds NaN or -inf, or +inf for every label of a point, expected finite energies")
-    kernels = _kernels(pairwise, compats)
-    results = [reference.mean_field(one, kernels, iterations, start).astype(np.float32) for one in energies]
-    return [q.argmax(axis=0).astype(np.int32) for q in results] if best else results
-
-
-def solve_labels(
-    maps: Sequence[Array],
-    n_labels: int,
-    gt_prob: float,
-    pairwise: Sequence[Pairwise],
-    iterations: int,
-    *,
-    best: bool = False,
-    threads: int | None = None,
-) -> list[Array]:
-    """`solve` with `unary_from_labels(map, n_labels, gt_prob, zero_unsure=False)` for each label map (n,) uint8.
-
-    The kernels take the maps as they are, a byte for each pixel instead of L floats.
-    """
-    if _common_backend(pairwise) != "cpu" or n_labels > 256:
-        unaries = [unary_from_labels(one, n_labels, gt_prob, zero_unsure=False) for one in maps]
-        return solve(unaries, pairwise, iterations, best=best, threads=threads)
-    compats = [_check_term(term, n_labels, maps[0].size) for term in pairwise]
-    right, wrong = -np.log(gt_prob), -np.log((1.0 - gt_prob) / (n_labels - 1))
-    with input_errors():
-        answers: list[Array] = _native().crf_mean_field_labels(
-            list(maps),
-            n_labels,
-            right,
-            wrong,
-            native_terms(pairwise, compats),
-            max(0, int(iterations)),
-            best,
-            check_threads(threads),
-        )
-    return answers
-
-
-def native_terms(pairwise: Sequence[Pairwise], compats: Sequence[Array]) -> list[tuple[Any, Any, Array]]:
-    kinds = _native().CrfNormalization
-    return [
-        (term.lattice.handle, getattr(kinds, term.normalization), compat)
-        for term, compat in zip(pairwise, compats, strict=True)
-    ]
-
-
-def _common_backend(pairwise: Sequence[Pairwise]) -> str:
-    backends = {term.lattice.backend for term in pairwise} or {"reference" if missing else "cpu"}
-    if len(backends) > 1:
-        raise InputError("the lattices come from different backends, expected one")
-    return backends.pop()
-
-
-def kl_divergence(marginals: ArrayLike, unary: ArrayLike, pairwise: Sequence[Pairwise]) -> float:
-    """KL divergence of the marginals (L, n) from the CRF, without the constant log Z.
-
-    It may be negative; only its decrease from step to step means something.
-    """
-    energies = check_unary(on_host(unary))
-    q = np.ascontiguousarray(on_host(marginals), np.float32)
-    if q.shape != energies.shape:
-        raise InputError(f"marginals have shape {q.shape}, expected the unary's {energies.shape}")
-    compats = [_check_term(term, *energies.shape) for term in pairwise]
-    kernels = _kernels(pairwise, compats)
-    return reference.kl_divergence(q, np.where(q > 0, energies, 0), kernels)
-
-
-def on_host(value: Any) -> Any:
-    return value.detach().cpu().numpy() if on_gpu(value) else value
-
-
-def check_unary(unary: Any, backend: str = "cpu") -> Any:
-    """(L, n) float32, C-contiguous; copied only where the layout or type asks for it. A GPU's tensor stays one."""
-    if on_gpu(unary) and backend != "cuda":
-        raise InputError(f"unary is a tensor on {unary.device}, expected one on the CPU as the lattices are")
-    energies = unary if on_gpu(unary) else np.ascontiguousarray(unary, np.float32)
-    if energies.ndim != 2 or 0 in energies.shape:
-        raise InputError(
-            f"unary has shape {tuple(energies.shape)}, expected (L, n) with at least one label and one point"
-        )
-    return energies
-
-
-def _check_term(term: Pairwise, labels: int, n: int) -> Array:
-    if term.lattice.points != n:
-        raise InputError(f"a lattice has {term.lattice.points} points, expected the unary's {n}")
-    check_normalization(term.normalization)
-    return check_compat(term.compat, labels)
-
-
-def check_normalization(normalization: str) -> None:
-    if normalization not in NORMALIZATIONS:
-        raise InputError(f"normalization is {normalization!r}, expected one of {', '.join(NORMALIZATIONS)}")
-
-
-def check_compat(given: float | Array, labels: int) -> Array:
-    """A number, (L,) or symmetric (L, L), float32."""
-    compat = np.asarray(given, np.float32)
-    if compat.shape not in ((), (labels,), (labels, labels)):
-        raise InputError(f"compat has shape {compat.shape}, expected a number, ({labels},) or ({labels}, {labels})")
-    if not np.isfinite(compat).all():
-        raise InputError("compat holds NaN or infinity, expected finite numbers")
-    if compat.ndim == 2:
-        compat = np.float32(0.5) * (compat + compat.T)
-    return np.asarray(compat, order="C")
-
-
-class _Filter(reference.Lattice):
-    """A reference lattice whose filter is another backend's."""
-
-    def __init__(self, lattice: Lattice) -> None:
-        self.offset = np.empty((lattice.points, 0))
-        self.filter = lattice.filter
-        self.norms: dict[str, tuple[Array, Array]] = {}
-
-
-def _kernels(pairwise: Sequence[Pairwise], compats: Sequence[Array]) -> list[reference.Kernel]:
-    return [
-        reference.Kernel(
-            term.lattice.handle if term.lattice.backend == "reference" else _Filter(term.lattice),
-            compat,
-            term.normalization,
-        )
-        for term, compat in zip(pairwise, compats, strict=True)
-    ]
+        return getattr(mean_field, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

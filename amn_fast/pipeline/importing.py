@@ -3,12 +3,10 @@
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
-
 from amn_fast.config import Config
 from amn_fast.data.base import list_ids
 from amn_fast.data.image import read_mask
-from amn_fast.data.masks import write_mask
+from amn_fast.data.masks import check_labels, write_mask
 from amn_fast.data.published import read_published
 from amn_fast.data.store import write_activations
 from amn_fast.errors import InputError
@@ -104,7 +102,7 @@ def _import_stage(work: Workspace, stage: Stage, place: Path, found: Status, ori
     staging.clear()
     found.due = list(found.inputs)
     keys = {id: digest([origin, inputs]) for id, inputs in found.inputs.items()}
-    staging.begin(keys)
+    staging.begin(keys, found.record)
     if stage.per_image:
         one = _importer(work, stage, place, staging.new)
 
@@ -157,18 +155,16 @@ def _importer(work: Workspace, stage: Stage, place: Path, new: New) -> Callable[
 
     def activations(id: str) -> None:
         height, width = work.dataset.image(id).shape[:2]
-        labels = (np.flatnonzero(work.dataset.labels(id)) + 1).tolist()
-        found = read_published(place / f"{id}.npy", lambda _: (height, width))
-        if found.size != (height, width) or found.keys.tolist() != labels:
-            raise InputError(
-                f"{place / id}.npy has labels {found.keys.tolist()} and maps of {found.size}, expected the image's"
-                f" labels {labels} and size {(height, width)}"
-            )
+        found = read_published(place / f"{id}.npy", lambda _: (height, width), work.dataset.labels(id))
+        if found.size != (height, width):
+            raise InputError(f"{place / id}.npy has maps of {found.size}, expected the image's size {(height, width)}")
         write_activations(new(work.item(kind, id)), found)
 
     def label_map(id: str) -> None:
         path, size = place / f"{id}.png", work.dataset.image(id).shape[:2]
-        write_mask(new(work.item(kind, id)), checked_labels(read_mask(path), size, n_classes, f"seed {path}"))
+        seed = checked_labels(read_mask(path), size, n_classes, f"seed {path}")
+        check_labels(path, seed, work.dataset.labels(id), work.dataset.classes)
+        write_mask(new(work.item(kind, id)), seed)
 
     return activations if stage.outputs[0].endswith(".npz") else label_map
 

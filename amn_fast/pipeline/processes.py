@@ -58,6 +58,7 @@ class Processes:
 
     def told(self) -> bool:
         """Wait for process 0: whether to begin."""
+        self.waiting = False
         return self._broadcast(False)
 
     def _broadcast(self, begin: bool) -> bool:

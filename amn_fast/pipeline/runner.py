@@ -137,7 +137,9 @@ def _run(work: Workspace, stages: Sequence[Stage], overwrite: bool, alone: bool)
         _build_networks(work, due)
         if loss and not overwrite:
             raise InputError(loss)
-        ran = [_advance(work, stage, overwrite, writable) for stage in stages]
+        if due and not writable:
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(work.root))
+        ran = [_advance(work, stage, overwrite) for stage in stages]
         if any(stage.scores for stage in stages):
             from amn_fast.pipeline.reporting import publish
 
@@ -242,20 +244,18 @@ def _build_networks(work: Workspace, due: Sequence[Stage]) -> None:
             DeepLabV2(len(work.dataset.classes), config.train_seg.backbone, config.train_seg.weights)
 
 
-def _advance(work: Workspace, stage: Stage, overwrite: bool, writable: bool) -> bool:
+def _advance(work: Workspace, stage: Stage, overwrite: bool) -> bool:
     """Bring one stage up to date. Returns whether there was anything to do."""
     found = status_of(work, stage)
     if found.up_to_date:
         console.print(f"{stage.name}: skipped (up to date)", style="dim")
         return False
-    if not writable:
-        raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(work.root))
     if not overwrite and (loss := loss_of(work, stage, found)):  # an earlier stage came out different than before
         raise InputError(loss)
     prepare(work, stage)
     staging = Staging(work.root, stage, work.contents)
     keys = {id: digest([found.settings, found.inputs[id]]) for id in found.due}
-    resumed = staging.begin(keys)
+    resumed = staging.begin(keys, found.record)
     reasons = [*found.new_settings, *found.changed, *_named(found.damaged)]
     _announce(stage, found, reasons, resumed)
     work.log("start", stage=stage.name, resumed=resumed, **({"because": reasons} if reasons else {}))

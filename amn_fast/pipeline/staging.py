@@ -43,11 +43,12 @@ class Staging:
         except OSError:
             return []
 
-    def begin(self, keys: dict[str, str]) -> bool:
+    def begin(self, keys: dict[str, str], previous: Record | None) -> bool:
         """Start with the items of these keys. Returns whether earlier work is of use."""
         if not self._stage.per_image:
             same = self._begun() == keys.get("")
             if not same:
+                self._remove(self._written(None), set(previous.outputs()) if previous else set())
                 self.clear()
                 write_text(self.folder / BEGUN, json.dumps(keys.get("")))
             return same
@@ -96,23 +97,33 @@ class Staging:
 
     def move(self, items: dict[str, Item], previous: Record | None) -> None:
         """Put all new files in their places, and remove those that the stage wrote earlier and not any more."""
-        before = previous.outputs() if previous else {}
-        now = {path for item in items.values() for path in item.outputs}
+        written = self._written(previous)
         for item in items.values():
             for path in item.outputs:
                 source, target = self.folder / path, self._root / path
                 if source.exists():
-                    self._keep_foreign(target, before.get(path))
+                    self._keep_foreign(target, written.get(path, set()))
                     self._contents.move(source, target)
-        for path in before.keys() - now:
+        self._remove(written, {path for item in items.values() for path in item.outputs})
+
+    def _written(self, previous: Record | None) -> dict[str, set[str]]:
+        """Hashes of what the stage has written at each path: in its last run, and in one that a kill cut short."""
+        found: dict[str, set[str]] = {}
+        for outputs in (previous.outputs() if previous else {}, *(outputs for _, outputs in self._done.values())):
+            for path, content in outputs.items():
+                found.setdefault(path, set()).add(content)
+        return found
+
+    def _remove(self, written: dict[str, set[str]], kept: set[str]) -> None:
+        for path in written.keys() - kept:
             target = self._root / path
-            if self._contents.hash(target) == before[path]:
+            if self._contents.hash(target) in written[path]:
                 target.unlink()
                 self._remove_empty(target.parent)
 
-    def _keep_foreign(self, target: Path, written: str | None) -> None:
+    def _keep_foreign(self, target: Path, written: set[str]) -> None:
         """Move a file that the stage did not write out of the way: it may be somebody's work."""
-        if target.is_file() and target.stat().st_size and self._contents.hash(target) != written:
+        if target.is_file() and target.stat().st_size and self._contents.hash(target) not in written:
             kept = self._root / REPLACED / target.relative_to(self._root)
             kept.parent.mkdir(parents=True, exist_ok=True)
             os.replace(target, kept)

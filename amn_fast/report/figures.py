@@ -35,7 +35,7 @@ def plot_loss(name: str, losses: Sequence[float], each: int = 1, unit: str = "ep
     """Mean losses of rounds of `each` units; a point stands at the end of its round."""
     figure, axes = _axes(4.6, 2.4)
     places = [each * (k + 1) for k in range(len(losses))]
-    axes.plot(places, losses, "o-", color=COLOURS[TONES.get(name, name)], linewidth=1.8, markersize=4)
+    axes.plot(places, losses, "o-", color=COLOURS[TONES.get(name, name)], linewidth=1.8, markersize=4, clip_on=False)
     axes.set_xlim(0, each * len(losses))
     axes.set_ylim(0, None)
     axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))

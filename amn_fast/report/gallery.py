@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from amn_fast.data.masks import voc_palette
 from amn_fast.errors import InputError
 from amn_fast.files import write_text
+from amn_fast.report.legend import css_colour
 from amn_fast.report.names import SEGMENTATION, label_name
 
 Row = dict[str, Any]
@@ -263,4 +264,4 @@ def _uri(kind: str, bgr: NDArray[Any], options: list[int]) -> str:
 
 def legend(names: Iterable[str]) -> list[tuple[str, str]]:
     """(class, CSS colour) of each foreground class; `names` starts with the background."""
-    return [(name, "#{:02x}{:02x}{:02x}".format(*voc_palette()[k])) for k, name in enumerate(names) if k]
+    return [(name, css_colour(label)) for label, name in enumerate(names) if label]

@@ -1,5 +1,6 @@
 """The figures on the page as rows, from metrics.json."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -43,7 +44,8 @@ def _condition(result: Metrics) -> str:
     coverage = scores.get("coverage")
     if scores.get("unknown") == "ignore" and coverage is not None and coverage < 1:
         return f"on its labelled pixels, {coverage:.0%}"
-    if curve.get("best_miou") is not None and curve["best_miou"] == result.get("miou"):
+    best, miou = curve.get("best_miou"), result.get("miou")
+    if best is not None and miou is not None and math.isclose(best, miou, abs_tol=1e-6):  # one of them is rounded
         return f"best, at threshold {curve['best_threshold']:.2f}"
     return ""
 
@@ -156,7 +158,12 @@ def label_rows(metrics: Metrics, names: list[str]) -> dict[str, Any] | None:
         }
         for k, name in enumerate(names[1:])
     ]
-    return {"columns": [RESULTS[key] for key in columns], "rows": rows, "images": maps[columns[-1]]["images"]}
+    return {
+        "keys": columns,
+        "columns": [RESULTS[key] for key in columns],
+        "rows": rows,
+        "images": maps[columns[-1]]["images"],
+    }
 
 
 def training_rows(metrics: Metrics) -> list[dict[str, Any]]:

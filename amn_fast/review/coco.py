@@ -112,16 +112,15 @@ def _mask(path: Path, image: Any, by_image: Mapping[Any, Any], names: Mapping[An
         # One image as an instances file of its own: a damaged image does not spoil the others.
         single = Instances(
             {
-                "images": [{**image, "id": 1}],
+                "images": [image],
                 "categories": [{"id": k, "name": name} for k, name in enumerate(job.classes, 1)],
                 "annotations": [
-                    {**annotation, "image_id": 1, **_label(label_of[annotation["category_id"]])}
-                    for annotation in annotations
+                    {**annotation, **_label(label_of[annotation["category_id"]])} for annotation in annotations
                 ],
             },
             path,
         )
-        return single.mask(coco_id(1))
+        return single.mask(coco_id(image["id"]))
     except (KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{path}: the entry of image {image!r:.80} lacks or damages {error}") from error
 

@@ -65,21 +65,21 @@ def _crop(label: int, image: NDArray[Any], box: Sequence[int], value: int) -> Re
 def polygons(pixels: Bool) -> list[NDArray[np.intp]]:
     """One closed polygon for each 8-connected part of `pixels`: (N, 2) x, y of pixels on the outline.
 
-    A hole is joined to the outline by a bridge that is walked twice. Filled with `cv2.fillPoly`, the polygons give
-    `pixels` again, except for bridges that cross a corner of a hole; `filled` says what is drawn.
+    A hole is joined to what lies left of it by a bridge, which runs over the object's own pixels and is walked twice.
+    Filled with `cv2.fillPoly`, the polygons therefore give `pixels` again.
     """
-    contours, hierarchy = cv2.findContours(pixels.astype(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE)
-    outlines = []
+    contours, hierarchy = cv2.findContours(pixels.astype(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
+    found = []
     for index, contour in enumerate(contours):
         if hierarchy[0, index, 3] >= 0:
             continue
-        outline, holes = contour[:, 0], []
+        holes = []
         child = hierarchy[0, index, 2]
         while child >= 0:
             holes.append(contours[child][:, 0])
             child = hierarchy[0, child, 0]
-        outlines.append(_bridged(outline, holes).astype(np.intp))
-    return outlines
+        found.append(_simplified(_bridged(contour[:, 0], holes, pixels)))
+    return found
 
 
 def filled(parts: Sequence[NDArray[np.intp]], size: tuple[int, ...]) -> Bool:
@@ -90,33 +90,36 @@ def filled(parts: Sequence[NDArray[np.intp]], size: tuple[int, ...]) -> Bool:
     return image.astype(bool)
 
 
-def _bridged(outline: NDArray[Any], holes: list[NDArray[Any]]) -> NDArray[Any]:
-    """`outline` with each of `holes` inserted where the two are nearest, the nearest hole first."""
-    holes = list(holes)
-    nearest = [_nearest(outline, hole) for hole in holes]
-    while holes:
-        chosen = min(range(len(holes)), key=lambda index: nearest[index][0])
-        hole, (_, at, start) = holes.pop(chosen), nearest.pop(chosen)
-        loop = np.concatenate([np.roll(hole, -start, 0), hole[start : start + 1]])
-        outline = np.concatenate([outline[: at + 1], loop, outline[at:]])
-        added = len(loop)
-        for index, other in enumerate(holes):  # only the inserted hole can have come nearer
-            distance, position, first = nearest[index]
-            if position > at:
-                position += added + 1
-            candidate = _nearest(loop, other)
-            if candidate[0] < distance:
-                distance, position, first = candidate[0], at + 1 + candidate[1], candidate[2]
-            nearest[index] = (distance, position, first)
-    return outline
+def _bridged(outline: NDArray[Any], holes: list[NDArray[Any]], pixels: Bool) -> NDArray[np.intp]:
+    """`outline` and `holes` as one path.
+
+    From the leftmost pixel of a hole's contour, the object's pixels to the left end at the contour of something that
+    reaches further left: the outline or a hole that is joined already, if the leftmost hole comes first.
+    """
+    path = [tuple(point) for point in outline.tolist()]
+    after = [*range(1, len(path)), 0]
+    place = {point: index for index, point in enumerate(path)}
+    for hole in sorted(holes, key=lambda hole: tuple(hole[hole[:, 0].argmin()].tolist())):
+        hole = np.roll(hole, -int(hole[:, 0].argmin()), 0)
+        x, y = hole[0].tolist()
+        background = np.flatnonzero(~pixels[y, :x])
+        joint = place[int(background[-1]) + 1 if background.size else 0, y]
+        first = len(path)
+        path += [*(tuple(point) for point in hole.tolist()), (x, y), path[joint]]
+        after += [*range(first + 1, len(path)), after[joint]]
+        after[joint] = first
+        place.update((point, index) for index, point in enumerate(path[first:], first))
+    order, index = [], 0
+    for _ in path:
+        order.append(path[index])
+        index = after[index]
+    return np.array(order, np.intp)
 
 
-def _nearest(outline: NDArray[Any], hole: NDArray[Any]) -> tuple[int, int, int]:
-    """Squared distance, and the indices of the nearest vertices of the two."""
-    best = (np.iinfo(np.int64).max, 0, 0)
-    for index, vertex in enumerate(hole.astype(np.int64)):
-        distances = ((outline - vertex) ** 2).sum(1)
-        at = int(distances.argmin())
-        if distances[at] < best[0]:
-            best = (int(distances[at]), at, index)
-    return best
+def _simplified(path: NDArray[np.intp]) -> NDArray[np.intp]:
+    """The closed `path`, whose steps are horizontal, vertical or diagonal, without repeats and points on the way."""
+    if len(path) > 1:
+        path = path[(path != np.roll(path, 1, 0)).any(1)]
+    direction = np.sign(np.roll(path, -1, 0) - path)
+    turns = (direction != np.roll(direction, 1, 0)).any(1)
+    return path[turns] if turns.any() else path

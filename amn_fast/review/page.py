@@ -11,8 +11,10 @@ import hashlib
 import io
 import json
 import shutil
+import threading
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -85,19 +87,25 @@ def build_page(run: Path | str, *, advance: Callable[[], object] = lambda: None)
     folder = run / "review"
     decided = read_decisions(folder / "decisions.json") if (folder / "decisions.json").exists() else {}
     log = _Log(folder / "items.jsonl")
-    items, built, failures = [], 0, {}
-    for id in dataset.ids:
+    built: set[str] = set()
+
+    def item_of(id: str) -> dict[str, Any]:
         state = _state(run, id, config, dataset)
         item = log.find(id, state)
         if item is None or not all((folder / name).exists() for name in _files(item)):
             item = _describe(run, id, config, dataset, folder)
             log.append(id, state, item)
-            built += 1
-        if "failure" in item:
-            failures[id] = item["failure"]
-        items.append(item)
+            built.add(id)
         advance()
-    log.rewrite()
+        return item
+
+    with ThreadPoolExecutor() as pool:
+        try:
+            items = list(pool.map(item_of, dataset.ids))
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+    log.rewrite(dataset.ids)
     labels = {**dict(enumerate(dataset.classes, 1)), IGNORE: unknown_name(dataset.classes)}
     data = {
         "name": config.name,
@@ -112,7 +120,8 @@ def build_page(run: Path | str, *, advance: Callable[[], object] = lambda: None)
     write_text(folder / "decisions.js", decisions_script(decided))
     with TEMPLATE.open("rb") as source:
         write_atomically(folder / "index.html", lambda file: shutil.copyfileobj(source, file))
-    return Page(folder, tuple(dataset.ids), built, failures)
+    failures = {item["id"]: item["failure"] for item in items if "failure" in item}
+    return Page(folder, tuple(dataset.ids), len(built), failures)
 
 
 def _colour(label: int) -> list[int]:
@@ -176,7 +185,8 @@ def _describe(run: Path, id: str, config: Config, dataset: Dataset, folder: Path
 
 
 def _scores(run: Path, id: str, config: Config) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
-    from amn_fast.stages.make_mask import read_edge, scores
+    from amn_fast.pipeline.inference import read_edge
+    from amn_fast.steps.mask import scores
 
     found = read_activations(run / "amn" / f"{id}.npz")
     return scores(found, read_edge(run / "edge" / f"{id}.npz"), config.mask), found.keys
@@ -218,6 +228,7 @@ class _Log:
 
     def __init__(self, path: Path) -> None:
         self._path = path
+        self._lock = threading.Lock()
         self._entries: dict[str, dict[str, Any]] = {}
         self._used: dict[str, dict[str, Any]] = {}
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -237,8 +248,9 @@ class _Log:
 
     def append(self, id: str, state: list[Any], item: dict[str, Any]) -> None:
         self._used[id] = {"id": id, "state": state, "item": item}
-        with self._path.open("a", encoding="utf-8") as file:
+        with self._lock, self._path.open("a", encoding="utf-8") as file:
             file.write("\n" + json.dumps(self._used[id]) + "\n")
 
-    def rewrite(self) -> None:
-        write_text(self._path, "".join(json.dumps(entry) + "\n" for entry in self._used.values()))
+    def rewrite(self, ids: Sequence[str]) -> None:
+        """Keep the entries of this build alone, in the order of `ids`."""
+        write_text(self._path, "".join(json.dumps(self._used[id]) + "\n" for id in ids))

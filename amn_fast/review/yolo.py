@@ -27,7 +27,7 @@ def export_yolo_seg(items: Iterable[Item], out: Path, job: Job) -> None:
     """Write `out`/labels/ID.txt and `out`/data.yaml; images go to `out`/images if asked for.
 
     The format has no objects of several parts: each part is a line. Holes are joined to the outline by bridges. The
-    pixels that differ when the polygons are filled are counted, and the job's notes say how many.
+    pixels that differ when the polygons are filled as readers do are counted, and the job's notes say how many.
     """
     names = dict(enumerate(job.classes))
     unknown = len(job.classes)

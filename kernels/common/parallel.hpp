@@ -88,7 +88,7 @@ struct Member {
     void sync() const {
         if (count > 1) team->barrier.arrive_and_wait();
     }
-    // Whether an interrupt has ended the work: what remains may be skipped, but every sync() must be reached.
+    // Whether an interrupt has ended the work: what remains until the next sync() may be skipped.
     bool stopped() const {
         if (index == 0 && !team->stopped.load(std::memory_order_relaxed)) {
             try {
@@ -98,8 +98,10 @@ struct Member {
                 team->stopped = true;
             }
         }
-        return team->stopped.load(std::memory_order_relaxed);
+        return left();
     }
+    // The same between two syncs that no stopped() parts: all members get the same answer and may leave together.
+    bool left() const { return team->stopped.load(std::memory_order_relaxed); }
 };
 
 // Runs work(member) on at most `threads` threads in step, the caller among them. Members begin when the number of

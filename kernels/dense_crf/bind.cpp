@@ -2,6 +2,8 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <algorithm>
+
 #include "common/gil.hpp"
 #include "dense_crf/mean_field.hpp"
 
@@ -35,7 +37,8 @@ LatticePtr lattice_of_matrix(const Floats& features, int threads) {
 }
 
 LatticePtr lattice_of_grid(int64_t height, int64_t width, double sx, double sy, int threads) {
-    if (height < 1 || width < 1) throw py::value_error("the grid must have at least one pixel");
+    if (height < 1 || width < 1 || height > INT32_MAX || width > INT32_MAX)
+        throw py::value_error("the grid must have sides of 1 to 2^31 - 1 pixels");
     const amn::GilRelease release;
     return std::make_shared<Lattice>(Features(height, width, sx, sy), threads);
 }
@@ -123,11 +126,13 @@ py::list mean_field_labels(const std::vector<py::array_t<uint8_t, py::array::c_s
     if (maps.empty() || labels < 2 || labels > 256) throw py::value_error("labels must be 2..256");
     const int64_t n = maps[0].size();
     std::vector<Unary> problems;
+    std::vector<Buffer<uint8_t>> copies;
     for (const auto& map : maps) {
         if (map.size() != n) throw py::value_error("label maps must have one size");
-        const uint8_t* values = map.data();
-        for (int64_t i = 0; i < n; ++i)
-            if (values[i] >= labels) throw py::value_error("a label is out of range");
+        uint8_t* values = copies.emplace_back(n).data();  // which no other thread can change after the check
+        std::copy_n(map.data(), n, values);
+        if (std::any_of(values, values + n, [labels](uint8_t label) { return label >= labels; }))
+            throw py::value_error("a label is out of range");
         problems.push_back({.labels = values, .energy_right = energy_right, .energy_wrong = energy_wrong});
     }
     return solve(problems, labels, n, terms, iterations, best, threads);
@@ -151,7 +156,7 @@ void bind_dense_crf(py::module_& m) {
         .def_property_readonly("dimension", &Lattice::dimension)
         .def_property_readonly("points", &Lattice::points)
         .def_property_readonly("vertices", &Lattice::vertices)
-        .def_property_readonly("bytes", &Lattice::bytes)
+        .def_property_readonly("nbytes", &Lattice::bytes)
         .def("filter", &filter, py::arg("values").noconvert(), py::arg("transpose") = false, py::arg("threads") = 1);
     m.def("crf_mean_field", &mean_field_energies, py::arg("unaries"), py::arg("terms"), py::arg("iterations"),
           py::arg("start") = py::none(), py::arg("best") = false, py::arg("threads") = 1);

@@ -9,13 +9,13 @@
 // words. Compile without fused multiply-add (--fmad=false).
 #include "dense_crf/device.hpp"
 #include "dense_crf/embed.hpp"
+#include "dense_crf/keys.hpp"
 
 namespace amn::gpu {
 
 constexpr u32 no_entry = 0xffffffffu;
 
-// How keys are packed: word[d], shift[d], bias[d] of the coordinates' quotients by d + 1; the remainder has the lowest
-// bits of word 0.
+// Where the quotients lie in a key (see keys.hpp): word[d], shift[d], bias[d].
 struct Packing {
     const i64 *word, *shift, *bias;
 };
@@ -23,14 +23,6 @@ struct Packing {
 AMN_DEVICE Packing packing_of(const i64* plan, i64 d) { return {plan, plan + d, plan + 2 * d}; }
 
 constexpr int most_words = 2;  // up to 6 dimensions: six quotients of at most 21 bits
-
-AMN_DEVICE u64 mixed(const u64* key, i64 words) {
-    u64 hash = key[0];
-    AMN_UNROLL
-    for (int w = 1; w < most_words; ++w)
-        if (w < words) hash = (hash ^ (hash >> 32)) * 0xD6E8FEB86659FD93ull + key[w];
-    return hash * 0x9E3779B97F4A7C15ull;
-}
 
 AMN_DEVICE bool same(const u64* a, const u64* b, i64 words) {
     bool equal = a[0] == b[0];
@@ -109,7 +101,7 @@ AMN_DEVICE void insert(Place at, const i32* tiles, const i64* pictures, i64 tota
     const u64* key = keys + place * words;
     u32* own = table + pixel.picture[table_first];
     const u64 mask = static_cast<u64>(pixel.picture[table_mask]);
-    u64 slot = (mixed(key, words) >> 32) & mask;
+    u64 slot = (lattice::hash_of<most_words>(key, static_cast<int>(words)) >> 32) & mask;
     for (i64 step = 0; step < most_steps; ++step) {
         u32 found = load_shared_word(own + slot);
         if (found == no_entry) found = compare_and_swap(own + slot, no_entry, entry);
@@ -164,7 +156,7 @@ AMN_DEVICE void find_neighbours(Place at, i64 count, i64 sides, i64 total, const
     u64 key[most_words];
     AMN_UNROLL
     for (int w = 0; w < most_words; ++w) key[w] = w < words ? keys[first_places[vertex] * words + w] : 0;
-    const u64 remainder_mask = d < 2 ? 1 : d < 4 ? 3 : 7;
+    const u64 remainder_mask = (1ull << lattice::remainder_bits(static_cast<int>(d))) - 1;
     // All coordinates rise by one, which wraps the remainder d; that of the axis falls by d.
     const bool wraps = (key[0] & remainder_mask) == static_cast<u64>(d);
     key[0] += wraps ? static_cast<u64>(-d) : 1;
@@ -176,7 +168,7 @@ AMN_DEVICE void find_neighbours(Place at, i64 count, i64 sides, i64 total, const
     const i64* picture = pictures + picture_fields * owners[vertex];
     const u32* own = table + picture[table_first];
     const u64 mask = static_cast<u64>(picture[table_mask]);
-    u64 slot = mixed(key, words) >> 32;
+    u64 slot = lattice::hash_of<most_words>(key, static_cast<int>(words)) >> 32;
     for (u64 step = 0; step <= mask; ++step, ++slot) {
         const u32 found = own[slot & mask];
         if (found == no_entry) return;

@@ -22,7 +22,7 @@ int band_count(int64_t points) { return points < 32768 ? 1 : points < (1 << 20) 
 template <int Words>
 bool pack(const Features& features, const std::vector<float>& scale, PackingOf<Words>& packing) {
     const int d = features.dimension();
-    const int remainder_bits = std::bit_width(static_cast<unsigned>(d));
+    const int remainder_bits = lattice::remainder_bits(d);
     packing.remainder_mask = (uint64_t{1} << remainder_bits) - 1;
     int word = 0, used = remainder_bits;
     // Elevated coordinate j is the sum of the later scaled features less j times its own (coordinate 0: the sum).
@@ -164,7 +164,7 @@ void Lattice::build(const Features& features, const typename Table::Packing& pac
     const auto link_axis = [&](int64_t axis) {
         build_axis(tables.back(), packing, static_cast<int>(axis), ghost, occupied);
     };
-    parallel_for(d_ + 1, threads, [&] { return link_axis; });
+    parallel_for(d_ + 1, bands > 1 ? threads : 1, [&] { return link_axis; });  // few points: a thread costs more
 }
 
 template <class Table>
@@ -180,6 +180,7 @@ void Lattice::build_band(const Features& features, const typename Table::Packing
     const Buffer<uint32_t> starts(tile_points * (d + 1));
     const KeyFields fields = fields_of(d, packing);
     for (int64_t tile = band.first_tile; tile < band.last_tile; ++tile) {
+        if (tile % 64 == 0) check_interrupt();
         const int64_t first = tile * tile_points;
         const int64_t count = std::min<int64_t>(tile_points, padded - first);
         features.fill(first, feature);

@@ -88,6 +88,7 @@ void Lattice::filter(const float* values, float* out, int64_t channels, int thre
             passes.splat[log_width](&spread, 1, count, tile);
         });
         me.sync();
+        if (me.left()) return false;
         blur(passes, log_width, rows.data(), me, transpose);
         each_tile([&](const Band&, int64_t, int64_t first, int64_t count, const Spread& spread) {
             passes.slice[log_width](&spread, 1, count, zero, tile);
@@ -95,11 +96,12 @@ void Lattice::filter(const float* values, float* out, int64_t channels, int thre
                 for (int64_t p = 0; p < count; ++p) out[(channel + c) * n_ + first + p] = tile[p * width + c] * alpha_;
         });
         me.sync();
+        return true;
     };
     run_team(std::min<int>(threads, static_cast<int>(bands_.size())), [&](const Member& me) {
         for (int64_t channel = 0; channel < channels;) {
             const int log_width = std::min(4, static_cast<int>(std::bit_width(static_cast<uint64_t>(channels - channel))) - 1);
-            filter_block(me, channel, log_width);
+            if (!filter_block(me, channel, log_width)) return;
             channel += int64_t{1} << log_width;
         }
     });

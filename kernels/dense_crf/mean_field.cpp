@@ -4,189 +4,23 @@
 // With Potts terms alone the last label has no channel: the softmax does not change when one number is taken from all
 // logits, so the filters run on Q_l - Q_last and the last logit is 0. Normalisation, alpha and the Potts weight are
 // multiplied into the weights beforehand.
+#include "dense_crf/mean_field.hpp"
+
 #include <algorithm>
-#include <bit>
 #include <cmath>
 #include <cstring>
-#include <limits>
-#include <stdexcept>
-#include <string>
 #include <type_traits>
+#include <utility>
+#include <vector>
 
-#include "dense_crf/mean_field.hpp"
+#include "dense_crf/channels.hpp"
+#include "dense_crf/energies.hpp"
+#include "dense_crf/terms.hpp"
 
 namespace amn::dense_crf {
 namespace {
 
 constexpr float far_below = -1.0e30f;  // the logit of a lane that stands for no label
-
-// How the problems' channels share rows: small label sets side by side in one block, large ones in blocks of 16 down.
-struct Channels {
-    int64_t labels;
-    bool implicit;  // the last label has no channel
-    int own;        // channels of one problem
-    int group = 0;  // lanes of one problem in the only block; 0: one problem, several blocks
-    int lanes = 0;
-    std::vector<int> width, first, log_width;
-
-    Channels(int64_t labels, bool implicit, int problems)
-        : labels(labels), implicit(implicit), own(static_cast<int>(implicit ? labels - 1 : labels)) {
-        if (own <= 4) {
-            group = static_cast<int>(std::bit_ceil(static_cast<unsigned>(own)));
-            add(static_cast<int>(std::bit_ceil(static_cast<unsigned>(group * problems))));
-            return;
-        }
-        int left = own;
-        for (; left >= 16; left -= 16) add(16);
-        if (left > 12) {
-            add(16);
-        } else if (left > 8) {
-            add(8);
-            add(4);
-        } else if (left) {
-            add(left > 4 ? 8 : 4);
-        }
-    }
-    static int together(int64_t labels, bool implicit, int problems) {  // problems that fit one block
-        const int64_t own = implicit ? labels - 1 : labels;
-        if (own > 4) return 1;
-        return std::min<int>(problems, 16 / static_cast<int>(std::bit_ceil(static_cast<unsigned>(own))));
-    }
-    // Blocks to be passed over together, from block `first` on: up to four of 16 channels, and the tail behind them.
-    struct Piece {
-        size_t first;
-        int blocks, tail;  // blocks = 0: one block alone, of whatever width
-    };
-    std::vector<Piece> pieces() const {
-        std::vector<Piece> all;
-        size_t k = 0;
-        while (k < width.size()) {
-            size_t wide = 0;
-            while (k + wide < width.size() && width[k + wide] == 16) ++wide;
-            if (!wide) {
-                all.push_back({k++, 0, 0});
-                continue;
-            }
-            const int blocks = wide >= 4 ? 4 : wide >= 2 ? 2 : 1;
-            const size_t next = k + blocks;
-            const bool ends = static_cast<size_t>(blocks) == wide && next < width.size();
-            all.push_back({k, blocks, ends ? width[next] : 0});
-            k = next + ends;
-        }
-        return all;
-    }
-    Blocks blocks() const { return {static_cast<int>(width.size()), width.data(), first.data()}; }
-    // Where problem m's channel c of a tile's first point is, and how far the next point's.
-    std::pair<int, int> place(int problem, int c) const {
-        if (group) return {problem * group + c, width[0]};
-        size_t b = 0;
-        while (b + 1 < first.size() && first[b + 1] <= c) ++b;
-        return {tile_points * first[b] + c - first[b], width[b]};
-    }
-
-private:
-    void add(int w) {
-        width.push_back(w);
-        first.push_back(lanes);
-        log_width.push_back(std::countr_zero(static_cast<unsigned>(w)));
-        lanes += w;
-    }
-};
-
-// Labels that nothing tells apart share a channel: those that no point of a label map has keep one marginal among them
-// in every iteration. They become the implicit label, which then stands for several.
-struct Alike {
-    std::vector<int> channel;  // of each label
-    int64_t labels;            // channels, the implicit one included
-    float copies = 1;          // labels that the last channel stands for
-
-    explicit Alike(int64_t count) : channel(count), labels(count) {
-        for (int64_t l = 0; l < count; ++l) channel[l] = static_cast<int>(l);
-    }
-};
-
-// Looks for such labels in a label map and renumbers it, into `map`. Up to five labels fit the smallest block anyway.
-Alike merge_absent(Unary& problem, int64_t labels, int64_t n, Buffer<uint8_t>& map) {
-    Alike alike(labels);
-    if (!problem.labels || problem.start || labels <= 5 || labels > 255) return alike;
-    bool present[256] = {};
-    for (int64_t p = 0; p < n; ++p) present[problem.labels[p]] = true;
-    present[labels] = false;  // points of no label
-    if (std::none_of(present, present + labels, [](bool is) { return is; })) present[0] = true;
-    const int count = static_cast<int>(std::count(present, present + labels, true));
-    if (labels - count < 2) return alike;
-    uint8_t renumbered[256] = {};
-    int next = 0;
-    for (int64_t l = 0; l < labels; ++l) {
-        alike.channel[l] = present[l] ? next++ : count;
-        renumbered[l] = static_cast<uint8_t>(alike.channel[l]);
-    }
-    alike.labels = count + 1;
-    alike.copies = static_cast<float>(labels - count);
-    renumbered[labels] = static_cast<uint8_t>(alike.labels);
-    map = Buffer<uint8_t>(n);
-    for (int64_t p = 0; p < n; ++p) map[p] = renumbered[problem.labels[p]];
-    problem.labels = map.data();
-    return alike;
-}
-
-// One kernel, made ready: weights with the normalisation in them.
-struct Term {
-    const Lattice* lattice;
-    const uint32_t* offset;
-    Buffer<float> splat, slice_own;  // slice_own only where it differs
-    const float* slice;
-    const std::vector<float>* compat = nullptr;  // applied after the slice; nullptr: a Potts weight, in the weights
-    Buffer<float> rows[2];                       // the values being sliced, and those being splatted
-};
-
-// out = weight * factor, points first .. first + count of (n, vertices) arrays; factor is the first of these points'.
-void scale_weights(const float* weight, const float* factor, int vertices, int64_t first, int64_t count, float* out) {
-    weight += first * vertices, out += first * vertices;
-    for (int64_t p = 0; p < count; ++p)
-        for (int j = 0; j < vertices; ++j) out[p * vertices + j] = weight[p * vertices + j] * factor[p];
-}
-
-Term prepare(const Kernel& kernel, bool weigh, int threads) {
-    const Lattice& lattice = *kernel.lattice;
-    const int vertices = lattice.dimension() + 1;
-    const int64_t n = lattice.points();
-    Term term{};
-    term.lattice = &lattice;
-    term.offset = lattice.offset();
-    term.splat = Buffer<float>(n * vertices);
-    const double factor = weigh ? static_cast<double>(kernel.compat[0]) * lattice.alpha() : lattice.alpha();
-    const bool even = factor > 0 && (kernel.normalization == Normalization::symmetric ||
-                                     kernel.normalization == Normalization::none);
-    if (!even) term.slice_own = Buffer<float>(n * vertices);
-    term.slice = even ? term.splat.data() : term.slice_own.data();
-    if (!weigh) term.compat = &kernel.compat;
-    const float* mass = kernel.normalization == Normalization::none ? nullptr : lattice.mass(threads);
-    const auto kind = kernel.normalization;
-    const float root = static_cast<float>(even ? std::sqrt(factor) : 1.0), whole = static_cast<float>(even ? 1.0 : factor);
-    const auto weigh_part = [&](int64_t part) {
-        constexpr int64_t step = 64;
-        float before[step], after[step];
-        for (int64_t first = n * part / threads; first < n * (part + 1) / threads; first += step) {
-            const int64_t count = std::min(step, n * (part + 1) / threads - first);
-            std::fill(before, before + step, root);
-            std::fill(after, after + step, even ? root : whole);
-            if (kind == Normalization::symmetric) {
-                for (int64_t p = 0; p < count; ++p) {
-                    const float norm = 1.0f / std::sqrt(mass[first + p] + 1e-20f);
-                    before[p] *= norm, after[p] *= norm;
-                }
-            } else if (kind != Normalization::none) {
-                float* side = kind == Normalization::before ? before : after;
-                for (int64_t p = 0; p < count; ++p) side[p] *= 1.0f / (mass[first + p] + 1e-20f);
-            }
-            scale_weights(lattice.weight(), before, vertices, first, count, term.splat.data());
-            if (!even) scale_weights(lattice.weight(), after, vertices, first, count, term.slice_own.data());
-        }
-    };
-    parallel_for(threads, threads, [&] { return weigh_part; });
-    return term;
-}
 
 class Run {
 public:
@@ -208,9 +42,13 @@ public:
         const Tile tile{scratch, scratch + tile_points * lanes, scratch + 2 * tile_points * lanes};
         for (int it = 0; it <= iterations_; ++it) {
             for (size_t b = me.index; b < bands_.size(); b += me.count)
-                for (int64_t t = bands_[b].first_tile; t < bands_[b].last_tile; ++t) visit(it, b, t, tile);
+                for (int64_t t = bands_[b].first_tile; t < bands_[b].last_tile; ++t) {
+                    if (t % 64 == 0 && me.stopped()) break;
+                    visit(it, b, t, tile);
+                }
             if (it == iterations_) break;
             me.sync();
+            if (me.left()) return;
             for (Term& term : terms_) {
                 for (size_t b = 0; b < channels_.width.size(); ++b)
                     term.lattice->blur(passes_, channels_.log_width[b], block_rows(term, 1, b), me);
@@ -485,97 +323,27 @@ private:
     std::vector<Buffer<float>> scratch_;  // one for each thread
 };
 
-enum class Energies { finite, of_labels, forbid };
-
-// What the energies are: they forbid labels (+inf), they come from a label map, or neither. In the second case `map`
-// gets the labels: at each point one label has `right` and the others `wrong`, or all have the same energy (`labels`).
-// Throws on NaN, on -inf, and on a point where every label is forbidden.
-Energies examine(const float* energies, int64_t labels, int64_t n, int threads, uint8_t* map, float& right,
-                 float& wrong) {
-    right = wrong = energies[0];
-    for (int64_t p = 0; p < n && right == wrong; ++p) {  // the first point that has a label
-        for (int64_t l = 0; l < labels; ++l) {
-            right = std::min(l ? right : energies[p], energies[l * n + p]);
-            wrong = std::max(l ? wrong : energies[p], energies[l * n + p]);
-        }
-    }
-    const float low = right, high = wrong;
-    std::vector<int> found(threads, 0);
-    constexpr int forbids = 1, invalid = 2, other = 4;
-    constexpr int64_t step = 512;
-    const auto examine_part = [&](int64_t part) {
-        float suspicion[step], lowest[step];
-        int lower[step], higher[step], same[step], label[step];
-        if (labels > 255 || !(low < high)) found[part] |= other;
-        for (int64_t first = n * part / threads; first < n * (part + 1) / threads; first += step) {
-            const int64_t count = std::min(step, n * (part + 1) / threads - first);
-            std::fill(suspicion, suspicion + count, 0.0f);
-            for (int64_t l = 0; l < labels; ++l) {
-                const float* plane = energies + l * n + first;
-                for (int64_t p = 0; p < count; ++p) suspicion[p] += plane[p] * 0.0f;  // NaN for any that is not finite
-            }
-            float sum = 0;
-            for (int64_t p = 0; p < count; ++p) sum += suspicion[p];
-            if (!(sum == 0.0f)) {
-                found[part] |= forbids;
-                std::fill(lowest, lowest + count, std::numeric_limits<float>::infinity());
-                for (int64_t l = 0; l < labels; ++l) {
-                    for (int64_t p = 0; p < count; ++p) {
-                        const float energy = energies[l * n + first + p];
-                        if (std::isnan(energy)) found[part] |= invalid;
-                        lowest[p] = std::min(lowest[p], energy);
-                    }
-                }
-                for (int64_t p = 0; p < count; ++p)
-                    if (std::isinf(lowest[p])) found[part] |= invalid;
-            }
-            if (found[part] & other) continue;
-            std::fill(lower, lower + count, 0);
-            std::fill(higher, higher + count, 0);
-            std::fill(same, same + count, 0);
-            std::fill(label, label + count, 0);
-            for (int64_t l = 0; l < labels; ++l) {
-                const float *plane = energies + l * n + first, *zeroth = energies + first;
-                for (int64_t p = 0; p < count; ++p) {
-                    lower[p] += plane[p] == low;
-                    higher[p] += plane[p] == high;
-                    same[p] += plane[p] == zeroth[p];
-                    label[p] = plane[p] == low ? static_cast<int>(l) : label[p];
-                }
-            }
-            int strange = 0;
-            for (int64_t p = 0; p < count; ++p) {
-                const bool one = lower[p] == 1 && higher[p] == labels - 1;
-                strange |= !one && same[p] != labels;
-                map[first + p] = static_cast<uint8_t>(one ? label[p] : labels);
-            }
-            if (strange) found[part] |= other;
-        }
-    };
-    parallel_for(threads, threads, [&] { return examine_part; });
-    int all = 0;
-    for (int flags : found) all |= flags;
-    if (all & invalid)
-        throw std::invalid_argument(
-            "unary holds NaN or -inf, or +inf for every label of a point, expected finite energies");
-    return all & forbids ? Energies::forbid : all & other ? Energies::finite : Energies::of_labels;
-}
-
 }  // namespace
 
 void mean_field(std::vector<Unary> problems, int64_t labels, int64_t n, const std::vector<Kernel>& kernels,
                 int iterations, int threads) {
-    threads = std::max(1, threads);
+    // More threads than bands would have nothing to do.
+    threads = std::clamp(threads, 1, kernels.empty() ? 1 : static_cast<int>(kernels[0].lattice->bands().size()));
     const bool potts = std::all_of(kernels.begin(), kernels.end(), [](const Kernel& kernel) { return kernel.potts; });
     bool forbids = false, dense = false;
     std::vector<Buffer<uint8_t>> maps;
+    std::vector<Buffer<float>> replaced;
     for (Unary& problem : problems) {
         if (!problem.energies) continue;
         maps.emplace_back(n);
-        const Energies kind = examine(problem.energies, labels, n, threads, maps.back().data(), problem.energy_right,
-                                      problem.energy_wrong);
-        forbids |= kind == Energies::forbid;
-        dense |= kind != Energies::of_labels;
+        const Examined found = examine(problem.energies, labels, n, threads, maps.back().data());
+        problem.energy_right = found.right, problem.energy_wrong = found.wrong;
+        forbids |= found.forbid;
+        dense |= !found.of_labels || found.huge;
+        if (found.huge) {
+            replaced.push_back(bounded(problem.energies, labels, n));
+            problem.energies = replaced.back().data();
+        }
     }
     const bool implicit = potts && !forbids && labels > 1;
     if (implicit && !dense) {  // a byte for each point to read in each iteration, instead of a float for each label

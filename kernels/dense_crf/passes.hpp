@@ -23,8 +23,6 @@ struct KeyFields {
     uint64_t remainder_mask;  // the lowest bits
 };
 
-constexpr uint64_t hash_factor = 0x9E3779B97F4A7C15ull;
-
 // How points spread over a lattice's rows: offset, weight (points, vertices); rows of the width at hand. For several
 // blocks at once, `rows` is the first block of 16, the next one is `block_stride` floats on, and `tail` has the rest.
 struct Spread {

@@ -1,5 +1,8 @@
 """The dense CRF as a definition: permutohedral-lattice filtering and mean field, in plain NumPy.
 
+Points are embedded in single precision, as pydensecrf does: another rounding puts them into other simplices. Everything
+after that is in double precision.
+
 This is what the tests trust and what runs without a compiler. Krähenbühl & Koltun, "Efficient Inference in Fully
 Connected CRFs with Gaussian Edge Potentials" (2011); the filter is Adams, Baek & Davis, "Fast High-Dimensional
 Filtering Using the Permutohedral Lattice" (2010). `exact_filter` is the Gaussian sum that the lattice approximates.
@@ -38,7 +41,7 @@ class Lattice:
 
     @classmethod
     def build(cls, features: Array) -> "Lattice":
-        """The lattice of `features` (d, n) float32, each already divided by its standard deviation."""
+        """The lattice of `features` (d, n) float32, each already divided by its sigma."""
         features = np.asarray(features, np.float32)
         d, n = features.shape
         padded = np.zeros((d, -(-n // PADDING) * PADDING), np.float32)
@@ -50,6 +53,10 @@ class Lattice:
         following = np.stack([find(unique, unique + step) for step in axis_steps(d)])
         previous = np.stack([find(unique, unique - step) for step in axis_steps(d)])
         return cls(d, len(unique), np.ascontiguousarray(offset), weight[:n], previous, following)
+
+    @property
+    def nbytes(self) -> int:
+        return sum(part.nbytes for part in (self.offset, self.weight, self.previous, self.following))
 
     @property
     def alpha(self) -> np.float32:
@@ -80,16 +87,16 @@ class Lattice:
     def norm(self, normalization: str) -> tuple[Array, Array]:
         """What each point is multiplied with before and after the filter, (n,) each."""
         if normalization not in self.norms:
-            ones = np.ones(len(self.offset), np.float32)
+            ones = np.ones(len(self.offset))
             if normalization == "none":
                 self.norms[normalization] = (ones, ones)
             else:
-                mass = self.filter(ones[None])[0].astype(np.float64) + 1e-20
+                mass = self.filter(ones[None])[0] + 1e-20
                 if normalization == "symmetric":
-                    scale = (1.0 / np.sqrt(mass)).astype(np.float32)
+                    scale = 1.0 / np.sqrt(mass)
                     self.norms[normalization] = (scale, scale)
                 elif normalization in ("before", "after"):
-                    scale = (1.0 / mass).astype(np.float32)
+                    scale = 1.0 / mass
                     self.norms[normalization] = (scale, ones) if normalization == "before" else (ones, scale)
                 else:
                     raise InputError(
@@ -109,11 +116,11 @@ def embed(features: Array) -> tuple[Array, Array, Array]:
     d, n = features.shape
     one = np.float32(1)
     inverse = one / np.float32(d + 1)
-    deviation = np.float32(np.sqrt(2.0 / 3.0) * (d + 1))
+    scale = np.float32(np.sqrt(2.0 / 3.0) * (d + 1))
     elevated = np.empty((d + 1, n), np.float32)
     total = np.zeros(n, np.float32)
     for j in range(d, 0, -1):
-        scaled = features[j - 1] * np.float32(1.0 / np.sqrt((j + 1) * j) * float(deviation))
+        scaled = features[j - 1] * np.float32(1.0 / np.sqrt((j + 1) * j) * float(scale))
         elevated[j] = total - np.float32(j) * scaled
         total = total + scaled
     elevated[0] = total
@@ -187,23 +194,23 @@ class Kernel:
     def energy(self, marginals: Array) -> Array:
         before, after = self.lattice.norm(self.normalization)
         filtered = self.lattice.filter(marginals * before) * after
-        compat = np.asarray(self.compat, np.float32)
+        compat = np.asarray(self.compat, np.float64)
         if compat.ndim == 0:
             return -compat * filtered
         if compat.ndim == 1:
             return compat[:, None] * filtered
-        return (np.float32(0.5) * (compat + compat.T)) @ filtered
+        return (0.5 * (compat + compat.T)) @ filtered
 
 
 def softmax(logits: Array) -> Array:
     raised = np.exp(logits - logits.max(axis=0))
-    quotient = raised / raised.sum(axis=0, dtype=np.float64)
-    return quotient.astype(logits.dtype)
+    return raised / raised.sum(axis=0)
 
 
 def mean_field(unary: Array, kernels: Sequence[Kernel], iterations: int, start: Array | None = None) -> Array:
-    """Marginals (L, n) after `iterations` parallel updates from softmax(-unary), or from `start`."""
-    marginals = softmax(-unary) if start is None else start
+    """Marginals (L, n) float64 after `iterations` parallel updates from softmax(-unary), or from `start`."""
+    unary = np.asarray(unary, np.float64)
+    marginals = softmax(-unary) if start is None else np.asarray(start, np.float64)
     for _ in range(iterations):
         logits = -unary
         for kernel in kernels:
@@ -226,7 +233,7 @@ def gaussian_features(height: int, width: int, sx: float, sy: float) -> Array:
 
 
 def bilateral_features(image: Array, sx: float, sy: float, colours: Sequence[float]) -> Array:
-    """(2 + C, H·W) float32: x / sx, y / sy, then each channel of `image` (H, W, C) divided by its own deviation."""
+    """(2 + C, H·W) float32: x / sx, y / sy, then each channel of `image` (H, W, C) divided by its own sigma."""
     height, width, channels = image.shape
     scaled = image.astype(np.float32) / np.asarray(colours, np.float32)
     return np.concatenate([gaussian_features(height, width, sx, sy), scaled.reshape(-1, channels).T])

@@ -1,6 +1,4 @@
-// Lattice vertices by key. A vertex' coordinates all leave the same remainder r modulo d + 1: its key packs r and the d
-// quotients, each in as many bits as the features' range asks for, so that a step along an axis is one addition and
-// nothing can wrap. Keys that fit beside a row number in 64 bits take the fast table; wider ones another.
+// Lattice vertices by key. Keys that fit beside a row number in 64 bits take the fast table; wider ones another.
 #pragma once
 
 #include <array>
@@ -8,6 +6,7 @@
 #include <cstdint>
 #include <cstring>
 
+#include "dense_crf/keys.hpp"
 #include "dense_crf/passes.hpp"
 #include "common/memory.hpp"
 
@@ -24,9 +23,7 @@ struct Key {
         return *this;
     }
     uint64_t hash() const {
-        uint64_t mixed = word[0];
-        for (int i = 1; i < Words; ++i) mixed = (mixed ^ (mixed >> 32)) * 0xD6E8FEB86659FD93ull + word[i];
-        return mixed * hash_factor;
+        return lattice::hash_of<Words>(word.data(), Words);
     }
 };
 

@@ -271,7 +271,7 @@ def test_tensors_are_taken(unary, image):
     expected = crf_of(unary, image).inference(3)
     tensor = torch.from_numpy(unary.copy())
     assert np.array_equal(crf_of(tensor, torch.from_numpy(image)).inference(3), expected)
-    with pytest.raises(InputError, match=r"u cannot be read as an array.*detach"):
+    with pytest.raises(InputError, match=r"u is a tensor that requires.*detach"):
         crf_of(tensor.requires_grad_(), image)
 
 
@@ -491,7 +491,7 @@ def test_energies_that_are_no_numbers_are_refused(value, unary, image):
     ("sxy", "srgb", "message"),
     [
         (0, 5, "sxy is 0"),
-        ((3, 0), 5, "sxy is"),
+        ((3, 0), 5, r"sxy\[1\] is 0"),
         (-3, 5, "sxy is -3"),
         (np.nan, 5, "sxy is nan"),
         (np.inf, 5, "sxy is inf"),
@@ -499,7 +499,7 @@ def test_energies_that_are_no_numbers_are_refused(value, unary, image):
         (50, (5, 5), "srgb is"),
         (50, -1, "srgb is -1"),
         ("wide", 5, "sxy"),
-        (50, 1e-40, "deviation"),
+        (50, 1e-40, "srgb is 1e-40"),
     ],
 )
 def test_impossible_deviations_are_named(sxy, srgb, message, unary, image):
@@ -545,9 +545,9 @@ def test_wild_features_give_an_answer_or_an_error(value, refused, unary, random)
         (np.ones((3, 1)), "compat has shape"),
         (np.nan, "compat holds NaN"),
         (np.full(3, np.inf), "compat holds NaN"),
-        ("strong", "compat is"),
-        (3 + 1j, "compat is complex"),
-        (None, "compat is object"),
+        ("strong", "compat has dtype"),
+        (3 + 1j, "compat has dtype complex"),
+        (None, "compat has dtype object"),
     ],
 )
 def test_wrong_compatibilities_are_named(compat, message, image):

@@ -1,4 +1,4 @@
-"""Label files and annotations give one vector a picture, joined by id; mistakes in them are named."""
+"""Label files and annotations give one vector an image, joined by id; mistakes in them are named."""
 
 import json
 import pickle
@@ -8,7 +8,7 @@ import pytest
 
 pytest.importorskip("PIL")
 
-from amn_fast.data.labels import join, open_labels, read_classes, write_labels
+from amn_fast.data.labels import describe_labels, join, open_labels, read_classes, write_labels
 from amn_fast.data.masks import write_mask
 from amn_fast.errors import InputError
 
@@ -24,189 +24,202 @@ def as_lists(labels):
     return {id: labels[id].astype(int).tolist() for id in labels}
 
 
-@pytest.mark.parametrize("suffix", ["csv", "json"])
-def test_label_files_survive_the_round_trip(tmp_path, suffix):
-    path = tmp_path / f"labels.{suffix}"
+def test_label_files_survive_the_round_trip(tmp_path):
     rows = {"2007_000032": [1, 0, 1], "a b.c": [0, 1, 0], "quote\",'": [0, 0, 0], "000000000009": [1, 1, 1]}
-    write_labels(path, {id: np.array(row, bool) for id, row in rows.items()}, CLASSES, rows)
-    read = open_labels(path)
-    assert read.classes == CLASSES
-    assert as_lists(read) == rows
-    assert all(read[id].dtype == bool for id in read)
+    for name in ("labels.csv", "labels.json"):
+        write_labels(tmp_path / name, {id: np.array(row, bool) for id, row in rows.items()}, CLASSES, rows)
+        read = open_labels(tmp_path / name)
+        assert (read.classes, as_lists(read)) == (CLASSES, rows)
+        assert all(read[id].dtype == bool for id in read)
+    assert (tmp_path / "labels.csv").read_text().startswith("id,cat,traffic light,person\n2007_000032,1,0,1\n")
+    for name, classes in (("l.csv", ("Labels",)), ("l.txt", CLASSES), ("l.json", ("cat", "cat"))):
+        with pytest.raises(InputError, match=name):  # it could not be read back
+            write_labels(tmp_path / name, {}, classes, [])
+    assert len(list(tmp_path.iterdir())) == 2
 
 
-def test_the_csv_can_be_read_by_people(tmp_path):
-    write_labels(tmp_path / "l.csv", {"x": np.array([True, False, True])}, CLASSES, ["x"])
-    assert (tmp_path / "l.csv").read_text() == "id,cat,traffic light,person\nx,1,0,1\n"
+TABLES = {  # every file says: a shows cat and person, b nothing, c traffic light
+    "wide.csv": "id,cat,traffic light,person\na,1,0,1\nb,0,0,0\nc,0,1,0\n",
+    "spreadsheet.csv": "\ufeffID,person,traffic light,cat\r\n\r\na, 1,0,1\r\n,,,\r\nb,0,0,0\r\nc,0,1,0\r\n",
+    "wide-semicolons.csv": "Filename;cat;traffic light;person\na;1;0;1\nb;0;0;0\nc;0;1;0\n",
+    "wide.tsv": "image\tcat\ttraffic light\tperson\na\t1\t0\t1\nb\t0\t0\t0\nc\t0\t1\t0\n",
+    "long.csv": "Id,Labels\na,cat; person\nb,\nc,traffic light\n",
+    "bars.csv": "id,labels\na,cat|person\nb,\nc,traffic light\n",
+    "tabs.csv": "id,labels\na,cat\tperson\nb,\nc,traffic light\n",
+    "quoted.csv": 'file_name,classes\na,"cat, person"\nb,""\nc,traffic light\n',
+    "columns.csv": "id,labels\na,cat,person\nb\nc,traffic light,\n",
+    "semicolons.csv": "id;labels\na;cat|person\nb;\nc;traffic light\n",
+    "long.txt": "id\tlabels\na\tcat;person\nb\t\nc\ttraffic light\n",
+    "barred.csv": "id|label\na|cat\na|person\nb|\nc|traffic light\n",
+    "rows.csv": "filename,label\na,cat\na,person\na,cat\nb,\nc,traffic light\n",
+    "names.json": '{"a": ["person", "cat"], "b": [], "c": ["traffic light"]}',
+    "full.json": '{"classes": ["cat", "traffic light", "person"], "labels": '
+    '{"a": ["person", "cat"], "b": [], "c": ["traffic light"]}}',
+}  # fmt: skip
 
 
-def test_files_as_spreadsheets_leave_them(tmp_path):
-    path = put(tmp_path / "l.csv", "\ufeffID,cat,cup\r\n\r\na b.c, 1,0\r\n,,\r\n2,0,1\r\n")
-    assert as_lists(open_labels(path)) == {"a b.c": [1, 0], "2": [0, 1]}
+def test_every_form_of_a_label_file_says_the_same(tmp_path):
+    for name, text in TABLES.items():
+        path = put(tmp_path / name, text)
+        assert as_lists(open_labels(path, CLASSES)) == {"a": [1, 0, 1], "b": [0, 0, 0], "c": [0, 1, 0]}, name
+        assert set(open_labels(path).classes) == set(CLASSES), name
+    found = describe_labels(open_labels(tmp_path / "wide.csv"))
+    assert found == "3 images, 3 classes: cat 1, traffic light 1, person 1 (1 with several, 1 with none)"
+    for key in ("classes", "labels", "annotations"):  # ids may be called like the keys of the format
+        path = put(tmp_path / "l.json", json.dumps({key: ["cat"], "other": []}))
+        assert as_lists(open_labels(path, CLASSES)) == {key: [1, 0, 0], "other": [0, 0, 0]}
 
 
-def test_lists_of_names(tmp_path):
-    csv = put(tmp_path / "l.csv", "id,labels\na,cat; traffic light\nb,\n")
-    assert open_labels(csv).classes == ("cat", "traffic light")
-    assert as_lists(open_labels(csv, CLASSES)) == {"a": [1, 1, 0], "b": [0, 0, 0]}
-    plain = put(tmp_path / "l.json", '{"a": ["person", "cat"], "b": []}')
-    assert open_labels(plain).classes == ("cat", "person")
-    assert as_lists(open_labels(plain, CLASSES)) == {"a": [1, 0, 1], "b": [0, 0, 0]}
-
-
-def test_given_classes_set_the_order(tmp_path):
-    path = put(tmp_path / "l.csv", "id,cat,person\nx,1,0\ny,0,1\n")
-    assert as_lists(open_labels(path, ("person", "dog", "cat"))) == {"x": [0, 0, 1], "y": [1, 0, 0]}
-
-
-@pytest.mark.parametrize(
-    ("name", "text", "message"),
-    [
-        ("l.csv", "id,labels\n7,cat;unicorn\n", r"l\.csv: '7' has the unknown class 'unicorn'"),
-        ("l.csv", "id,cat,unicorn\n7,0,1\n", r"l\.csv: '7' has the unknown class 'unicorn'"),
-        ("l.json", '{"7": ["unicorn"]}', r"l\.json: '7' has the unknown class 'unicorn'"),
-        ("l.csv", "id,cat\n7,2\n", r"l\.csv: '7' has the value '2', expected 0 or 1"),
-        ("l.csv", "id,cat\n7,1\n7,0\n", r"l\.csv: the id '7' stands twice"),
-        ("l.csv", "id,cat,person\n7,1\n", r"l\.csv: the line of '7' has 1 values, expected 2"),
-        ("l.csv", "7,1\n", r"l\.csv: the first line"),
-        ("l.csv", "", r"l\.csv: the first line"),
-        ("l.csv", b"id,cat\n\xff\xfe,1\n", r"l\.csv: is not UTF-8"),
-        ("l.json", "{", r"l\.json: is not JSON"),
-        ("l.csv", 'id,cat\n"7', r"l\.csv: the line of '7' has 0 values"),
-        ("l.json", "[" * 100_000, r"l\.json: is not JSON"),
-        ("l.json", "[1]", r"l\.json: has to be"),
-        ("l.json", '{"7": 3}', r"l\.json: the label of '7' is 3"),
-        ("l.txt", "7 cat", r"l\.txt: is no source of labels"),
-    ],
-)
-def test_mistakes_are_named(tmp_path, name, text, message):
-    with pytest.raises(InputError, match=message):
-        open_labels(put(tmp_path / name, text), CLASSES)
-
-
-@pytest.mark.parametrize("name", ["l.csv", "l.json", "l.npy"])
-def test_a_missing_file_is_named(tmp_path, name):
-    with pytest.raises(InputError, match=name):
-        open_labels(tmp_path / name, CLASSES)
-
-
-@pytest.mark.parametrize("key", ["classes", "labels"])
-def test_ids_may_be_called_like_the_keys_of_the_format(tmp_path, key):
-    path = put(tmp_path / "l.json", json.dumps({key: ["cat"], "other": []}))
-    assert as_lists(open_labels(path, CLASSES)) == {key: [1, 0, 0], "other": [0, 0, 0]}
+def test_mistakes_are_named(tmp_path):
+    for name, text, message in [
+        ("l.csv", "id,labels\n7,cat;unicorn\n", r"'7' has the unknown class 'unicorn'; the classes are cat, "),
+        ("l.csv", "id,labels\n7,Cat\n", r"'7' has the unknown class 'Cat'; the classes have 'cat'"),
+        ("l.csv", "id,cat,unicorn\n7,0,1\n", r"'7' has the unknown class 'unicorn'"),
+        ("l.json", '{"7": ["unicorn"]}', r"'7' has the unknown class 'unicorn'"),
+        ("l.csv", "id,cat\n7,1\n,1\n", r"row 3 has no id"),
+        ("l.csv", "id,cat\n7,2\n", r"'7' has the value '2', expected 0 or 1"),
+        ("l.csv", "id,cat\n7,1\n7,0\n", r"the id '7' is a duplicate, with the labels \(cat\) and \(no class\)"),
+        ("l.csv", "id,labels\n7,cat\n7,person\n", r"the id '7' is a duplicate, with the labels \(cat\) and \(person\)"),
+        ("l.csv", "id,cat,cat\n7,1,0\n", r"the class 'cat' is a duplicate"),
+        ("l.csv", "id,cat\ncaf\u00e9,1\ncafe\u0301,0\n", r"differ only in their Unicode form"),
+        ("l.csv", "id,cat,person\n7,1\n", r"the line of '7' has 1 values, expected 2"),
+        ("l.csv", 'id,cat\n"7', r"the line of '7' has 0 values"),
+        ("l.csv", "7,1\n", r"is text that begins with '7,1\\n'; the first line of a label file has to be"),
+        ("l.csv", "", r"is an empty file; the first line"),
+        ("l.csv", "<html><p>404</p></html>", r"is an HTML page; the first line"),
+        ("l.csv", '{"a": ["cat"]}', r"is JSON; the first line"),
+        ("l.csv", b"\x89PNG\r\n\x1a\n", r"is a PNG image, expected UTF-8 text"),
+        ("l.csv", "id,cat\n7,1\n".encode("utf-16"), r"is UTF-16 text, expected UTF-8 text"),
+        ("l.csv", f"id,labels\n7,{'x' * 200_000}\n", r"has a cell of more than 131072 characters"),
+        ("l.json", "{", r"is not JSON: line 1, column 2 is damaged"),
+        ("l.json", "<html></html>", r"is an HTML page, expected JSON"),
+        ("l.json", "[" * 100_000, r"is JSON that is nested too deeply"),
+        ("l.json", "[1]", r"is a JSON list; expected"),
+        ("l.json", '{"7": 3}', r"is JSON with the keys '7', where '7' is a JSON number; expected"),
+        ("l.json", '{"7": [3]}', r"the label of '7' is a list of other things than class names"),
+        ("l.json", '{"version": "5.0", "shapes": []}', r"JSON with the keys 'version', 'shapes', where 'version' is"),
+        ("l.json", '{"7": ["cat"], "7": ["person"]}', r"the key '7' is a duplicate, with the values \[\"cat\"\] and"),
+        ("l.json", '{"7": ' + "9" * 5000 + "}", r"holds a number of thousands of digits"),
+        ("l.md", "7 cat", r"is text that begins with '7 cat', no source of labels"),
+        ("l.dat", None, r"is missing, no source of labels"),
+        ("l.csv", None, r"there is no such file"),
+        ("l.json", None, r"there is no such file"),
+        ("l.npy", None, r"there is no such file"),
+    ]:
+        path = tmp_path / name
+        path.unlink(missing_ok=True)
+        if text is not None:
+            put(path, text)
+        with pytest.raises(InputError, match=rf"{name}: .*{message}") as caught:
+            open_labels(path, CLASSES)
+        assert "\n" not in str(caught.value)
 
 
 def test_legacy_vectors(tmp_path):
-    np.save(tmp_path / "l.npy", {2007000032: np.array([1, 0, 0], np.float32), 9: np.zeros(3, np.float32)})
-    assert as_lists(open_labels(tmp_path / "l.npy", CLASSES)) == {"2007000032": [1, 0, 0], "9": [0, 0, 0]}
-    with pytest.raises(InputError, match=r"l\.npy: holds no class names"):
-        open_labels(tmp_path / "l.npy")
-    with pytest.raises(InputError, match=r"l\.npy.*2007000032.*\(3,\).*2 classes"):
-        open_labels(tmp_path / "l.npy", CLASSES[:2])
-    np.save(tmp_path / "l.npy", {7: np.array([0.5, 0, 0])})
-    with pytest.raises(InputError, match=r"l\.npy.*7.*other than 0 and 1"):
-        open_labels(tmp_path / "l.npy", CLASSES)
-
-
-def test_legacy_vectors_survive_the_round_trip(tmp_path):
+    path = tmp_path / "l.npy"
+    np.save(path, {2007000032: np.array([1, 0, 0], np.float32), 9: np.zeros(3, np.float32)})
+    assert as_lists(open_labels(path, CLASSES)) == {"2007000032": [1, 0, 0], "9": [0, 0, 0]}
+    for value, classes, message in (
+        ({7: np.zeros(3)}, None, "holds no class names"),
+        ({7: np.zeros(3)}, CLASSES[:2], r"the label of '7' has shape \(3,\), expected one value for each of 2 classes"),
+        ({7: np.array([0.5, 0, 0])}, CLASSES, "the label of '7' has values other than 0 and 1"),
+        ({7: {}}, CLASSES, "the label of '7' has type dict"),
+        ({7: np.zeros(3), "7": np.ones(3)}, CLASSES, "the id '7' is a duplicate, as text and as a number"),
+        ({10**5000: np.zeros(3)}, CLASSES, "an id is a int, expected text or a number of at most 18 digits"),
+        ([1], CLASSES, "holds a list, expected a dictionary"),
+    ):
+        array = np.empty((), object)
+        array[()] = value
+        np.save(path, array)
+        with pytest.raises(InputError, match=rf"l\.npy: {message}"):
+            open_labels(path, classes)
     ids = ["2007_000032", "000000000009"]
     written = {id: np.array([n == 0, True]) for n, id in enumerate(ids)}
-    write_labels(tmp_path / "cls_labels.npy", written, ("cat", "cup"), ids)
-    read = open_labels(tmp_path / "cls_labels.npy", ("cat", "cup"))
+    write_labels(path, written, ("cat", "cup"), ids)
+    read = open_labels(path, ("cat", "cup"))
     assert {id: read[key].tolist() for id, key in join(read, ids).items()} == {
         id: vector.tolist() for id, vector in written.items()
     }
-    as_published = np.load(tmp_path / "cls_labels.npy", allow_pickle=True).item()
-    assert as_published[2007000032].dtype == np.float32
+    assert np.load(path, allow_pickle=True).item()[2007000032].dtype == np.float32
+    for ids, message in ((("a cat",), "'a cat' is no number"), (("1_0", "10"), "'10' stands for 10, as another id")):
+        with pytest.raises(InputError, match=message):
+            write_labels(tmp_path / "no.npy", {id: np.array([True]) for id in ids}, ("cat",), ids)
+    assert not (tmp_path / "no.npy").exists()
 
 
-@pytest.mark.parametrize(
-    ("ids", "message"),
-    [(("a cat",), "'a cat' is no number"), (("1_0", "10"), "'10' stands for 10, as another id does")],
-)
-def test_legacy_vectors_need_numbers(tmp_path, ids, message):
-    with pytest.raises(InputError, match=message):
-        write_labels(tmp_path / "cls_labels.npy", {id: np.array([True]) for id in ids}, ("cat",), ids)
-    assert not list(tmp_path.iterdir())
+OBJECT = "<object><name>{}</name><difficult>1</difficult><part><name>head</name></part></object>"
 
 
 def test_labels_from_annotations(tmp_path):
-    entry = "<object><name>{}</name><difficult>{}</difficult><part><name>head</name></part></object>"
-    put(tmp_path / "x.xml", f"<annotation>{entry.format('cat', 0)}{entry.format('person', 1)}</annotation>")
-    put(tmp_path / "y.xml", "<annotation><filename>y.jpg</filename></annotation>")
-    assert as_lists(open_labels(tmp_path, CLASSES)) == {"x": [1, 0, 1], "y": [0, 0, 0]}
-    assert open_labels(tmp_path).classes == ("cat", "person")
-    put(tmp_path / "y.xml", f"<annotation>{entry.format('unicorn', 0)}</annotation>")
-    with pytest.raises(InputError, match=r"y\.xml: 'y' has the unknown class 'unicorn'"):
-        open_labels(tmp_path, CLASSES)["y"]
-    put(tmp_path / "y.xml", "<annotation><object>")
-    with pytest.raises(InputError, match=r"y\.xml: is not XML"):
-        open_labels(tmp_path, CLASSES)["y"]
+    for text, expected in [
+        (f"<annotation>{OBJECT.format('cat')}</annotation>", [1, 0, 0]),
+        (f'<annotation xmlns="http://x/voc">{OBJECT.format("cat")}</annotation>', [1, 0, 0]),
+        ("<annotation><filename>y.jpg</filename></annotation>", [0, 0, 0]),
+        (f"<annotation>{OBJECT.format('unicorn')}</annotation>", "'y' has the unknown class 'unicorn'"),
+        ("<annotation><object/></annotation>", "object 1 has no name"),
+        ("<annotation><object>", r"is damaged at line 1, column 21"),
+        ('<?xml version="1.0"?><annotations><image/></annotations>', r"is XML with the root <annotations>, expected"),
+        ("<html><body>404</body></html>", "is an HTML page, expected a VOC annotation with the root <annotation>"),
+        ("<!DOCTYPE a [<!ENTITY x 'y'>]><annotation/>", "declares entities, which is refused"),
+        ('<?xml version="1.0" encoding="none"?><annotation/>', "in an encoding that is not read, expected UTF-8"),
+        ('{"a": 1}', "is JSON, expected XML"),
+        ("", "is an empty file, expected XML"),
+    ]:
+        put(tmp_path / "y.xml", text)
+        put(tmp_path / "._y.xml", b"\0\5\26\7\0\2\0\0Mac OS X")
+        if isinstance(expected, list):
+            assert as_lists(open_labels(tmp_path, CLASSES)) == {"y": expected}
+            continue
+        with pytest.raises(InputError, match=rf"y\.xml: .*{expected}"):
+            open_labels(tmp_path, CLASSES)["y"]
 
 
 def test_labels_from_masks(tmp_path):
     write_mask(tmp_path / "x.png", np.array([[0, 1], [255, 3]]))
     write_mask(tmp_path / "y.png", np.array([[0, 255]]))
-    assert as_lists(open_labels(tmp_path, CLASSES)) == {"x": [1, 0, 1], "y": [0, 0, 0]}
+    (tmp_path / "._x.png").write_bytes(b"\0\5\26\7\0\2\0\0Mac OS X")
+    labels = pickle.loads(pickle.dumps(open_labels(tmp_path, CLASSES)))  # as worker processes get them
+    assert as_lists(labels) == {"x": [1, 0, 1], "y": [0, 0, 0]}
     with pytest.raises(InputError, match="names of the classes have to be given"):
         open_labels(tmp_path)
     write_mask(tmp_path / "y.png", np.array([[0, 4]]))
     with pytest.raises(InputError, match=r"y\.png: holds the unknown ids 4"):
         open_labels(tmp_path, CLASSES)["y"]
+    for id in "xy":
+        write_mask(tmp_path / f"{id}.png", np.array([[0, 255]]))
+    with pytest.raises(InputError, match=r"all 2 masks hold only 0 and 255, .* set foreground to 255"):
+        open_labels(tmp_path, ("cat",))
+    assert as_lists(open_labels(tmp_path, ("cat",), foreground=255)) == {"x": [1], "y": [1]}
+    with pytest.raises(InputError, match="foreground is 255, which is for masks of one class, but there are 3"):
+        open_labels(tmp_path, CLASSES, foreground=255)
 
 
-def test_label_files_can_be_built_from_any_source(tmp_path):
-    (tmp_path / "masks").mkdir()
-    write_mask(tmp_path / "masks" / "x.png", np.array([[0, 1], [255, 3]]))
-    labels = open_labels(tmp_path / "masks", CLASSES)
-    write_labels(tmp_path / "l.csv", labels, labels.classes, labels)
-    assert as_lists(open_labels(tmp_path / "l.csv")) == {"x": [1, 0, 1]}
-
-
-def test_labels_travel_to_worker_processes(tmp_path):
-    write_mask(tmp_path / "x.png", np.array([[0, 3]]))
-    assert as_lists(pickle.loads(pickle.dumps(open_labels(tmp_path, CLASSES)))) == {"x": [0, 0, 1]}
-
-
-def test_numbers_join_ids():
-    ids = ("2007_000032", "000000000009", "x_1")
-    assert join(["2007000032", "9", "x_1"], ids) == {
-        "2007_000032": "2007000032",
-        "000000000009": "9",
-        "x_1": "x_1",
-    }
-
-
-def test_exact_names_go_before_numbers():
-    assert join(["1_0", "10"], ("1_0", "10")) == {"1_0": "1_0", "10": "10"}
-    assert join(["x1", "1"], ("2", "1x")) == {}
-
-
-def test_a_number_that_fits_two_is_refused():
-    with pytest.raises(InputError, match="fits two pictures"):
-        join(["10"], ("1_0", "01_0"))
-    with pytest.raises(InputError, match="twice"):
-        join(["10", "010"], ("1_0",))
+def test_keys_join_ids():
+    for keys, ids, expected in [
+        (["2007000032", "9", "x_1"], ("2007_000032", "000000000009", "x_1"), ["2007000032", "9", "x_1"]),
+        (["1_0", "10"], ("1_0", "10"), ["1_0", "10"]),  # exact names go before numbers
+        (["a.jpg", "s/b.PNG", "d\\e.bmp"], ("a", "b", "e"), ["a.jpg", "s/b.PNG", "d\\e.bmp"]),
+        (["a.jpg", "a"], ("a.jpg", "a"), ["a.jpg", "a"]),
+        (["x1", "1", "9" * 5000], ("2", "1x"), []),
+        (["0" * 5000 + "7"], ("7",), ["0" * 5000 + "7"]),
+        (["10"], ("1_0", "01_0"), "the name '10' fits two images, '1_0' and '01_0'"),
+        (["10", "010"], ("1_0",), "two names mean the image '10': '010' and '10'"),
+        (["a.jpg", "a.png"], ("a",), "two names mean the image 'a': 'a.jpg' and 'a.png'"),
+    ]:
+        if isinstance(expected, str):
+            with pytest.raises(InputError, match=expected):
+                join(keys, ids)
+            continue
+        joined = join(keys, ids)
+        assert [joined[id] for id in ids if id in joined] == expected
 
 
 def test_class_lists(tmp_path):
     path = put(tmp_path / "classes.txt", "\ufeffbackground\r\ncat\r\n\r\n traffic light \r\nperson")
     assert read_classes(path) == CLASSES
-    assert read_classes(put(path, "cat\n")) == ("cat",)
     assert read_classes(put(path, "__background__\ncat\n")) == ("cat",)
+    assert read_classes(put(path, "cafe\u0301\n")) == ("caf\u00e9",)
     assert len(read_classes(put(path, "\n".join(f"c{i}" for i in range(254))))) == 254
-
-
-@pytest.mark.parametrize(
-    "text", ["", "background\n", "cat\ncat\n", "cat\nbackground\n", "\n".join(map(str, range(255)))]
-)
-def test_wrong_class_lists(tmp_path, text):
-    with pytest.raises(InputError, match=r"classes\.txt"):
-        read_classes(put(tmp_path / "classes.txt", text))
-
-
-def test_label_files_that_could_not_be_read_back_are_not_written(tmp_path):
-    for name, classes in (("l.csv", ("labels",)), ("l.txt", CLASSES), ("l.json", ("cat", "cat"))):
-        with pytest.raises(InputError, match=name):
-            write_labels(tmp_path / name, {}, classes, [])
-    assert not list(tmp_path.iterdir())
+    for text in ("", "background\n", "cat\ncat\n", "cat\nbackground\n", "\n".join(map(str, range(255)))):
+        with pytest.raises(InputError, match=r"classes\.txt"):
+            read_classes(put(path, text))

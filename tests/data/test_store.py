@@ -7,7 +7,7 @@ import zipfile
 import numpy as np
 import pytest
 
-from amn_fast.data.store import Activations, read_activations, write_activations
+from amn_fast.data.store import Activations, read_activations, read_strided, write_activations
 from amn_fast.errors import InputError
 from amn_fast.ops.mask import upsample
 
@@ -154,3 +154,18 @@ def test_a_compact_file_of_another_size_is_refused(tmp_path, size):
     np.savez(tmp_path / "a.npz", keys=np.ones(1, np.uint8), strided=np.zeros((1, 3, 4), np.float16), size=size)
     with pytest.raises(InputError, match=r"a\.npz cannot be read"):
         read_activations(tmp_path / "a.npz")
+
+
+def test_the_strided_maps_and_the_size_are_read_alone(tmp_path):
+    """Of whole files, compact ones, and those of earlier versions, which did not hold the size."""
+    before = activations((2, 5), (33, 65))
+    write_activations(tmp_path / "whole.npz", before)
+    write_activations(tmp_path / "compact.npz", before, compact=True)
+    with np.load(tmp_path / "whole.npz") as file:
+        np.savez_compressed(tmp_path / "old.npz", **{name: file[name] for name in ("keys", "strided", "full")})
+    expected = read_activations(tmp_path / "whole.npz")
+    for path in tmp_path.iterdir():
+        found = read_strided(path)
+        np.testing.assert_array_equal(found.keys, expected.keys)
+        np.testing.assert_array_equal(found.strided, expected.strided)
+        assert found.size == expected.size == read_activations(path).size == (33, 65)

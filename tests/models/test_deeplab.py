@@ -80,15 +80,18 @@ def test_names_and_shapes_are_the_published_ones():
     assert set(MultiScale(net).state_dict()) == {f"base.{name}" for name in published_state()}
 
 
-@pytest.mark.parametrize(
-    ("size", "expected"),
-    [((321, 321), (41, 41)), ((513, 513), (65, 65)), ((1, 1), (1, 1)), ((375, 500), (48, 63)), ((320, 322), (41, 41))],
-)
-def test_output_sizes(size, expected):
+def test_output_sizes():
     """321 -> 161 -> 81 -> 41; 375 -> 188 -> 95 -> 48; 500 -> 250 -> 126 -> 63; 320 -> 160 -> 81 -> 41."""
-    with torch.device("meta"):
-        net = DeepLabV2(20)
-        assert net(torch.empty(2, 3, *size)).shape == (2, 21, *expected)
+    for size, expected in [
+        ((321, 321), (41, 41)),
+        ((513, 513), (65, 65)),
+        ((1, 1), (1, 1)),
+        ((375, 500), (48, 63)),
+        ((320, 322), (41, 41)),
+    ]:
+        with torch.device("meta"):
+            net = DeepLabV2(20)
+            assert net(torch.empty(2, 3, *size)).shape == (2, 21, *expected)
 
 
 def test_arithmetic_is_that_of_the_changed_torchvision_network(reference, weights):
@@ -169,16 +172,16 @@ def test_learning_rate_groups():
     assert [group["weight_decay"] for group in (features, weights, biases)] == [5e-4, 5e-4, 0]
 
 
-@pytest.mark.parametrize("backbone", ["efficientnet_lite0", "resnet18"])
-def test_small_backbones(backbone):
-    net = MultiScale(DeepLabV2(3, backbone)).train()
-    logits = net(torch.randn(2, 3, 65, 97))
-    assert [tuple(part.shape) for part in logits] == [(2, 4, 5, 7), (2, 4, 2, 3), (2, 4, 3, 5), (2, 4, 5, 7)]
-    groups = learning_rate_groups(net.base, 1.0, 1.0)
-    trained = {id(p) for group in groups for p in group["params"]}
-    norms = {id(p) for m in net.modules() if isinstance(m, nn.BatchNorm2d) for p in m.parameters()}
-    assert norms
-    assert trained == {id(p) for p in net.parameters()} - norms
+def test_small_backbones():
+    for backbone in ["efficientnet_lite0", "resnet18"]:
+        net = MultiScale(DeepLabV2(3, backbone)).train()
+        logits = net(torch.randn(2, 3, 65, 97))
+        assert [tuple(part.shape) for part in logits] == [(2, 4, 5, 7), (2, 4, 2, 3), (2, 4, 3, 5), (2, 4, 5, 7)]
+        groups = learning_rate_groups(net.base, 1.0, 1.0)
+        trained = {id(p) for group in groups for p in group["params"]}
+        norms = {id(p) for m in net.modules() if isinstance(m, nn.BatchNorm2d) for p in m.parameters()}
+        assert norms
+        assert trained == {id(p) for p in net.parameters()} - norms
 
 
 def test_norms_stay_as_they_are_in_training():
@@ -192,14 +195,14 @@ def test_norms_stay_as_they_are_in_training():
 
 
 class Brightness(nn.Module):
-    """Stands for a network: the picture itself, at an eighth of its size."""
+    """Stands for a network: the image itself, at an eighth of its size."""
 
     def forward(self, x):
         return F.avg_pool2d(x, 8, ceil_mode=True)
 
 
 def test_the_maximum_over_scales():
-    """Written out with NumPy's maximum; smaller pictures have floor(side * scale) pixels a side."""
+    """Written out with NumPy's maximum; smaller images have floor(side * scale) pixels a side."""
     torch.manual_seed(0)
     x = torch.randn(1, 3, 65, 97)
     net = MultiScale(Brightness(), (0.5, 0.75))
@@ -211,15 +214,15 @@ def test_the_maximum_over_scales():
     np.testing.assert_array_equal(largest, np.maximum.reduce([side.numpy() for side in sides]))
 
 
-def test_probabilities_of_a_picture_and_its_mirror_image():
+def test_probabilities_of_a_image_and_its_mirror_image():
     torch.manual_seed(0)
     net = MultiScale(DeepLabV2(3, "resnet18")).eval()
     x = torch.randn(3, 51, 70)
-    plain, mirrored = net.probabilities(x), net.probabilities(x, mirror=True)
-    assert plain.shape == mirrored.shape == (4, 51, 70)
+    plain, flipped = net.probabilities(x), net.probabilities(x, mirror=True)
+    assert plain.shape == flipped.shape == (4, 51, 70)
     torch.testing.assert_close(plain.sum(0), torch.ones(51, 70))
-    assert not torch.allclose(plain, mirrored)
-    torch.testing.assert_close(net.probabilities(x.flip(-1), mirror=True).flip(-1), mirrored)
+    assert not torch.allclose(plain, flipped)
+    torch.testing.assert_close(net.probabilities(x.flip(-1), mirror=True).flip(-1), flipped)
 
 
 def test_a_single_pixel():
@@ -261,40 +264,40 @@ def test_published_weights_that_do_not_fit_are_refused(published_file, tmp_path)
         load_published(tmp_path / "other.safetensors", net)
 
 
-@pytest.mark.parametrize(("height", "width", "side"), [(500, 375, 321), (321, 321, 321), (40, 1000, 96), (97, 96, 96)])
-def test_windows_cover_the_picture_and_overlap_by_a_third(height, width, side):
-    found = windows(height, width, side)
-    count = np.zeros((height, width), int)
-    for rows, columns in found:
-        count[rows, columns] += 1
-        assert (rows.stop - rows.start, columns.stop - columns.start) == (min(side, height), min(side, width))
-        assert 0 <= rows.start < rows.stop <= height
-        assert 0 <= columns.start < columns.stop <= width
-    assert count.min() == 1
-    for starts in (sorted({rows.start for rows, _ in found}), sorted({columns.start for _, columns in found})):
-        assert all(second - first <= side * 2 // 3 for first, second in itertools.pairwise(starts))
-    expected = [max(1, int(np.ceil((length - side) / (side * 2 // 3))) + 1) for length in (height, width)]
-    assert len(found) == expected[0] * expected[1]
+def test_windows_cover_the_image_and_overlap_by_a_third():
+    for height, width, side in [(500, 375, 321), (321, 321, 321), (40, 1000, 96), (97, 96, 96)]:
+        found = windows(height, width, side)
+        count = np.zeros((height, width), int)
+        for rows, columns in found:
+            count[rows, columns] += 1
+            assert (rows.stop - rows.start, columns.stop - columns.start) == (min(side, height), min(side, width))
+            assert 0 <= rows.start < rows.stop <= height
+            assert 0 <= columns.start < columns.stop <= width
+        assert count.min() == 1
+        for starts in (sorted({rows.start for rows, _ in found}), sorted({columns.start for _, columns in found})):
+            assert all(second - first <= side * 2 // 3 for first, second in itertools.pairwise(starts))
+        expected = [max(1, int(np.ceil((length - side) / (side * 2 // 3))) + 1) for length in (height, width)]
+        assert len(found) == expected[0] * expected[1]
 
 
-@pytest.mark.parametrize("mirror", [False, True])
-def test_windows_logits_are_averaged_where_they_overlap(mirror):
-    torch.manual_seed(0)
-    net = MultiScale(DeepLabV2(2, "resnet18")).eval()
-    x = torch.randn(3, 70, 110)
-    starts = {70: [0, 6], 110: [0, 23, 46]}  # windows of 64, at most 42 apart
-    total, count = torch.zeros(3, 70, 110), torch.zeros(70, 110)
-    for top in starts[70]:
-        for left in starts[110]:
-            part = x[:, top : top + 64, left : left + 64]
-            with torch.no_grad():
-                logits = F.interpolate(net(part[None])[-1], size=(64, 64), mode="bilinear", align_corners=False)[0]
-                if mirror:
-                    turned = net(part.flip(-1)[None])[-1]
-                    turned = F.interpolate(turned, size=(64, 64), mode="bilinear", align_corners=False)[0].flip(-1)
-                    logits = (logits + turned) / 2
-            total[:, top : top + 64, left : left + 64] += logits
-            count[top : top + 64, left : left + 64] += 1
-    torch.testing.assert_close(net.probabilities(x, mirror, 64), torch.softmax(total / count, 0))
-    assert torch.equal(net.probabilities(x, mirror, 110)[:, :, :], net.probabilities(x, mirror, 200))
-    torch.testing.assert_close(net.probabilities(x, mirror, 200), net.probabilities(x, mirror))
+def test_windows_logits_are_averaged_where_they_overlap():
+    for mirror in [False, True]:
+        torch.manual_seed(0)
+        net = MultiScale(DeepLabV2(2, "resnet18")).eval()
+        x = torch.randn(3, 70, 110)
+        starts = {70: [0, 6], 110: [0, 23, 46]}  # windows of 64, at most 42 apart
+        total, count = torch.zeros(3, 70, 110), torch.zeros(70, 110)
+        for top in starts[70]:
+            for left in starts[110]:
+                part = x[:, top : top + 64, left : left + 64]
+                with torch.no_grad():
+                    logits = F.interpolate(net(part[None])[-1], size=(64, 64), mode="bilinear", align_corners=False)[0]
+                    if mirror:
+                        turned = net(part.flip(-1)[None])[-1]
+                        turned = F.interpolate(turned, size=(64, 64), mode="bilinear", align_corners=False)[0].flip(-1)
+                        logits = (logits + turned) / 2
+                total[:, top : top + 64, left : left + 64] += logits
+                count[top : top + 64, left : left + 64] += 1
+        torch.testing.assert_close(net.probabilities(x, mirror, 64), torch.softmax(total / count, 0))
+        assert torch.equal(net.probabilities(x, mirror, 110)[:, :, :], net.probabilities(x, mirror, 200))
+        torch.testing.assert_close(net.probabilities(x, mirror, 200), net.probabilities(x, mirror))

@@ -1,10 +1,7 @@
-"""Names of the published checkpoints, both ways, and what is refused."""
+"""Names of the reference checkpoints, both ways, and what is refused."""
 
 import copy
 import json
-import os
-import pickle
-import zipfile
 from collections import OrderedDict
 from pathlib import Path
 
@@ -43,21 +40,21 @@ def same(first, second):
     return all(torch.equal(first[name], second[name]) for name in first)
 
 
-@pytest.mark.parametrize("kind", NETS)
-def test_all_published_names_and_shapes_and_no_other(kind):
-    state = published_state_dict(NETS[kind]())
-    assert {name: list(value.shape) for name, value in state.items()} == RECORDED[kind]
+def test_all_published_names_and_shapes_and_no_other():
+    for kind in NETS:
+        state = published_state_dict(NETS[kind]())
+        assert {name: list(value.shape) for name, value in state.items()} == RECORDED[kind]
 
 
-@pytest.mark.parametrize("make", [lambda: CamNet(20), lambda: CamNet(80), lambda: AmnNet(80), IrnNet])
-def test_what_we_save_is_loaded_as_it_was(make, tmp_path):
-    torch.manual_seed(1)
-    before, after = make(), make()
-    if isinstance(before, IrnNet):
-        before.mean_displacement.copy_(torch.tensor([0.5, -2.0]))
-    assert not same(before, after)
-    load_published(saved(tmp_path / "net.pth", published_state_dict(before)), after)
-    assert same(before, after)
+def test_what_we_save_is_loaded_as_it_was(tmp_path):
+    for make in [lambda: CamNet(20), lambda: CamNet(80), lambda: AmnNet(80), IrnNet]:
+        torch.manual_seed(1)
+        before, after = make(), make()
+        if isinstance(before, IrnNet):
+            before.mean_displacement.copy_(torch.tensor([0.5, -2.0]))
+        assert not same(before, after)
+        load_published(saved(tmp_path / "net.pth", published_state_dict(before)), after)
+        assert same(before, after)
 
 
 def test_shared_tensors_are_stored_once(net, file):
@@ -65,13 +62,13 @@ def test_shared_tensors_are_stored_once(net, file):
     assert file.stat().st_size < 1.05 * bytes_of_net + 500_000
 
 
-@pytest.mark.parametrize("start", ["resnet50.", "stage", "backbone."])
-def test_any_one_of_a_tensors_names_is_enough_and_module_may_stand_before_it(net, start, tmp_path):
-    others = tuple({"resnet50.", "stage", "backbone."} - {start})
-    state = {f"module.{k}": v for k, v in published_state_dict(net).items() if not k.startswith(others)}
-    other = CamNet(20)
-    load_published(saved(tmp_path / "net.pth", OrderedDict(state)), other)
-    assert same(net, other)
+def test_any_one_of_a_tensors_names_is_enough_and_module_may_stand_before_it(net, tmp_path):
+    for start in ["resnet50.", "stage", "backbone."]:
+        others = tuple({"resnet50.", "stage", "backbone."} - {start})
+        state = {f"module.{k}": v for k, v in published_state_dict(net).items() if not k.startswith(others)}
+        other = CamNet(20)
+        load_published(saved(tmp_path / "net.pth", OrderedDict(state)), other)
+        assert same(net, other)
 
 
 def test_buffers_may_be_missing_and_imagenets_classifier_there(tmp_path):
@@ -94,9 +91,8 @@ def edited(net, **changes):
 BIAS, COPY, OTHER = "resnet50__layer4__2__bn3__bias", "stage4__0__2__bn3__bias", "backbone__3__0__2__bn3__bias"
 
 
-@pytest.mark.parametrize(
-    ("changes", "complaint"),
-    [
+def test_what_does_not_fit_is_named_and_the_network_left_alone(net, tmp_path):
+    for changes, complaint in [
         ({BIAS: None, COPY: None, OTHER: None}, r"missing: 1 \(resnet50\.layer4\.2\.bn3\.bias\)$"),
         ({"resnet50__extra": torch.zeros(2)}, r"unknown: 1 \(resnet50\.extra\)$"),
         ({COPY: torch.zeros(3)}, r"stage4\.0\.2\.bn3\.bias has shape \(3,\) instead of \(2048,\)\)$"),
@@ -106,14 +102,12 @@ BIAS, COPY, OTHER = "resnet50__layer4__2__bn3__bias", "stage4__0__2__bn3__bias",
             {OTHER: torch.ones(2048)},
             r"disagree: 1 \(resnet50\.layer4\.2\.bn3\.bias and backbone\.3\.0\.2\.bn3\.bias\)$",
         ),
-    ],
-)
-def test_what_does_not_fit_is_named_and_the_network_left_alone(net, changes, complaint, tmp_path):
-    other = CamNet(20)
-    before = copy.deepcopy(other)
-    with pytest.raises(InputError, match=rf"net\.pth do not fit CamNet: .*{complaint}"):
-        load_published(saved(tmp_path / "net.pth", edited(net, **changes)), other)
-    assert same(before, other)
+    ]:
+        other = CamNet(20)
+        before = copy.deepcopy(other)
+        with pytest.raises(InputError, match=rf"net\.pth do not fit CamNet: .*{complaint}"):
+            load_published(saved(tmp_path / "net.pth", edited(net, **changes)), other)
+        assert same(before, other)
 
 
 def test_another_number_of_classes(file):
@@ -121,10 +115,10 @@ def test_another_number_of_classes(file):
         load_published(file, CamNet(80))
 
 
-@pytest.mark.parametrize("other", [lambda: AmnNet(20), IrnNet])
-def test_another_networks_file(file, other):
-    with pytest.raises(InputError, match=r"do not fit (AmnNet|IrnNet): missing: .*; unknown: "):
-        load_published(file, other())
+def test_another_networks_file(file):
+    for other in [lambda: AmnNet(20), IrnNet]:
+        with pytest.raises(InputError, match=r"do not fit (AmnNet|IrnNet): missing: .*; unknown: "):
+            load_published(file, other())
 
 
 def test_another_backbone(file, tmp_path):
@@ -134,37 +128,10 @@ def test_another_backbone(file, tmp_path):
             call()
 
 
-@pytest.mark.parametrize("kept", [0, 100, 0.5, 0.999])
-def test_a_truncated_file_is_refused(net, file, kept, tmp_path):
-    content = file.read_bytes()
-    short = tmp_path / "short.pth"
-    short.write_bytes(content[: kept if isinstance(kept, int) else int(kept * len(content))])
-    with pytest.raises(InputError, match=r"weights file .*short\.pth cannot be read as plain tensors"):
-        load_published(short, net)
-
-
-def test_a_missing_file_is_named(net, tmp_path):
-    with pytest.raises(InputError, match=r"gone\.pth does not exist"):
-        load_published(tmp_path / "gone.pth", net)
-
-
-class Hostile:
-    """Pickles as a shell command."""
-
-    def __init__(self, target):
-        self.target = target
-
-    def __reduce__(self):
-        return os.system, (f"touch {self.target}",)
-
-
-@pytest.mark.parametrize("form", ["zip", "pickle"])
-def test_a_hostile_pickle_is_refused_and_not_run(net, form, tmp_path):
-    path, target = tmp_path / "net.pth", tmp_path / "made"
-    torch.save({"classifier.weight": Hostile(target)}, path)
-    if form == "pickle":
-        path.write_bytes(pickle.dumps({"classifier.weight": Hostile(target)}))
-    assert zipfile.is_zipfile(path) == (form == "zip")
-    with pytest.raises(InputError, match=r"weights file .*net\.pth cannot be read as plain tensors"):
-        load_published(path, net)
-    assert not target.exists()
+def test_a_truncated_file_is_refused(net, file, tmp_path):
+    for kept in [0, 100, 0.5, 0.999]:
+        content = file.read_bytes()
+        short = tmp_path / "short.pth"
+        short.write_bytes(content[: kept if isinstance(kept, int) else int(kept * len(content))])
+        with pytest.raises(InputError, match=r"weights file .*short\.pth cannot be read as plain tensors"):
+            load_published(short, net)

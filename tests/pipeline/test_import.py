@@ -78,6 +78,7 @@ def _ours(published):
 def test_a_picture_without_a_file_is_named_before_anything_is_read(published, images, tmp_path):
     config = configure(tmp_path / "tiny.yaml", images, tmp_path / "run", *RESNET)
     (tmp_path / "there" / "result" / "amn_cam").mkdir(parents=True)
+    shutil.copytree(published / "sess", tmp_path / "there" / "sess")
     with pytest.raises(InputError, match=r"amn_cam: 11 ids \('demo_000', .*without a file ID\.npy"):
         import_before(config, tmp_path / "there", "make-mask")
     assert not list((config.run).glob("amn/*"))
@@ -87,18 +88,17 @@ def test_activations_of_another_picture_or_with_unknown_classes_are_named(finish
     config = configure(tmp_path / "tiny.yaml", images, tmp_path / "run", *RESNET)
     there = tmp_path / "there" / "result" / "amn_cam"
     shutil.copytree(published / "result" / "amn_cam", there)
+    shutil.copytree(published / "sess", tmp_path / "there" / "sess")
     entries = {"keys": torch.tensor([79]), "cam": torch.zeros(1, 2, 2), "high_res": np.zeros((1, 8, 8), np.float32)}
     np.save(there / "demo_003.npy", entries)
-    with pytest.raises(
-        InputError, match=r"demo_003\.npy has labels \[80\] and maps of \(8, 8\), expected the image's labels"
-    ):
+    with pytest.raises(InputError, match=r"demo_003\.npy: keys are \[79\], expected"):
         import_before(config, tmp_path / "there", "make-mask")
     assert not is_up_to_date(config, "make-amn-cam")
 
 
 def test_what_the_stage_goes_on_from_must_be_there(images, tmp_path):
     config = configure(tmp_path / "tiny.yaml", images, tmp_path / "run", *RESNET)
-    with pytest.raises(InputError, match=r"holds no sess/\*irn\.pth, which make-mask continues from"):
+    with pytest.raises(InputError, match=r"holds no result/amn_cam, which make-mask continues from"):
         import_before(config, tmp_path / "there", "make-mask")
 
 
@@ -170,18 +170,19 @@ def test_an_import_deletes_nothing_that_it_reads(published, images, tmp_path):
         assert {path: path.stat().st_mtime_ns for path in (tmp_path / "pub").rglob("*")} == before
 
 
-def test_imported_outputs_stand_for_these_images_and_labels(published, my_images, tmp_path):
+def test_imported_outputs_stand_for_these_images_and_labels(published, images, my_images, tmp_path):
     config = configure(tmp_path / "tiny.yaml", my_images, tmp_path / "run", *RESNET)
     import_before(config, published, "make-mask")
     assert is_up_to_date(config, "make-amn-cam")
     other = config.model_copy(update={"train_cam": config.train_cam.model_copy(update={"lr": 0.5})})
     assert is_up_to_date(other, "make-amn-cam")  # it was imported, whatever this run's settings are
     shutil.copy(my_images / "images" / "demo_001.jpg", my_images / "images" / "demo_002.jpg")
-    with pytest.raises(InputError, match=r"make-amn-cam, .* \(1 image changed \(demo_002\)\)"):
+    with pytest.raises(InputError, match=r"make-mask needs .* \(1 image changed \(demo_002\)\)"):
         run_stage(config, "make-mask")
+    shutil.copy(images / "images" / "demo_002.jpg", my_images / "images")
     table = (my_images / "labels.csv").read_text().replace("demo_003,", "demo_003,1,1,1\n#")
     rows = [line for line in table.splitlines() if not line.startswith("#")]
     (my_images / "labels.csv").write_text("\n".join(rows) + "\n")
     fresh = configure(tmp_path / "tiny.yaml", my_images, tmp_path / "fresh", *RESNET)
-    with pytest.raises(InputError, match=r"demo_003\.npy has labels .* expected the image's labels \[1, 2, 3\]"):
+    with pytest.raises(InputError, match=r"demo_003\.npy: keys are .*, expected \[0, 1, 2\]"):
         import_before(fresh, published, "refine-seed")

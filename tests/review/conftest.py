@@ -14,15 +14,17 @@ CLASSES = ("cat", "<img src=x onerror=alert(1)>", "[red]dog[/red] é")
 
 
 @pytest.fixture
-def make_run(tmp_path):
+def make_run(tmp_path, monkeypatch):
     """make_run(n, size) -> run folder of `n` images; every 50th has no class, one id needs escaping."""
+    monkeypatch.setattr("os.fsync", lambda file: None)  # thousands of files that no test reads after a power cut
     from PIL import Image
 
     from amn_fast.config import read_config, to_yaml
     from amn_fast.data.masks import write_mask
     from amn_fast.data.store import Activations, write_activations
     from amn_fast.ops.mask import mask_from_scores, upsample
-    from amn_fast.stages.make_mask import scores, write_edge
+    from amn_fast.pipeline.inference import write_edge
+    from amn_fast.steps.mask import scores
 
     def make(n, size=(24, 32)):
         run, data = tmp_path / "run", tmp_path / "data"

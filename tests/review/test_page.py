@@ -20,12 +20,13 @@ from amn_fast.data.masks import write_mask
 from amn_fast.data.store import read_activations
 from amn_fast.errors import InputError
 from amn_fast.ops.mask import mask_from_scores
+from amn_fast.pipeline.inference import read_edge
 from amn_fast.review.decisions import read_decisions, write_decisions
 from amn_fast.review.doubt import doubt
 from amn_fast.review.page import LEVELS, build_page, thumbnail_size
 from amn_fast.review.server import address, make_server
 from amn_fast.review.source import run_config
-from amn_fast.stages.make_mask import read_edge, scores
+from amn_fast.steps.mask import scores
 
 
 def read_script(path):

@@ -94,6 +94,9 @@ def test_score_of_coco_and_the_command(folders):
     (folders / "masks" / "small.png").unlink()
     plain = score(folders / "masks", folders / "true", ("[red]one", "two words"))
     assert score(folders / "masks", folders / "coco/annotations.json", ("[red]one", "two words")) == plain
+    by_itself = score(folders / "coco/annotations.json", folders / "coco/annotations.json")
+    assert by_itself.classes == ["background", "[red]one", "two words", "unknown"]
+    assert (by_itself.scores["miou"], by_itself.scored) == (1, 5)
     out = folders / "scores.json"
     arguments = ["score", str(folders / "masks"), str(folders / "true"), "--classes", str(folders / "classes.txt")]
     shown = CliRunner().invoke(app, [*arguments, "--output", str(out)])

@@ -1,7 +1,7 @@
 """pydensecrf.densecrf: DenseCRF, DenseCRF2D and what goes into them, on `amn_fast.ops.lattice`.
 
-Marginals are NumPy arrays (n_labels, N) float32, so that `np.array(Q)`, `np.argmax(Q, 0)` and `np.asarray(Q)` work as
-they do on pydensecrf's matrices, and `Q.shape` and indexing too. Inputs of any float type and memory layout are taken.
+Marginals are NumPy arrays (n_labels, N) float32: `np.array(Q)`, `np.argmax(Q, 0)` and `np.asarray(Q)` work as they do
+on pydensecrf's matrices, and so do `Q.shape` and indexing. Inputs may have any real type and memory layout.
 """
 
 import os
@@ -12,7 +12,10 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from amn_fast.errors import InputError
-from amn_fast.ops.lattice import Lattice, Pairwise, kl_divergence, mean_field
+from amn_fast.ops._arrays import as_array
+from amn_fast.ops.dense_crf import sigmas
+from amn_fast.ops.lattice import Lattice, float32
+from amn_fast.ops.mean_field import Pairwise, check_compat, kl_divergence, mean_field
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -37,7 +40,7 @@ class NormalizationType(IntEnum):
 CONST_KERNEL, DIAG_KERNEL, FULL_KERNEL = KernelType
 NO_NORMALIZATION, NORMALIZE_BEFORE, NORMALIZE_AFTER, NORMALIZE_SYMMETRIC = NormalizationType
 
-_NORMALIZATIONS = {
+_NORMALIZATIONS: dict[IntEnum, str] = {
     NO_NORMALIZATION: "none",
     NORMALIZE_BEFORE: "before",
     NORMALIZE_AFTER: "after",
@@ -72,17 +75,18 @@ class DenseCRF:
     """A fully connected CRF over `nvar` points, whose pairwise terms come from features.
 
     Attributes:
-        threads: of lattices and inference, 1 where None. The result does not depend on it. Not in pydensecrf.
+        threads: of lattices and inference. Scripts that use pydensecrf bring their own processes, so it is 1 unless
+            set; None stands for all CPUs that this process may use. Results do not depend on it. Not in pydensecrf.
 
     Raises:
         InputError: a size is not at least 1.
     """
 
-    threads: int | None = None
+    threads: int | None = 1
 
     def __init__(self, nvar: int, nlabels: int) -> None:
-        self._points = _whole("nvar", nvar)
-        self._labels = _whole("nlabels", nlabels)
+        self._points = _size("nvar", nvar)
+        self._labels = _size("nlabels", nlabels)
         self._unary: Array | None = None
         self._pairwise: list[Pairwise] = []
 
@@ -127,7 +131,7 @@ class DenseCRF:
         kernel: KernelType | int = DIAG_KERNEL,
         normalization: NormalizationType | int = NORMALIZE_SYMMETRIC,
     ) -> None:
-        """Add the kernel exp(-|f_i - f_j|² / 2) of `features` (d, N), each divided by its deviation already.
+        """Add the kernel exp(-|f_i - f_j|² / 2) of `features` (d, N), each already divided by its sigma.
 
         Args:
             compat: a number c is a Potts weight: equal labels attract. A vector (n_labels,) or a matrix
@@ -150,7 +154,12 @@ class DenseCRF:
             InputError: the unary holds NaN or -inf, or forbids every label of a point.
             MemoryError: the machine has too little.
         """
-        return mean_field(self._energies(), self._pairwise, int(niter), threads=self.threads)
+        try:
+            steps = int(niter)
+        except (TypeError, ValueError, OverflowError):
+            raise InputError(f"niter is {niter!r}, expected an integer") from None
+        marginals: Array = mean_field(self._energies(), self._pairwise, steps, threads=self.threads)
+        return marginals
 
     def startInference(self) -> tuple[Array, Array, Array]:
         """Q = softmax(-unary) for `stepInference`, and two empty arrays in place of pydensecrf's work buffers."""
@@ -178,12 +187,9 @@ class DenseCRF:
         return kl_divergence(marginals, self._energies(), self._pairwise)
 
     def _add(self, lattice: Lattice, compat: ArrayLike, kernel: int, normalization: int) -> None:
-        if kernel not in list(KernelType):
-            raise InputError(f"kernel is {kernel!r}, expected a KernelType")
-        if normalization not in list(NormalizationType):
-            raise InputError(f"normalization is {normalization!r}, expected a NormalizationType")
-        weights = _compatibility(compat, self._labels)
-        self._pairwise.append(Pairwise(lattice, weights, _NORMALIZATIONS[NormalizationType(normalization)]))
+        _enum("kernel", kernel, KernelType)
+        chosen = _NORMALIZATIONS[_enum("normalization", normalization, NormalizationType)]
+        self._pairwise.append(Pairwise(lattice, _compatibility(compat, self._labels), chosen))
 
     def _energies(self) -> Array:
         """The unary, all zeros where none was set; checked against the memory that inference needs at least."""
@@ -215,10 +221,10 @@ class DenseCRF:
 
 
 class DenseCRF2D(DenseCRF):
-    """The CRF of a picture. Mind the order of the arguments: width, height, labels."""
+    """The CRF of an image. Mind the order of the arguments: width, height, labels."""
 
     def __init__(self, w: int, h: int, nlabels: int) -> None:
-        self._width, self._height = _whole("w", w), _whole("h", h)
+        self._width, self._height = _size("w", w), _size("h", h)
         super().__init__(self._width * self._height, nlabels)
 
     def addPairwiseGaussian(
@@ -231,13 +237,13 @@ class DenseCRF2D(DenseCRF):
         """Add the smoothness kernel, over positions alone.
 
         Args:
-            sxy: deviation in pixels, a number or (sx, sy).
+            sxy: sigma in pixels, a number or (sx, sy).
             compat: as in `addPairwiseEnergy`.
 
         Raises:
-            InputError: a deviation is not greater than 0 or too small for the picture, or as in `addPairwiseEnergy`.
+            InputError: a sigma is not greater than 0 or too small for the image, or as in `addPairwiseEnergy`.
         """
-        sx, sy = _deviations("sxy", sxy, 2)
+        sx, sy = _sigmas("sxy", sxy, 2)
         self._require_lattice_memory(2)
         lattice = Lattice.of_grid(self._height, self._width, sx, sy, threads=self.threads)
         self._add(lattice, compat, kernel, normalization)
@@ -254,8 +260,8 @@ class DenseCRF2D(DenseCRF):
         """Add the appearance kernel, over positions and colours.
 
         Args:
-            sxy: deviation in pixels, a number or (sx, sy).
-            srgb: deviation in grey levels, a number or one for each channel.
+            sxy: sigma in pixels, a number or (sx, sy).
+            srgb: sigma in grey levels, a number or one for each channel.
             rgbim: (h, w, 3) uint8, in any memory layout.
             compat: as in `addPairwiseEnergy`.
 
@@ -263,9 +269,9 @@ class DenseCRF2D(DenseCRF):
             InputError: the image is not of that shape and type, or as in `addPairwiseGaussian`.
         """
         image = self._image(rgbim)
-        sx, sy = _deviations("sxy", sxy, 2)
+        sx, sy = _sigmas("sxy", sxy, 2)
         self._require_lattice_memory(5)
-        lattice = Lattice.of_image(image, sx, sy, _deviations("srgb", srgb, 3), threads=self.threads)
+        lattice = Lattice.of_image(image, sx, sy, _sigmas("srgb", srgb, 3), threads=self.threads)
         self._add(lattice, compat, kernel, normalization)
 
     def _image(self, rgbim: ArrayLike) -> Array:
@@ -292,15 +298,10 @@ class DenseCRF2D(DenseCRF):
         return f"({self._labels}, {self._points}) or ({self._labels}, {self._height}, {self._width})"
 
 
-def _as_array(name: str, value: object) -> Array:
-    """`value` as an array of real numbers, without a copy; a GPU tensor, say, is an error."""
-    try:
-        array = np.asarray(value)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise InputError(f"{name} cannot be read as an array: {error}") from error
-    if array.dtype.kind not in "biuf":
-        raise InputError(f"{name} is {array.dtype}, expected an array of real numbers")
-    return array
+def _as_array(name: str, value: Any) -> Array:
+    if getattr(value, "requires_grad", False):
+        raise InputError(f"{name} is a tensor that requires a gradient, expected an array: call .detach() first")
+    return as_array(name, value)
 
 
 def _copied(name: str, value: object, expected: str) -> Array:
@@ -308,45 +309,43 @@ def _copied(name: str, value: object, expected: str) -> Array:
     array = _as_array(name, value)
     if array.ndim != 2:
         raise InputError(f"{name} has shape {array.shape}, expected {expected}")
-    with np.errstate(over="ignore"):
-        return np.array(array, np.float32, order="C")
+    return np.array(float32(name, array), order="C")
 
 
-def _whole(name: str, value: Any) -> int:
-    """A size, cut to a whole number as pydensecrf cuts it."""
+def _size(name: str, value: Any) -> int:
+    """A size, truncated to an integer as pydensecrf truncates it."""
     try:
         number = 0 if isinstance(value, str) else int(value)
     except (TypeError, ValueError, OverflowError):
         number = 0
     if number < 1:
-        raise InputError(f"{name} is {value!r}, expected a whole number of at least 1")
+        raise InputError(f"{name} is {value!r}, expected an integer of at least 1")
     return number
 
 
-def _deviations(name: str, given: ArrayLike, count: int) -> list[float]:
-    """`count` deviations from a number, one number in a list, or at least `count`; pydensecrf ignores further ones."""
-    values = _as_array(name, given).astype(np.float64).ravel()
-    if values.size != 1 and values.size < count:
+def _sigmas(name: str, given: ArrayLike, count: int) -> list[float]:
+    """`count` sigmas from a number, one number in a list, or at least `count`; pydensecrf ignores further ones."""
+    values = _as_array(name, given).ravel().tolist()
+    if len(values) != 1 and len(values) < count:
         raise InputError(f"{name} is {given!r}, expected a number or {count} numbers")
-    values = np.broadcast_to(values, count) if values.size == 1 else values[:count]
-    if not (np.isfinite(values).all() and (values > 0).all()):
-        raise InputError(f"{name} is {given!r}, expected deviations greater than 0")
-    return [float(value) for value in values]
+    return sigmas(name, values[0] if len(values) == 1 else values[:count], count)
+
+
+def _enum(name: str, value: Any, kind: type[IntEnum]) -> IntEnum:
+    try:
+        return kind(value)
+    except (TypeError, ValueError):
+        raise InputError(f"{name} is {value!r}, expected a {kind.__name__}") from None
 
 
 def _compatibility(given: ArrayLike, labels: int) -> float | Array:
     """A checked compatibility; a multiple of -I becomes the Potts weight that it equals."""
-    compat = _as_array("compat", given).astype(np.float32)
-    if compat.shape not in ((), (labels,), (labels, labels)):
-        raise InputError(f"compat has shape {compat.shape}, expected a number, ({labels},) or ({labels}, {labels})")
-    if not np.isfinite(compat).all():
-        raise InputError("compat holds NaN or infinity, expected finite numbers")
+    compat = check_compat(_as_array("compat", given), labels)
     if compat.ndim == 0:
         return float(compat)
     matrix = np.diag(compat) if compat.ndim == 1 else compat
-    energy = matrix[0, 0]
-    if np.array_equal(matrix + matrix.T, 2 * energy * np.eye(labels, dtype=np.float32)):
-        return -float(energy)
+    if np.array_equal(matrix, matrix[0, 0] * np.eye(labels, dtype=np.float32)):
+        return -float(matrix[0, 0])
     return compat
 
 

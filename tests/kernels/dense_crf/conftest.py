@@ -39,13 +39,15 @@ def door(launcher, monkeypatch):
     """`backend="cuda"` runs on the stand-in; gives its launcher."""
     import torch
 
-    from amn_fast.ops import _cuda, _dense_crf_cuda, lattice
+    from amn_fast.kernels.common import cuda as nvrtc
+    from amn_fast.kernels.dense_crf.cuda import host
+    from amn_fast.ops import lattice
 
-    monkeypatch.setattr(_cuda, "obstacle", lambda device=None: "")
-    monkeypatch.setattr(_dense_crf_cuda, "launcher_for", lambda device: launcher)
-    monkeypatch.setattr(_dense_crf_cuda, "device_of", lambda *values: torch.device("cpu"))
-    monkeypatch.setattr(_dense_crf_cuda, "free_bytes", lambda device: 2**33)
-    monkeypatch.setattr(lattice, "_grids", lattice.OrderedDict())
+    monkeypatch.setattr(nvrtc, "obstacle", lambda device=None: "")
+    monkeypatch.setattr(host, "launcher_for", lambda device: launcher)
+    monkeypatch.setattr(host, "device_of", lambda *values: torch.device("cpu"))
+    monkeypatch.setattr(host, "free_bytes", lambda device: 2**33)
+    monkeypatch.setattr(lattice, "grids", lattice.GridCache())
     return launcher
 
 
@@ -54,8 +56,7 @@ def tensors_are_on_gpu(door, monkeypatch):
     """CPU tensors are taken for tensors on a GPU."""
     import torch
 
-    from amn_fast.ops import dense_crf, lattice
+    from amn_fast.ops import _arrays
 
-    for module in (lattice, dense_crf):
-        monkeypatch.setattr(module, "on_gpu", lambda value: isinstance(value, torch.Tensor))
+    monkeypatch.setattr(_arrays, "on_gpu", lambda value: isinstance(value, torch.Tensor))
     return door

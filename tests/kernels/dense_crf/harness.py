@@ -36,7 +36,7 @@ def build(target: Path, source: str = "simt.cpp", load: bool = True, flags: Sequ
 
 def signatures() -> dict[str, list[tuple[str, str]]]:
     """The kernels' parameters, [(type, name)], read from their sources."""
-    text = "".join((KERNELS / "dense_crf" / name).read_text() for name in ("lattice.cu", "filter.cu"))
+    text = "".join((KERNELS / "dense_crf" / name).read_text() for name in ("lattice.cu", "filter.cu", "mean_field.cu"))
     text = text.replace("\\\n", "\n")
     found = {}
     for name, parameters in re.findall(r"AMN_KERNEL(?:_IN_STEPS)?\(\s*([\w#]+),\s*\(([^()]*)\)", text):

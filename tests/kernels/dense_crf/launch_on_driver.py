@@ -14,8 +14,9 @@ import numpy as np
 import torch
 from cuda.core import ObjectCode
 
+from amn_fast.kernels.common import cuda as nvrtc
 from amn_fast.kernels.dense_crf import cuda
-from amn_fast.ops import _cuda, _dense_crf_cuda
+from amn_fast.kernels.dense_crf.cuda import host
 from amn_fast.ops.dense_crf import dense_crf
 
 STREAM = 0x7700
@@ -26,13 +27,13 @@ def main(cubin: str, driver: str) -> None:
     torch.cuda.current_stream = lambda device=None: SimpleNamespace(cuda_stream=STREAM)
     torch.cuda.device = lambda device: contextlib.nullcontext()
     torch.cuda.get_device_capability = lambda device=None: (9, 0)
-    _cuda.compile_cubin = lambda *arguments, **options: ObjectCode.from_cubin(code)  # NVRTC wants a real driver
-    _cuda.obstacle = lambda device=None: ""
-    launcher = _cuda.launcher(SimpleNamespace(index=0), cuda.SOURCE)
+    nvrtc.compile_cubin = lambda *arguments, **options: ObjectCode.from_cubin(code)  # NVRTC wants a real driver
+    nvrtc.obstacle = lambda device=None: ""
+    launcher = nvrtc.launcher(SimpleNamespace(index=0), cuda.SOURCE)
     launcher.device = torch.device("cpu")
-    _dense_crf_cuda.launcher_for = lambda device: launcher
-    _dense_crf_cuda.device_of = lambda *values: launcher.device
-    _dense_crf_cuda.free_bytes = lambda device: 2**33
+    host.launcher_for = lambda device: launcher
+    host.device_of = lambda *values: launcher.device
+    host.free_bytes = lambda device: 2**33
     image = np.random.default_rng(0).integers(0, 256, (2, 3, 3), np.uint8).repeat(9, 0).repeat(9, 1)
     differences = []
     for labels in (2, 3, 21):

@@ -14,7 +14,7 @@ pytest.importorskip("torch")  # brings NVRTC, and loads it where it is
 pytest.importorskip("cuda.core")
 cuda = pytest.importorskip("amn_fast.kernels.dense_crf.cuda")
 
-from amn_fast.ops import _cuda  # noqa: E402
+from amn_fast.kernels.common import cuda as nvrtc  # noqa: E402
 
 
 def _nvrtc_missing() -> str:
@@ -34,7 +34,7 @@ pytestmark = pytest.mark.skipif(bool(_nvrtc_missing()), reason=f"no NVRTC: {_nvr
 def compiled(request):
     """The cubin, and the assembler's report: {kernel: (bytes of stack, of spill stores, of spill loads, registers)}."""
     logs = io.StringIO()
-    code = _cuda.compile_cubin(cuda.SOURCE, request.param, logs).code
+    code = nvrtc.compile_cubin(cuda.SOURCE, request.param, logs).code
     report = logs.getvalue().replace("\0", "")
     pattern = (
         r"entry function '(\w+)' for 'sm_(\d+)'.*?(\d+) bytes stack frame, (\d+) bytes spill stores, "
@@ -55,7 +55,7 @@ def test_no_kernel_spills_registers(compiled):
 
 def test_the_kernels_that_the_driver_launches_are_there(compiled, harness):
     code, report = compiled
-    source = _cuda.expand(cuda.SOURCE)
+    source = nvrtc.expand(cuda.SOURCE)
     assert "#include" not in source
     for name in report:
         assert name.encode() in code
@@ -78,7 +78,7 @@ def to_ptx(source):
 
 
 def test_groups_of_channels_travel_in_one_access():
-    bodies = dict(re.findall(r"\.entry (\w+)\((.*?)\n}\n", to_ptx(_cuda.expand(cuda.SOURCE)), flags=re.DOTALL))
+    bodies = dict(re.findall(r"\.entry (\w+)\((.*?)\n}\n", to_ptx(nvrtc.expand(cuda.SOURCE)), flags=re.DOTALL))
     for kernel in ("splat_4", "sum_partial_4", "blur_4", "slice_4", "update_4", "update_many"):
         assert re.search(r"ld(\.global\S*)?\.v4\.f32", bodies[kernel]), kernel
         assert re.search(r"st\.v4\.f32", bodies[kernel]), kernel
@@ -89,11 +89,11 @@ def test_groups_of_channels_travel_in_one_access():
 def test_code_is_kept_on_disk(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     source = 'extern "C" __global__ void nothing(int* a) { a[0] = 1; }'
-    first = _cuda.compile_cubin(source, 90, cached=True)
+    first = nvrtc.compile_cubin(source, 90, cached=True)
     kept = [path for path in tmp_path.rglob("*") if path.is_file()]
     assert any(path.read_bytes() == bytes(first.code) for path in kept)
     begin = time.perf_counter()
-    assert bytes(_cuda.compile_cubin(source, 90, cached=True).code) == bytes(first.code)
+    assert bytes(nvrtc.compile_cubin(source, 90, cached=True).code) == bytes(first.code)
     assert time.perf_counter() - begin < 60
 
 
@@ -102,7 +102,7 @@ def test_a_folder_that_cannot_be_written_costs_no_more_than_the_cache(tmp_path, 
     blocked.write_text("")
     monkeypatch.setenv("XDG_CACHE_HOME", str(blocked))
     source = 'extern "C" __global__ void nothing(int* a) { a[0] = 2; }'
-    assert _cuda.compile_cubin(source, 90, cached=True).code
+    assert nvrtc.compile_cubin(source, 90, cached=True).code
     assert "compiled anew" in caplog.text
 
 
@@ -112,7 +112,7 @@ def test_the_launcher_launches_through_cuda_core(harness_module, tmp_path):
         pytest.skip("the stand-in for the driver needs Linux and a C++ compiler")
     driver, cubin = tmp_path / "libcuda.so.1", tmp_path / "kernels.cubin"
     harness_module.build(driver, source="driver.cpp", load=False)
-    cubin.write_bytes(bytes(_cuda.compile_cubin(cuda.SOURCE, 90).code))
+    cubin.write_bytes(bytes(nvrtc.compile_cubin(cuda.SOURCE, 90).code))
     environment = {**os.environ, "LD_LIBRARY_PATH": str(tmp_path), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, str(Path(__file__).parent / "launch_on_driver.py"), str(cubin), str(driver)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)

@@ -91,7 +91,7 @@ def test_iterations_do_not_wait_for_the_gpu(monkeypatch):
 
 
 def test_a_batch_that_does_not_fit_is_cut(monkeypatch):
-    gpu = pytest.importorskip("amn_fast.ops._dense_crf_cuda")
+    gpu = pytest.importorskip("amn_fast.kernels.dense_crf.cuda.host")
     _, image, unary = on_card("irn_3labels")
     expected = dense_crf([image] * 5, [unary] * 5)
     monkeypatch.setattr(gpu, "free_bytes", lambda device: 1)

@@ -25,7 +25,7 @@ from crf_cases import (
 
 torch = pytest.importorskip("torch")
 cuda = pytest.importorskip("amn_fast.kernels.dense_crf.cuda")
-gpu = pytest.importorskip("amn_fast.ops._dense_crf_cuda")
+gpu = pytest.importorskip("amn_fast.kernels.dense_crf.cuda.host")
 
 NORMALIZATIONS = ("symmetric", "before", "after", "none")
 

@@ -43,30 +43,35 @@ def machine(monkeypatch):
     return pretend
 
 
-@pytest.mark.parametrize(
-    ("state", "reason"),
-    [
-        ({"cuda": False}, "PyTorch sees no CUDA device"),
-        ({"cuda_core": ""}, "cuda-core is not installed (extra 'gpu')"),
-        ({"cuda_core": "0.6.1"}, "cuda-core 0.6.1 is installed, the kernels need 1.2 or newer"),
-        ({"capability": (7, 5)}, "the GPU Some GPU is sm_75, the kernels need sm_80 or newer"),
-    ],
-)
-def test_each_obstacle_is_one_sentence(state, reason, machine):
-    machine(**state)
+OBSTACLES = [
+    ({"cuda": False}, "PyTorch sees no CUDA device"),
+    ({"cuda_core": ""}, "cuda-core is not installed (extra 'gpu')"),
+    ({"cuda_core": "0.6.1"}, "cuda-core 0.6.1 is installed, the kernels need 1.2 or newer"),
+    ({"capability": (7, 5)}, "the GPU Some GPU is sm_75, the kernels need sm_80 or newer"),
+]
+
+
+def test_each_obstacle_is_one_sentence(machine, monkeypatch):
     image, unary = np.zeros((4, 5, 3), np.uint8), np.zeros((2, 4, 5), np.float32)
-    for call in (
-        lambda: dense_crf(image, unary, backend="cuda"),
-        lambda: dense_crf([image], [unary], backend="cuda"),
-        lambda: DenseCRF(image, backend="cuda"),
-        lambda: refine_seed(image, unary[:1], [1], fg=0.3, bg=0.05, backend="cuda"),
-        lambda: Lattice(np.zeros((2, 5)), backend="cuda"),
-        lambda: Lattice.of_grid(4, 5, 1, 1, backend="cuda"),
-    ):
-        with pytest.raises(BackendError) as caught:
-            call()
-        assert str(caught.value) == f"dense_crf: backend 'cuda' cannot run here: {reason}"
-    assert f"backend cuda: missing: {reason}" in info().splitlines()
+    calls = (
+        lambda **given: dense_crf(image, unary, **given),
+        lambda **given: dense_crf([image], [unary], **given),
+        lambda **given: DenseCRF(image, **given),
+        lambda **given: refine_seed(image, unary[:1], [1], fg=0.3, bg=0.05, **given),
+        lambda **given: Lattice(np.zeros((2, 5)), **given),
+        lambda **given: Lattice.of_grid(4, 5, 1, 1, **given),
+    )
+    for state, reason in OBSTACLES:
+        machine(**state)
+        for call in calls:
+            with pytest.raises(BackendError) as caught:
+                call(backend="cuda")
+            assert str(caught.value).startswith(f"dense_crf: backend 'cuda' cannot run here: {reason}; choose another")
+        assert f"backend cuda: missing: {reason}" in info().splitlines()
+        with monkeypatch.context() as patch:
+            patch.setenv("AMN_FAST_BACKEND", "cuda")
+            with pytest.raises(BackendError, match="set by AMN_FAST_BACKEND"):
+                dense_crf(image, unary)
 
 
 def test_info_names_the_card(machine):
@@ -78,18 +83,18 @@ def test_kernels_that_do_not_compile_are_one_sentence(machine, monkeypatch):
     pytest.importorskip("cuda.core")
     import cuda.core
 
-    from amn_fast.ops import _cuda
+    from amn_fast.kernels.common import cuda as nvrtc
 
     def fail(*arguments, **options):
         raise RuntimeError("no NVRTC\nanywhere")
 
     machine()
-    monkeypatch.setattr(_cuda, "compile_cubin", fail)
+    monkeypatch.setattr(nvrtc, "compile_cubin", fail)
     monkeypatch.setattr(torch.cuda, "device", lambda device: contextlib.nullcontext())
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device=None: None)
     monkeypatch.setattr(cuda.core, "Device", lambda index: SimpleNamespace(set_current=lambda: None))
     with pytest.raises(BackendError) as caught:
-        _cuda.CudaLauncher(torch.device("cuda", 0), "")
+        nvrtc.CudaLauncher(torch.device("cuda", 0), "")
     assert str(caught.value) == "the GPU kernels cannot be compiled for sm_90: no NVRTC anywhere"
 
 

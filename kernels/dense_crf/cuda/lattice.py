@@ -1,74 +1,24 @@
-"""The dense CRF on a GPU: what `lattice.cu` and `filter.cu` are launched with, for batches of pictures.
-
-Every launch goes through a `Launcher`, so that the same driver runs the kernels on a GPU and, in the tests, the same
-kernels as loops on the CPU.
-"""
+"""Lattices on a GPU: what `lattice.cu` and `filter.cu` are launched with, for batches of images."""
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple
 
 import numpy as np
 import torch
 
 from amn_fast.errors import InputError
+from amn_fast.kernels.dense_crf.cuda.batch import Batch, over
 
 Tensor = torch.Tensor
 
-SOURCE = '#include "dense_crf/lattice.cu"\n#include "dense_crf/filter.cu"\n'
-THREADS = 256  # in a block, as in device.hpp
 CHUNK = 32  # entries that one thread sums: a whole row of most vertices, and few enough that no thread lags behind
-PADDING = 4  # the published code embeds points in fours and fills the last group with zero features
 MAX_DIMENSION = 6
 MAX_ENTRIES = 2**31 - 1
 MOST_WORDS = 2
 MAX_COORDINATE = 2097152.0  # 2^21, as in embed.hpp
 QUICK_STEPS = 128  # of probing: a table of the usual size that needs more is replaced by one of the largest size
-SHARED_BYTES = 48 * 1024
-FORBIDS, INVALID = 1, 2  # flags of examine_energies
-
-
-class Launcher(Protocol):
-    """Runs kernels on tensors of `device`, in order: tensors and None become pointers, ints 64-bit numbers."""
-
-    device: torch.device
-
-    def launch(self, kernel: str, blocks: int, *arguments: Any, shared: int = 0) -> None: ...
-
-
-def over(items: int) -> int:
-    """Blocks for one thread an item."""
-    return -(-items // THREADS)
-
-
-class Batch:
-    """Pictures whose points lie one after the other, each padded to a whole number of fours."""
-
-    def __init__(self, launcher: Launcher, points: Sequence[int], widths: Sequence[int]) -> None:
-        self.launcher = launcher
-        self.points, self.widths = list(points), list(widths)
-        self.padded = [-(-n // PADDING) * PADDING for n in points]
-        self.firsts = [0, *np.cumsum(self.padded).tolist()][:-1]
-        self.total = sum(self.padded)
-        counts = [over(n) for n in self.padded]
-        self.tile_count = sum(counts)
-        picture = np.repeat(np.arange(len(counts)), counts)
-        within = np.arange(self.tile_count) - np.repeat(np.cumsum(counts) - counts, counts)
-        tiles = np.stack([picture, np.asarray(self.firsts)[picture] + THREADS * within], axis=1).astype(np.int32)
-        self.tiles = torch.from_numpy(tiles).to(launcher.device)
-        self.plain = self.pictures([0] * len(points), [(0, 0)] * len(points))
-
-    def pictures(self, sources: Sequence[int], tables: Sequence[tuple[int, int]]) -> Tensor:
-        """The table of pictures: see `Field` in device.hpp."""
-        rows = zip(self.firsts, self.points, self.padded, self.widths, sources, *zip(*tables, strict=True), strict=True)
-        return torch.tensor(list(rows), dtype=torch.int64, device=self.launcher.device)
-
-    def tables(self, most: int) -> tuple[list[tuple[int, int]], int]:
-        """A region of the hash table for each picture, (first, mask), at most half filled by `most` keys a point."""
-        sizes = [1 << max(64, 2 * most * n - 1).bit_length() for n in self.padded]
-        firsts = [0, *np.cumsum(sizes).tolist()]
-        return [(first, size - 1) for first, size in zip(firsts, sizes, strict=False)], firsts[-1]
 
 
 class Features(NamedTuple):
@@ -357,182 +307,3 @@ def cut(row_firsts: Tensor) -> tuple[list[Level], int]:
         begins, lengths, targets = first_sums[many], pieces[many], targets[many]
         partials += more
     return levels, partials
-
-
-class Term(NamedTuple):
-    """A pairwise term: `compat` is a number (Potts), or energies (L,) or (L, L), the last symmetric."""
-
-    lattices: Lattices
-    compat: np.ndarray[Any, np.dtype[Any]]
-    normalization: str
-
-
-def addresses(batch: Batch, planes: Sequence[Sequence[Tensor]]) -> Tensor:
-    """Pointers to each picture's problems' planes."""
-    rows = [one.data_ptr() for problems in planes for one in problems]
-    return torch.tensor(rows, dtype=torch.int64, device=batch.launcher.device)
-
-
-def examine(batch: Batch, planes: Sequence[Sequence[Tensor]], labels: int) -> list[int]:
-    """FORBIDS and INVALID for each picture's unaries (labels, points)."""
-    flags = torch.zeros(len(batch.points), dtype=torch.int32, device=batch.launcher.device)
-    place = (batch.tiles, batch.plain, len(planes[0]), labels)
-    batch.launcher.launch("examine_energies", batch.tile_count, *place, addresses(batch, planes), flags)
-    found: list[int] = flags.tolist()
-    return found
-
-
-@dataclass
-class Channels:
-    """How the labels of a picture's problems become channels.
-
-    Attributes:
-        implicit: the last label has no channel. The softmax does not change when one number is taken from all logits,
-            so with Potts terms alone the filters run on Q less the last label's Q.
-        stride: channels of one problem in a row, padding included.
-    """
-
-    labels: int
-    problems: int
-    implicit: bool
-
-    @property
-    def own(self) -> int:
-        return self.labels - self.implicit
-
-    @property
-    def stride(self) -> int:
-        return channel_stride(self.own)
-
-    @property
-    def width(self) -> int:
-        return self.problems * self.stride
-
-
-def channel_stride(channels: int) -> int:
-    return channels if channels <= 2 else -(-channels // 4) * 4
-
-
-class MeanField:
-    """Mean field over a batch: every unary has the same number of labels, every picture as many unaries."""
-
-    def __init__(self, batch: Batch, terms: Sequence[Term], labels: int, problems: int, forbids: bool) -> None:
-        potts = all(term.compat.ndim == 0 for term in terms)
-        self.batch = batch
-        self.launch = batch.launcher.launch
-        self.device = batch.launcher.device
-        self.channels = Channels(labels, problems, potts and not forbids and labels > 1)
-        stride = self.channels.stride
-        self.team = min(stride // 4, THREADS)  # threads for one point of many labels
-        self.teams = THREADS // max(1, self.team)
-        self.shared = 4 * self.teams * (stride + 2 * self.team)
-        if stride > 4 and self.shared > SHARED_BYTES:
-            raise InputError(f"there are {labels} labels, expected at most {SHARED_BYTES // 4 - 2 * THREADS} on a GPU")
-        terms = [term for term in terms if term.compat.ndim or term.compat != 0]
-        self.terms = [(term, Workspace(term.lattices, self.channels.width)) for term in terms]
-        self.splats = [term.lattices.norm(term.normalization)[0] for term in terms]
-        self.kept: list[Tensor] = []  # behind the pointers of the tables
-        self.mixed: list[tuple[Tensor, Tensor]] = []  # matrices and their terms' tables
-        fused = []
-        for term, work in self.terms:
-            after = term.lattices.norm(term.normalization)[1]
-            if term.compat.ndim == 2:
-                matrix = torch.from_numpy(np.ascontiguousarray(term.compat, np.float32)).to(self.device)
-                self.mixed.append((matrix, terms_table([(term.lattices, after, work.result, after)])))
-            else:
-                factors = torch.zeros(stride, dtype=torch.float32)
-                sign = 1.0 if term.compat.ndim == 0 else -1.0
-                factors[: self.channels.own] = sign * torch.from_numpy(np.asarray(term.compat))
-                self.kept.append(factors.to(self.device))
-                fused.append((term.lattices, after, work.result, self.kept[-1]))
-        self.fused = len(fused)
-        self.table = terms_table(fused) if fused else None
-
-    def run(
-        self,
-        planes: Sequence[Sequence[Tensor]],
-        iterations: int,
-        starts: Sequence[Sequence[Tensor]] | None = None,
-        best: bool = False,
-    ) -> list[list[Tensor]]:
-        """Marginals (labels, points) float32, or with `best` labels (points,) int32, of each picture's unaries."""
-        if starts is not None and iterations == 0:
-            return [[one.argmax(0).int() if best else one.clone() for one in problems] for problems in starts]
-        base = self.loaded(planes, False)
-        last = torch.empty(self.batch.total * self.channels.problems, dtype=torch.float32, device=self.device)
-        if starts is None:
-            q = torch.empty_like(base)
-            self.update(False, base, q, None if iterations else last)
-        else:
-            q = self.loaded(starts, True)
-        self.iterate(base, q, last, iterations)
-        return self.answers(q, last, best)
-
-    def iterate(self, base: Tensor, q: Tensor, last: Tensor, iterations: int) -> None:
-        """The updates, in `q` and at last `last`. Nothing here waits for the device."""
-        logits = torch.empty_like(base) if self.mixed else base
-        filtered = torch.empty_like(base) if self.mixed else None
-        for step in range(1, iterations + 1):
-            for (_, work), splat in zip(self.terms, self.splats, strict=True):
-                work.filtered(q, splat)
-            self.mix(base, filtered, logits)
-            self.update(True, logits, q, last if step == iterations else None)
-
-    def update(self, sliced: bool, base: Tensor, q: Tensor, last: Tensor | None) -> None:
-        channels, total = self.channels, self.batch.total
-        items, stride = total * channels.problems, channels.stride
-        terms = (self.table, self.fused if sliced else 0, total, channels.problems)
-        values = (int(channels.implicit), base, q, last)
-        if stride <= 4:
-            self.launch(f"update_{stride}", over(items), *terms, *values)
-        else:
-            blocks = -(-items // self.teams)
-            self.launch("update_many", blocks, *terms, stride // 4, self.team, *values, shared=self.shared)
-
-    def mix(self, base: Tensor, filtered: Tensor | None, logits: Tensor) -> None:
-        """What the matrices of compatibilities add to the base."""
-        channels, total = self.channels, self.batch.total
-        lanes, groups = lanes_of(channels.width)
-        items = total * channels.problems
-        for number, (matrix, table) in enumerate(self.mixed):
-            self.launch(f"slice_{lanes}", over(total * groups), table, total, groups, filtered)
-            values = (matrix, filtered, logits if number else base, logits)
-            blocks = over(items * channels.stride)
-            self.launch("mix_labels", blocks, items, channels.labels, channels.stride, *values)
-
-    def loaded(self, planes: Sequence[Sequence[Tensor]], marginals: bool) -> Tensor:
-        channels, batch = self.channels, self.batch
-        out = torch.empty(batch.total * channels.width, dtype=torch.float32, device=self.device)
-        place = (batch.tiles, batch.plain, channels.problems, channels.labels, channels.stride)
-        values = (int(channels.implicit), int(marginals), addresses(batch, planes), out)
-        self.launch("load_rows", batch.tile_count, *place, *values)
-        return out
-
-    def answers(self, q: Tensor, last: Tensor, best: bool) -> list[list[Tensor]]:
-        channels, batch = self.channels, self.batch
-        shapes = [(n,) if best else (channels.labels, n) for n in batch.points]
-        kind = torch.int32 if best else torch.float32
-        planes = [
-            [torch.empty(shape, dtype=kind, device=self.device) for _ in range(channels.problems)] for shape in shapes
-        ]
-        place = (batch.tiles, batch.plain, channels.problems, channels.labels, channels.stride)
-        values = (int(channels.implicit), int(best), q, last, addresses(batch, planes))
-        self.launch("give_answer", batch.tile_count, *place, *values)
-        return planes
-
-
-def estimated_bytes(points: int, dimensions: Sequence[int], labels: int, problems: int = 1) -> int:
-    """What a picture needs at most at one time, on a photograph: lattices while they are built, and inference.
-
-    Vertices are guessed from above (1.75 a point, of the grid alone 0.75; photographs have 0.2 to 1.6, and 0.13 at a
-    deviation of 3 pixels); keys are taken as one word.
-    """
-    width = problems * channel_stride(labels)
-    kept, building = 0, 0
-    for d in dimensions:
-        sides, vertices = d + 1, (0.75 if d < 3 else 1.75) * points
-        entries = sides * points
-        kept += int(20 * entries + vertices * (8 * sides + 12 + 8 * width))
-        building = max(building, 60 * entries + int(vertices * 64))
-    inference = points * (3 * width + 2 * labels * problems) * 4
-    return kept + max(building, inference)

@@ -1,4 +1,4 @@
-"""The dense CRF on a GPU, behind `amn_fast.ops.dense_crf` and `amn_fast.ops.lattice`: tensors, batches, memory."""
+"""The dense CRF on a GPU, as `amn_fast.ops` calls it: tensors in and out, batches that fit the memory."""
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
@@ -9,8 +9,9 @@ import numpy as np
 import torch
 
 from amn_fast.errors import BackendError, InputError
-from amn_fast.kernels.dense_crf import cuda
-from amn_fast.ops import _cuda
+from amn_fast.kernels.common import cuda
+from amn_fast.kernels.dense_crf.cuda import lattice, mean_field
+from amn_fast.kernels.dense_crf.cuda.batch import PADDING, SOURCE, Batch, Launcher
 
 log = logging.getLogger("amn_fast")
 Tensor = torch.Tensor
@@ -22,11 +23,17 @@ SHARE = 0.9  # of the free memory that a batch may be estimated to need
 class Handle(NamedTuple):
     """What an `ops.lattice.Lattice` holds: the lattices of a batch of one."""
 
-    lattices: cuda.Lattices
+    lattices: lattice.Lattices
 
     @property
     def vertices(self) -> int:
         return int(self.lattices.count)
+
+    @property
+    def nbytes(self) -> int:
+        mesh = self.lattices
+        tensors = (mesh.vertices, mesh.weights, mesh.neighbours, mesh.row_points, mesh.row_weights)
+        return 2 * sum(one.numel() * one.element_size() for one in tensors)  # norms and levels, at most as much again
 
     def filter(self, values: Any, transpose: bool) -> Any:
         """K · values (channels, n), or Kᵀ · values, an answer of the same kind."""
@@ -39,8 +46,8 @@ class Handle(NamedTuple):
             return like(values, filtered.T.contiguous())
 
 
-def launcher_for(device: torch.device) -> cuda.Launcher:
-    return _cuda.launcher(device, cuda.SOURCE)
+def launcher_for(device: torch.device) -> Launcher:
+    return cuda.launcher(device, SOURCE)
 
 
 def device_of(*values: Any) -> torch.device:
@@ -87,25 +94,27 @@ def matrix_handle(features: Any) -> Handle:
     device = device_of(features)
     with _at(device):
         matrix = on_device(features, device)
-        if len(matrix) > cuda.MAX_DIMENSION:
-            raise InputError(f"features have {len(matrix)} dimensions, expected at most {cuda.MAX_DIMENSION} on a GPU")
+        if len(matrix) > lattice.MAX_DIMENSION:
+            raise InputError(
+                f"features have {len(matrix)} dimensions, expected at most {lattice.MAX_DIMENSION} on a GPU"
+            )
         if not bool(matrix.isfinite().all()):
             raise InputError("features hold NaN or infinity, expected finite numbers")
-        batch = cuda.Batch(launcher_for(device), [matrix.shape[1]], [matrix.shape[1]])
-        return Handle(cuda.build(batch, cuda.matrix_features(matrix)))
+        batch = Batch(launcher_for(device), [matrix.shape[1]], [matrix.shape[1]])
+        return Handle(lattice.build(batch, lattice.matrix_features(matrix)))
 
 
 def grid_handle(height: int, width: int, sx: float, sy: float, device: torch.device) -> Handle:
     with _at(device):
-        batch = cuda.Batch(launcher_for(device), [height * width], [width])
-        return Handle(cuda.build(batch, cuda.grid_features([(height, width)], sx, sy)))
+        batch = Batch(launcher_for(device), [height * width], [width])
+        return Handle(lattice.build(batch, lattice.grid_features([(height, width)], sx, sy)))
 
 
 def image_handle(image: Any, sx: float, sy: float, colours: Sequence[float], device: torch.device) -> Handle:
     with _at(device):
         pixels = on_device(image, device, torch.uint8)
-        batch = cuda.Batch(launcher_for(device), [pixels.shape[0] * pixels.shape[1]], [pixels.shape[1]])
-        return Handle(cuda.build(batch, cuda.image_features([pixels], sx, sy, colours)))
+        batch = Batch(launcher_for(device), [pixels.shape[0] * pixels.shape[1]], [pixels.shape[1]])
+        return Handle(lattice.build(batch, lattice.image_features([pixels], sx, sy, colours)))
 
 
 def solve(
@@ -115,23 +124,30 @@ def solve(
     start: Any = None,
     best: bool = False,
 ) -> list[Any]:
-    """Marginals (L, n), or labels (n,), for unaries (L, n) over the same lattices: see `ops.lattice.solve`."""
+    """Marginals (L, n), or labels (n,), for unaries (L, n) over the same lattices: see `ops.mean_field.solve`."""
     device = terms[0][0].lattices.weights.device if terms else device_of(*unaries)
     with _at(device):
         planes = [on_device(one, device) for one in unaries]
         labels, n = planes[0].shape
-        batch = terms[0][0].lattices.batch if terms else cuda.Batch(launcher_for(device), [n], [n])
+        batch = terms[0][0].lattices.batch if terms else Batch(launcher_for(device), [n], [n])
         starts = None if start is None else [[on_device(start, device)] * len(planes)]
-        forbids = bool(_flags(batch, [planes], labels)[0] & cuda.FORBIDS)
-        ready = [cuda.Term(handle.lattices, compat, kind) for handle, compat, kind in terms]
-        field = cuda.MeanField(batch, ready, labels, len(planes), forbids)
+        forbids = bool(_flags(batch, [planes], labels)[0] & mean_field.FORBIDS)
+        ready = [mean_field.Term(handle.lattices, compat, kind) for handle, compat, kind in terms]
+        field = mean_field.MeanField(batch, ready, labels, len(planes), forbids)
         (answers,) = field.run([planes], iterations, starts, best)
         return [like(given, answer) for given, answer in zip(unaries, answers, strict=True)]
 
 
-def _flags(batch: cuda.Batch, planes: Sequence[Sequence[Tensor]], labels: int) -> list[int]:
-    flags: list[int] = cuda.examine(batch, planes, labels)
-    if any(flag & cuda.INVALID for flag in flags):
+def _flags(batch: Batch, planes: Sequence[list[Tensor]], labels: int) -> list[int]:
+    """Flags of each image's energies. Enormous ones are replaced by what they exceed the point's least one by."""
+    flags: list[int] = mean_field.examine(batch, planes, labels)
+    for flag, problems in zip(flags, planes, strict=True):
+        if flag & mean_field.HUGE and not flag & mean_field.INVALID:
+            for i, energies in enumerate(problems):
+                least = energies.amin(0)
+                more = (energies.double() - least).clamp(max=mean_field.MOST_ENERGY).float()
+                problems[i] = torch.where(energies.isinf(), energies, more)
+    if any(flag & mean_field.INVALID for flag in flags):
         raise InputError("unary holds NaN or -inf, or +inf for every label of a point, expected finite energies")
     return flags
 
@@ -154,7 +170,7 @@ def with_all_labels(answer: Tensor, kept: Tensor, best: bool) -> Tensor:
 
 
 class Problem(NamedTuple):
-    """A picture (H, W, 3) uint8 and its unaries (L, n) float32, all on the GPU."""
+    """An image (H, W, 3) uint8 and its unaries (L, n) float32, all on the GPU."""
 
     image: Tensor
     unaries: list[Tensor]
@@ -173,19 +189,21 @@ def problem(image: Any, unaries: list[Tensor], device: torch.device) -> Problem:
 
 
 class Call(NamedTuple):
-    """What is asked of all pictures. `compat_of` checks a compatibility for a number of labels."""
+    """What is asked of all images. `compat_of` checks a compatibility for a number of labels."""
 
-    kernels: Any  # of `ops.dense_crf`: gaussian (sx, sy, compat), bilateral (sx, sy, colours, compat), normalization
+    kernels: (
+        Any  # `ops.dense_crf.Settings`: gaussian (sx, sy, compat), bilateral (sx, sy, colours, compat), normalization
+    )
     compat_of: Callable[[float | Array, int], Array]
     iterations: int
     best: bool = False
 
 
 def infer(problems: Sequence[Problem], call: Call) -> list[list[Tensor]]:
-    """Marginals (L, n), or labels (n,), of each picture's unaries; pictures of as many labels run together.
+    """Marginals (L, n), or labels (n,), of each image's unaries; images of as many labels run together.
 
     A batch that is estimated not to fit the free memory is cut, and so is one that turns out not to; the log says so.
-    What a picture's answer is does not depend on the others.
+    What a image's answer is does not depend on the others.
     """
     if not problems:
         return []
@@ -202,41 +220,41 @@ def infer(problems: Sequence[Problem], call: Call) -> list[list[Tensor]]:
     return answers
 
 
-def _alike(problems: Sequence[Problem], launcher: cuda.Launcher) -> Iterator[tuple[list[int], bool]]:
-    """Places of the pictures that run together, of as many labels, and whether labels are forbidden in them."""
+def _alike(problems: Sequence[Problem], launcher: Launcher) -> Iterator[tuple[list[int], bool]]:
+    """Places of the images that run together, of as many labels, and whether labels are forbidden in them."""
     for labels in sorted({one.labels for one in problems}):
         places = [i for i, one in enumerate(problems) if one.labels == labels]
         batch = _batch([problems[i] for i in places], launcher)
         flags = _flags(batch, [problems[i].unaries for i in places], labels)
         for forbids in (False, True):
-            group = [i for i, flag in zip(places, flags, strict=True) if bool(flag & cuda.FORBIDS) == forbids]
+            group = [i for i, flag in zip(places, flags, strict=True) if bool(flag & mean_field.FORBIDS) == forbids]
             if group:
                 yield group, forbids
 
 
-def _batch(problems: Sequence[Problem], launcher: cuda.Launcher) -> cuda.Batch:
-    return cuda.Batch(launcher, [one.points for one in problems], [one.image.shape[1] for one in problems])
+def _batch(problems: Sequence[Problem], launcher: Launcher) -> Batch:
+    return Batch(launcher, [one.points for one in problems], [one.image.shape[1] for one in problems])
 
 
 def _portions(problems: Sequence[Problem], kernels: Any, device: torch.device) -> list[list[int]]:
-    """Places of the pictures that fit the memory together."""
+    """Places of the images that fit the memory together."""
     dimensions = [2] * (kernels.gaussian is not None) + [5] * (kernels.bilateral is not None)
     free = free_bytes(device)
-    most_points = cuda.MAX_ENTRIES // (max(dimensions, default=0) + 1)
+    most_points = lattice.MAX_ENTRIES // (max(dimensions, default=0) + 1)
     portions: list[list[int]] = []
     needed = points = whole = 0
     for i, one in enumerate(problems):
-        bytes_ = cuda.estimated_bytes(one.points, dimensions, one.labels, len(one.unaries))
+        bytes_ = mean_field.estimated_bytes(one.points, dimensions, one.labels, len(one.unaries))
         whole += bytes_
-        if not portions or needed + bytes_ > SHARE * free or points + one.points + cuda.PADDING > most_points:
+        if not portions or needed + bytes_ > SHARE * free or points + one.points + PADDING > most_points:
             portions.append([])
             needed = points = 0
         portions[-1].append(i)
         needed += bytes_
-        points += one.points + cuda.PADDING
+        points += one.points + PADDING
     if len(portions) > 1:
         log.info(
-            "dense_crf: %d pictures need about %.1f GiB, and %.1f GiB of the GPU's memory are free: %d batches",
+            "dense_crf: %d images need about %.1f GiB, and %.1f GiB of the GPU's memory are free: %d batches",
             len(problems),
             whole / 2**30,
             free / 2**30,
@@ -245,7 +263,7 @@ def _portions(problems: Sequence[Problem], kernels: Any, device: torch.device) -
     return portions
 
 
-def _attempt(problems: Sequence[Problem], forbids: bool, call: Call, launcher: cuda.Launcher) -> list[list[Tensor]]:
+def _attempt(problems: Sequence[Problem], forbids: bool, call: Call, launcher: Launcher) -> list[list[Tensor]]:
     try:
         return _together(problems, forbids, call, launcher)
     except torch.cuda.OutOfMemoryError:
@@ -253,31 +271,31 @@ def _attempt(problems: Sequence[Problem], forbids: bool, call: Call, launcher: c
     height, width = problems[0].image.shape[:2]
     if len(problems) == 1:
         raise BackendError(
-            f"a picture of {height} x {width} with {problems[0].labels} labels does not fit the GPU's free memory"
+            f"an image of {height} x {width} with {problems[0].labels} labels does not fit the GPU's free memory"
         )
     half = len(problems) // 2
-    log.info("dense_crf: %d pictures did not fit the GPU's memory; they run in two batches", len(problems))
+    log.info("dense_crf: %d images did not fit the GPU's memory; they run in two batches", len(problems))
     return [
         *_attempt(problems[:half], forbids, call, launcher),
         *_attempt(problems[half:], forbids, call, launcher),
     ]
 
 
-def _together(problems: Sequence[Problem], forbids: bool, call: Call, launcher: cuda.Launcher) -> list[list[Tensor]]:
+def _together(problems: Sequence[Problem], forbids: bool, call: Call, launcher: Launcher) -> list[list[Tensor]]:
     batch, labels, kernels = _batch(problems, launcher), problems[0].labels, call.kernels
     features = []
     if kernels.gaussian is not None:
         sx, sy, compat = kernels.gaussian
         sizes = [(one.image.shape[0], one.image.shape[1]) for one in problems]
-        features.append((cuda.grid_features(sizes, sx, sy), compat))
+        features.append((lattice.grid_features(sizes, sx, sy), compat))
     if kernels.bilateral is not None:
         sx, sy, colours, compat = kernels.bilateral
-        features.append((cuda.image_features([one.image for one in problems], sx, sy, colours), compat))
+        features.append((lattice.image_features([one.image for one in problems], sx, sy, colours), compat))
     terms = [
-        cuda.Term(cuda.build(batch, one), call.compat_of(compat, labels), kernels.normalization)
+        mean_field.Term(lattice.build(batch, one), call.compat_of(compat, labels), kernels.normalization)
         for one, compat in features
     ]
-    field = cuda.MeanField(batch, terms, labels, len(problems[0].unaries), forbids)
+    field = mean_field.MeanField(batch, terms, labels, len(problems[0].unaries), forbids)
     answers: list[list[Tensor]] = field.run([one.unaries for one in problems], call.iterations, best=call.best)
     return answers
 
