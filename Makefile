@@ -7,13 +7,18 @@ BIN := $(VENV)/bin
 TORCH_aarch64 := torch==2.9.1 torchvision==0.24.1
 TORCH := $(TORCH_$(shell uname -m))
 
-.PHONY: demo test judges bench docs lint light sanitize wheels check-wheels clean
+.PHONY: demo test fuzz judges bench docs lint light sanitize wheels check-wheels clean
 
 demo: $(VENV)/demo.stamp
 	$(BIN)/amn-fast demo
 
 test: $(VENV)/test.stamp
 	$(BIN)/python -m pytest -n auto
+
+# Random cases against the references, for SECONDS, from SEED if it is given: make fuzz SECONDS=60 SEED=0
+SECONDS := 600
+fuzz: $(VENV)/test.stamp
+	$(BIN)/python tests/fuzz --seconds $(SECONDS) $(if $(SEED),--seed $(SEED))
 
 # The labelling tools whose own code the tests of export and import ask; their pins need an environment of their own.
 judges: $(VENV)-judges/stamp

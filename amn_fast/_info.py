@@ -9,6 +9,7 @@ from importlib.metadata import PackageNotFoundError, version
 from amn_fast import __version__
 from amn_fast._native import missing
 from amn_fast.kernels.common import cuda as _cuda_kernels
+from amn_fast.ops._arrays import SWITCH, thread_count
 
 _PACKAGES = ("numpy", "opencv-python-headless", "torch", "torchvision", "timm", "triton", "cuda-core", "pillow")
 
@@ -19,6 +20,7 @@ def info() -> str:
         f"amn_fast {__version__}, Python {platform.python_version()},"
         f" {sys.platform} {platform.machine()}, {os.cpu_count()} cores",
         "packages: " + ", ".join(f"{name} {package_version(name)}" for name in _PACKAGES),
+        f"threads: {thread_count(None)} by default; {SWITCH}: {os.environ.get(SWITCH) or 'not set'}",
         "backend reference: ready",
         f"backend cpu: {'ready' if not missing else 'missing: ' + missing}",
         f"backend triton: {_triton()}",

@@ -184,7 +184,8 @@ def test_info_says_what_is_here():
     lines = amn_fast.info().splitlines()
     assert re.fullmatch(r"amn_fast \d+\.\d+\.\d+, Python 3\.\d+\.\d+\S*, \w+ \w+, \d+ cores", lines[0])
     assert f"numpy {importlib.metadata.version('numpy')}" in lines[1]
-    backends = dict(line.removeprefix("backend ").split(": ", 1) for line in lines[2:])
+    assert re.fullmatch(r"threads: \d+ by default; AMN_FAST_BACKEND: .+", lines[2])
+    backends = dict(line.removeprefix("backend ").split(": ", 1) for line in lines[3:])
     assert list(backends) == ["reference", "cpu", "triton", "cuda"]
     assert backends["reference"] == "ready"
     assert all(re.match(r"ready|missing: \S", state) for state in backends.values())

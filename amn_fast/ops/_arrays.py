@@ -176,6 +176,18 @@ def tensor_backend(backend: str, operation: str, device_type: str) -> str:
     return choose_backend(backend, operation, obstacles)
 
 
+def kernel_backend(backend: str, operation: str, device_type: str) -> str:
+    """`tensor_backend` within a registered operator, which runs the compiled kernels alone.
+
+    Raises:
+        InputError: the backend is "reference".
+    """
+    chosen = tensor_backend(backend, operation, device_type)
+    if chosen == "reference":
+        raise InputError(f"{operation}: the operator has no backend 'reference': call amn_fast.{operation}")
+    return chosen
+
+
 # What torch.compiler.assume_constant_result does, without importing PyTorch: torch.compile keeps the answer.
 tensor_backend._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
@@ -228,9 +240,8 @@ def as_array(name: str, value: Any) -> NDArray[Any]:
     if is_tensor(value):
         if value.device.type != "cpu":
             raise InputError(f"{name} is a tensor on {value.device}, expected the CPU: call .cpu() first")
+        check_tensor(name, value)
         torch = sys.modules["torch"]
-        if value.layout != torch.strided or value.is_complex() or value.is_quantized:
-            raise InputError(f"{name} is {value.dtype}, {value.layout}, expected a dense tensor of real numbers")
         value = value.detach()
         if value.is_floating_point() and value.dtype not in (torch.float16, torch.float32, torch.float64):
             value = value.float()  # NumPy has no bfloat16 and no float8
@@ -253,12 +264,61 @@ def like(given: object, result: Any) -> Any:
     return sys.modules["torch"].from_numpy(result)
 
 
+def as_tensor(name: str, value: Any) -> Any:
+    """A dense tensor of real numbers as it is; an array of real numbers as a CPU tensor.
+
+    Raises:
+        InputError: as for `as_array`.
+    """
+    if is_tensor(value):
+        check_tensor(name, value)
+        return value
+    array = as_array(name, value)
+    native = np.dtype(f"{array.dtype.kind}{min(array.dtype.itemsize, 8)}")  # PyTorch has no longdouble
+    array = np.ascontiguousarray(array, native)
+    return sys.modules["torch"].from_numpy(array if array.flags.writeable else array.copy())
+
+
+def check_tensor(name: str, value: Any) -> None:
+    """Raises InputError unless `value` is a dense PyTorch tensor of real numbers."""
+    torch = sys.modules["torch"]
+    if not isinstance(value, torch.Tensor):
+        raise InputError(f"{name} is {shown(value)}, expected a PyTorch tensor")
+    if value.layout != torch.strided or value.is_complex() or value.is_quantized:
+        raise InputError(f"{name} is {value.dtype}, {value.layout}, expected a dense tensor of real numbers")
+
+
+def same_device(operation: str, **tensors: Any) -> None:
+    """Raises InputError unless all tensors are on the device of the first."""
+    (first, reference), *others = tensors.items()
+    for name, tensor in others:
+        if tensor.device != reference.device:
+            raise InputError(f"{operation}: {name} is on {tensor.device}, expected {reference.device}, like {first}")
+
+
 def has_tangent(*tensors: Any) -> bool:
     """Whether one of the tensors carries a forward-mode derivative, which a compiled kernel would drop silently."""
     torch = sys.modules["torch"]
-    if torch.compiler.is_compiling() or torch.autograd.forward_ad._current_level < 0:
+    forward = torch.autograd.forward_ad
+    if torch.compiler.is_compiling() or forward._current_level < 0:
         return False
-    return any(torch.autograd.forward_ad.unpack_dual(tensor).tangent is not None for tensor in tensors)
+    return any(forward.unpack_dual(tensor).tangent is not None for tensor in tensors)
+
+
+def forward_mode_backend(chosen: str, requested: str, operation: str, *tensors: Any) -> str:
+    """The backend where a tensor may carry a forward-mode derivative, which the kernels would drop silently.
+
+    Raises:
+        BackendError: there is such a derivative, and a backend without it was asked for by name.
+    """
+    if chosen == "reference" or not has_tangent(*tensors):
+        return chosen
+    if requested != "auto" or _default_backend()[0] != "auto":
+        raise BackendError(
+            f"{operation}: backend '{chosen}' has no forward-mode derivative; "
+            f"use backend='reference', or 'auto' without {SWITCH}"
+        )
+    return "reference"
 
 
 # ------------------------------------------------------------------------------------------------------------ scalars

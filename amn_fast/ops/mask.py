@@ -61,9 +61,10 @@ def make_mask(
 
     Example:
         >>> import numpy as np, amn_fast
-        >>> activations = np.zeros((1, 4, 4)); activations[0, :, :2] = 1
-        >>> amn_fast.make_mask(activations, np.zeros((4, 4)), [7], (16, 16), exp_times=0)[0, ::5].tolist()
-        [7, 7, 7, 0]
+        >>> activations, edge = np.zeros((1, 4, 4)), np.zeros((4, 4))
+        >>> activations[0, :, :2] = 1; edge[:, 2] = 1
+        >>> amn_fast.make_mask(activations, edge, [7], (16, 16))[0, ::5].tolist()
+        [7, 7, 0, 0]
     """
     maps = _checked_activations(activations)
     labels = _checked_labels(keys, len(maps))
@@ -201,7 +202,12 @@ def _checked_labels(keys: ArrayLike, count: int) -> NDArray[np.uint8]:
 
 
 def _raised(activations: NDArray[Any], power: float) -> NDArray[np.float32]:
-    return np.power(activations.astype(np.float32, copy=False), number("power", power, "(0, inf)"), dtype=np.float32)
+    exponent = number("power", power, "(0, inf)")
+    with np.errstate(over="ignore"):
+        raised = np.power(activations.astype(np.float32, copy=False), exponent, dtype=np.float32)
+    if not np.isfinite(raised).all():
+        raise InputError(f"activations to the power {power} exceed the range of float32, expected smaller numbers")
+    return raised
 
 
 def _normalised(walked: NDArray[np.float32], size: tuple[int, int], per_class: bool) -> Scores:

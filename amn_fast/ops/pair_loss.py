@@ -1,4 +1,4 @@
-"""IRN's affinity and displacement losses over pairs of pixels."""
+"""IRN's affinity and displacement losses over pairs of pixels (Ahn et al., CVPR 2019, equations 3 to 7)."""
 
 from typing import Any, NamedTuple
 
@@ -8,7 +8,14 @@ from torch import Tensor
 from amn_fast._native import native
 from amn_fast.errors import InputError
 from amn_fast.kernels.pair_loss import reference
-from amn_fast.ops._arrays import tensor_backend
+from amn_fast.ops._arrays import (
+    check_tensor,
+    forward_mode_backend,
+    integer,
+    kernel_backend,
+    same_device,
+    tensor_backend,
+)
 
 
 class PairLossTerms(NamedTuple):
@@ -42,24 +49,34 @@ def pair_loss(
 ) -> PairLossTerms:
     """IRN's losses over all pairs of pixels closer than `radius`, each the mean over the whole batch.
 
-    A pair's affinity is 1 - the highest sigmoid(edge logit) on the straight path between its pixels. Pairs of one
-    label shall have affinity 1 (bg_pos: both background, fg_pos: one class), pairs of different labels 0 (neg). The
-    displacements of a pair shall differ by the pair's own offset on one class (dp_fg) and by nothing on the
-    background (dp_bg). (Ahn et al., CVPR 2019, equations 3 to 7.) A kind without pairs contributes 0.
+    The affinity of a pair is 1 - the highest sigmoid(edge logit) on the straight path between its pixels. Its target is
+    1 for pairs of one label (bg_pos: both background, fg_pos: one class) and 0 for pairs of different labels (neg).
+    The target of the difference of a pair's displacements is the pair's own offset on one class (dp_fg) and 0 on the
+    background (dp_bg). A kind without pairs contributes 0. On the CPU it uses `torch.get_num_threads()` threads.
 
     Args:
-        edge_logits: (B, 1, h, w), before the sigmoid.
-        displacement: (B, 2, h, w), the y component first, in pixels of this grid.
-        labels: (B, h, w) uint8, already at this grid (stride 4): 0 is background, 1.. the classes; pairs with an end
-            of `ignore_index` count nowhere.
-        radius: h >= radius and w >= 2·radius - 1 are needed.
+        edge_logits: (B, 1, h, w) floating tensor, before the sigmoid.
+        displacement: (B, 2, h, w) floating tensor, the y component first, in pixels of this grid.
+        labels: (B, h, w) uint8 at this grid (stride 4): 0 is the background, 1.. are the classes; pairs with an end of
+            `ignore_index` are left out.
+        radius: at least 2; pairs are closer than this. The maps need h >= radius and w >= 2·radius - 1.
+        ignore_index: 0..255.
         backend: "auto", "cpu" (C++), "triton" or "reference".
 
     Returns:
-        Five scalars, float32 (float64 for double inputs); `.total` is what IRN minimises.
+        Five scalars, float32 (float64 for double inputs); IRN minimises `.total`. They have gradients for the logits
+        and the displacement; forward-mode derivatives are computed by the reference.
 
     Raises:
-        InputError: a shape, a type or a value is not as above.
+        InputError: a shape, type or value is not as above.
+        BackendError: the requested backend cannot run here.
+
+    Example:
+        >>> import torch, amn_fast
+        >>> edge, displacement = torch.zeros(1, 1, 8, 8), torch.zeros(1, 2, 8, 8)
+        >>> terms = amn_fast.pair_loss(edge, displacement, torch.ones(1, 8, 8, dtype=torch.uint8), radius=3)
+        >>> round(terms.fg_pos.item(), 4), terms.neg.item()
+        (0.6931, 0.0)
     """
     sums, counts = pair_sums(
         edge_logits, displacement, labels, radius=radius, ignore_index=ignore_index, backend=backend
@@ -85,11 +102,11 @@ def pair_sums(
 ) -> tuple[Tensor, Tensor]:
     """`pair_loss` before the division: sums (5,) and counts of background, foreground and negative pairs (3,), int64.
 
-    For means over more than one batch or process: add both, then `pair_means`.
+    For means over several batches or processes: add both, then call `pair_means`.
     """
-    _check(edge_logits, displacement, labels, radius)
+    radius, ignore_index = _check(edge_logits, displacement, labels, radius, ignore_index)
     chosen = tensor_backend(backend, "pair_loss", edge_logits.device.type)
-    if chosen == "reference":
+    if forward_mode_backend(chosen, backend, "pair_loss", edge_logits, displacement) == "reference":
         return reference.pair_sums(edge_logits, displacement, labels, radius, ignore_index)
     sums, counts, _ = _pair_sums(edge_logits, displacement, labels, radius, ignore_index, chosen)
     return sums, counts
@@ -99,10 +116,11 @@ def pair_sums(
 def _pair_sums(
     edge_logits: Tensor, displacement: Tensor, labels: Tensor, radius: int, ignore_index: int, backend: str
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The sums, the counts, and seven whole numbers per pixel, (B, 7, h, w), see kernels/pair_loss/cpu.hpp."""
+    """The sums, the counts, and seven integers per pixel, (B, 7, h, w), see kernels/pair_loss/cpu.hpp."""
+    _check(edge_logits, displacement, labels, radius, ignore_index)
     edge, moved = _dense(edge_logits, displacement)
     labels = labels.contiguous()
-    if backend == "triton":
+    if kernel_backend(backend, "pair_loss", edge_logits.device.type) == "triton":
         from amn_fast.kernels.pair_loss import triton
 
         return triton.forward(edge, moved, labels, radius, ignore_index)
@@ -124,9 +142,16 @@ def _(
 def _pair_sums_backward(
     grad_sums: Tensor, edge_logits: Tensor, displacement: Tensor, tallies: Tensor, backend: str
 ) -> tuple[Tensor, Tensor]:
-    """The gradients of the edge logits and of the displacement: a walk over pixels, not over pairs."""
+    """The gradients of the edge logits and of the displacement: a loop over pixels, not over pairs."""
+    _check_maps(edge_logits, displacement)
+    expected = (len(edge_logits), 7, *edge_logits.shape[2:])
+    if tallies.shape != expected or tallies.dtype != torch.int32 or grad_sums.shape != (5,):
+        found = f"{tuple(tallies.shape)} {tallies.dtype} and {tuple(grad_sums.shape)}"
+        raise InputError(f"pair_loss: tallies and grad_sums are {found}, expected {expected} torch.int32 and (5,)")
+    same_device("pair_loss", edge_logits=edge_logits, tallies=tallies, grad_sums=grad_sums)
     edge, moved = _dense(edge_logits, displacement)
-    if backend == "triton":
+    tallies = tallies.contiguous()
+    if kernel_backend(backend, "pair_loss", edge_logits.device.type) == "triton":
         from amn_fast.kernels.pair_loss import triton
 
         edge_gradient, moved_gradient = triton.backward(grad_sums, edge, tallies)
@@ -170,7 +195,7 @@ def _dense(edge_logits: Tensor, displacement: Tensor) -> tuple[Tensor, Tensor]:
 
 def _problem(edge: Tensor, displacement: Tensor, labels: Tensor, radius: int, ignore_index: int) -> Any:
     """The C++ kernel's view of the tensors, which must outlive it."""
-    assert native is not None  # `tensor_backend` has seen to it
+    assert native is not None  # `kernel_backend` has checked it
     kind = native.PairLoss64 if edge.dtype == torch.float64 else native.PairLoss32
     return kind(
         edge=edge.data_ptr(),
@@ -183,7 +208,10 @@ def _problem(edge: Tensor, displacement: Tensor, labels: Tensor, radius: int, ig
     )
 
 
-def _check(edge_logits: Tensor, displacement: Tensor, labels: Tensor, radius: int) -> None:
+def _check_maps(edge_logits: Any, displacement: Any) -> tuple[int, int, int]:
+    """Their batch size, height and width."""
+    check_tensor("pair_loss: edge_logits", edge_logits)
+    check_tensor("pair_loss: displacement", displacement)
     if edge_logits.ndim != 4 or edge_logits.shape[1] != 1 or not edge_logits.is_floating_point():
         found = f"{tuple(edge_logits.shape)} {edge_logits.dtype}"
         raise InputError(f"pair_loss: edge_logits is {found}, expected (B, 1, h, w) of a floating type")
@@ -191,14 +219,20 @@ def _check(edge_logits: Tensor, displacement: Tensor, labels: Tensor, radius: in
     if displacement.shape != (batch, 2, height, width) or not displacement.is_floating_point():
         found = f"{tuple(displacement.shape)} {displacement.dtype}"
         raise InputError(f"pair_loss: displacement is {found}, expected ({batch}, 2, {height}, {width}), floating")
+    same_device("pair_loss", edge_logits=edge_logits, displacement=displacement)
+    return batch, height, width
+
+
+def _check(edge_logits: Any, displacement: Any, labels: Any, radius: Any, ignore_index: Any) -> tuple[int, int]:
+    """`radius` and `ignore_index` as plain integers."""
+    batch, height, width = _check_maps(edge_logits, displacement)
+    check_tensor("pair_loss: labels", labels)
     if labels.shape != (batch, height, width) or labels.dtype != torch.uint8:
         found = f"{tuple(labels.shape)} {labels.dtype}"
         raise InputError(f"pair_loss: labels is {found}, expected ({batch}, {height}, {width}) torch.uint8")
-    if not (edge_logits.device == displacement.device == labels.device):
-        found = f"{edge_logits.device}, {displacement.device} and {labels.device}"
-        raise InputError(f"pair_loss: the arguments are on {found}, expected one device")
-    if not isinstance(radius, int) or radius < 2:
-        raise InputError(f"pair_loss: radius is {radius!r}, expected a whole number of at least 2")
+    same_device("pair_loss", edge_logits=edge_logits, labels=labels)
+    radius = integer("pair_loss: radius", radius, 2)
     if height < radius or width < 2 * radius - 1:
         expected = f"at least {radius} x {2 * radius - 1} for radius {radius}"
         raise InputError(f"pair_loss: the maps are {height} x {width} (height x width), expected {expected}")
+    return radius, integer("pair_loss: ignore_index", ignore_index, 0, 255)

@@ -1,4 +1,4 @@
-"""The balanced per-pixel classification loss."""
+"""AMN's balanced per-pixel classification loss (Lee et al., CVPR 2022, section 3.2)."""
 
 from typing import Any
 
@@ -8,7 +8,15 @@ from torch import Tensor
 from amn_fast._native import native
 from amn_fast.errors import InputError
 from amn_fast.kernels.pixel_loss import reference
-from amn_fast.ops._arrays import tensor_backend
+from amn_fast.ops._arrays import (
+    check_tensor,
+    forward_mode_backend,
+    integer,
+    kernel_backend,
+    number,
+    same_device,
+    tensor_backend,
+)
 
 TYPES = {torch.float32: 0, torch.float64: 1, torch.float16: 2, torch.bfloat16: 3}  # of kernels/pixel_loss/cpu.hpp
 
@@ -18,22 +26,33 @@ def pixel_loss(
 ) -> Tensor:
     """½ · the mean loss of background pixels + ½ · the mean loss of foreground pixels, over the whole batch.
 
-    A pixel's loss is the cross entropy between its softmax and the target 1 - eps on its label's channel and eps / C
-    on each of the C others (AMN, Lee et al., CVPR 2022). A side without pixels contributes 0. The labels are sampled
-    to the logits' size by Pillow's nearest rule.
+    The loss of a pixel is the cross entropy between its softmax and a smoothed target: 1 - eps on the channel of its
+    label, eps / C on each of the C other channels. A side without pixels contributes 0. The labels are sampled to the
+    size of the logits by Pillow's nearest rule. On the CPU it uses `torch.get_num_threads()` threads.
 
     Args:
-        logits: (B, C + 1, h, w), float32, float64, float16 or bfloat16, any strides; computed in float32 or float64.
-        labels: (B, H, W) uint8: 0 is background, 1..C the classes, `ignore_index` counts nowhere.
+        logits: (B, C + 1, h, w) tensor of float32, float64, float16 or bfloat16, any strides. Half precision is
+            computed in float32.
+        labels: (B, H, W) uint8: 0 is the background, 1..C are the classes, pixels of `ignore_index` are left out.
         eps: label smoothing, in [0, 1].
+        ignore_index: 0..255.
         backend: "auto", "cpu" (C++), "triton" or "reference".
 
     Returns:
-        A scalar, float32 (float64 for double logits).
+        A scalar, float32 (float64 for double logits). It has a gradient for the logits; forward-mode derivatives are
+        computed by the reference. A sampled label above C raises InputError, also in the backward pass if the labels
+        were changed in between; on a GPU, where the check would wait for the device, loss and gradient are NaN.
 
     Raises:
-        InputError: a shape, a type or a value is not as above. Only sampled labels are looked at. On a GPU, where
-            looking would wait for the device, a label above C counts nowhere and a later call raises.
+        InputError: a shape, type or value is not as above.
+        BackendError: the requested backend cannot run here.
+
+    Example:
+        >>> import torch, amn_fast
+        >>> logits = torch.zeros(1, 2, 4, 4, requires_grad=True)
+        >>> labels = torch.tensor([[[0, 0], [1, 255]]], dtype=torch.uint8)
+        >>> round(amn_fast.pixel_loss(logits, labels, eps=0).item(), 4)  # log 2
+        0.6931
     """
     sums, counts = pixel_sums(logits, labels, eps=eps, ignore_index=ignore_index, backend=backend)
     return balanced_mean(sums, counts)
@@ -47,13 +66,13 @@ def balanced_mean(sums: Tensor, counts: Tensor) -> Tensor:
 def pixel_sums(
     logits: Tensor, labels: Tensor, *, eps: float = 0.4, ignore_index: int = 255, backend: str = "auto"
 ) -> tuple[Tensor, Tensor]:
-    """`pixel_loss` before the division: the sums (2,) and the pixel counts (2,), background first.
+    """`pixel_loss` before the division: the sums (2,) and the numbers of pixels (2,), background first.
 
-    For means over more than one batch or process: add both, then `balanced_mean`.
+    For means over several batches or processes: add both, then call `balanced_mean`.
     """
-    _check(logits, labels, eps)
+    eps, ignore_index = _check(logits, labels, eps, ignore_index)
     chosen = tensor_backend(backend, "pixel_loss", logits.device.type)
-    if chosen == "reference":
+    if forward_mode_backend(chosen, backend, "pixel_loss", logits) == "reference":
         if not torch.compiler.is_compiling():
             small = reference.sample_labels(labels, *logits.shape[2:])
             highest = int(small.masked_fill(small == ignore_index, 0).amax()) if small.numel() else 0
@@ -68,9 +87,12 @@ def _pixel_sums(
     logits: Tensor, labels: Tensor, eps: float, ignore_index: int, backend: str
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The sums, the counts, and the softmax's maximum and logarithm of the sum of each pixel, (2, B, h, w)."""
+    _check(logits, labels, eps, ignore_index)
+    if kernel_backend(backend, "pixel_loss", logits.device.type) == "triton":
+        from amn_fast.kernels.pixel_loss import triton
+
+        return triton.forward(logits, labels, eps, ignore_index)
     dtype = _arithmetic(logits)
-    if backend == "triton":
-        return _triton_forward(logits, labels, eps, ignore_index)
     normaliser = logits.new_empty((2, logits.shape[0], *logits.shape[2:]), dtype=dtype)
     sums = _problem(logits, labels, eps, ignore_index).forward(normaliser.data_ptr())
     _check_labels(sums.highest_label, logits.shape[1], ignore_index)
@@ -88,13 +110,23 @@ def _(logits: Tensor, labels: Tensor, eps: float, ignore_index: int, backend: st
 def _pixel_sums_backward(
     grad_sums: Tensor, logits: Tensor, labels: Tensor, normaliser: Tensor, eps: float, ignore_index: int, backend: str
 ) -> Tensor:
-    if backend == "triton":
+    _check(logits, labels, eps, ignore_index)
+    expected = (2, logits.shape[0], *logits.shape[2:])
+    if normaliser.shape != expected or normaliser.dtype != _arithmetic(logits) or grad_sums.shape != (2,):
+        found = f"{tuple(normaliser.shape)} {normaliser.dtype} and {tuple(grad_sums.shape)}"
+        raise InputError(
+            f"pixel_loss: normaliser and grad_sums are {found}, expected {expected} {_arithmetic(logits)} and (2,)"
+        )
+    same_device("pixel_loss", logits=logits, normaliser=normaliser, grad_sums=grad_sums)
+    normaliser = normaliser.contiguous()
+    if kernel_backend(backend, "pixel_loss", logits.device.type) == "triton":
         from amn_fast.kernels.pixel_loss import triton
 
         return triton.backward(grad_sums, logits, labels, normaliser, eps, ignore_index)
     gradient = torch.empty_like(logits)
     problem = _problem(logits, labels, eps, ignore_index)
-    problem.backward(normaliser.data_ptr(), grad_sums.tolist(), gradient.data_ptr(), gradient.stride())
+    highest = problem.backward(normaliser.data_ptr(), grad_sums.tolist(), gradient.data_ptr(), gradient.stride())
+    _check_labels(highest, logits.shape[1], ignore_index)
     return gradient
 
 
@@ -120,39 +152,13 @@ def _backward(ctx: Any, grad_sums: Tensor, *_: Tensor) -> tuple[Tensor | None, .
 _pixel_sums.register_autograd(_backward, setup_context=_setup_context)
 
 
-def _triton_forward(logits: Tensor, labels: Tensor, eps: float, ignore_index: int) -> tuple[Tensor, Tensor, Tensor]:
-    from amn_fast.kernels.pixel_loss import triton
-
-    _raise_found()
-    sums, counts, normaliser, highest = triton.forward(logits, labels, eps, ignore_index)
-    if logits.device.type == "cpu":  # interpreted
-        _check_labels(int(highest), logits.shape[1], ignore_index)
-    elif not torch.cuda.is_current_stream_capturing():
-        found = torch.empty((), dtype=highest.dtype, pin_memory=True).copy_(highest, non_blocking=True)
-        event = torch.cuda.Event()
-        event.record()
-        _unread.append((event, found, logits.shape[1], ignore_index))
-    return sums, counts, normaliser
-
-
-# The highest label of each launch on a GPU, on its way to the host: reading it at once would wait for the device.
-_unread: list[tuple[Any, Tensor, int, int]] = []
-
-
-def _raise_found() -> None:
-    """Reads the highest labels that have arrived. Launches end in order, so the first that has not ends the search."""
-    while _unread and _unread[0][0].query():
-        _, found, channels, ignore_index = _unread.pop(0)
-        _check_labels(int(found), channels, ignore_index)
-
-
 def _arithmetic(logits: Tensor) -> torch.dtype:
     return torch.float64 if logits.dtype == torch.float64 else torch.float32
 
 
 def _problem(logits: Tensor, labels: Tensor, eps: float, ignore_index: int) -> Any:
     """The C++ kernel's view of the tensors, which must outlive it."""
-    assert native is not None  # `tensor_backend` has seen to it
+    assert native is not None  # `kernel_backend` has checked it
     return native.PixelLoss(
         logits=logits.data_ptr(),
         type=TYPES[logits.dtype],
@@ -167,7 +173,9 @@ def _problem(logits: Tensor, labels: Tensor, eps: float, ignore_index: int) -> A
     )
 
 
-def _check(logits: Tensor, labels: Tensor, eps: float) -> None:
+def _check(logits: Any, labels: Any, eps: Any, ignore_index: Any) -> tuple[float, int]:
+    check_tensor("pixel_loss: logits", logits)
+    check_tensor("pixel_loss: labels", labels)
     if logits.ndim != 4 or logits.dtype not in TYPES or logits.shape[1] < 2:
         found = f"{tuple(logits.shape)} {logits.dtype}"
         raise InputError(f"pixel_loss: logits is {found}, expected (B, C + 1, h, w) of a floating type with C >= 1")
@@ -177,10 +185,8 @@ def _check(logits: Tensor, labels: Tensor, eps: float) -> None:
     if 0 in (*logits.shape[2:], *labels.shape[1:]):
         shapes = f"logits {tuple(logits.shape)}, labels {tuple(labels.shape)}"
         raise InputError(f"pixel_loss: {shapes}: expected at least one pixel in each")
-    if labels.device != logits.device:
-        raise InputError(f"pixel_loss: labels are on {labels.device}, expected {logits.device}, as the logits")
-    if not 0 <= eps <= 1:
-        raise InputError(f"pixel_loss: eps is {eps}, expected a number in [0, 1]")
+    same_device("pixel_loss", logits=logits, labels=labels)
+    return number("pixel_loss: eps", eps, "[0, 1]"), integer("pixel_loss: ignore_index", ignore_index, 0, 255)
 
 
 def _check_labels(highest: int, channels: int, ignore_index: int) -> None:

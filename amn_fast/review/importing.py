@@ -4,9 +4,9 @@ from collections.abc import Callable, Mapping
 from importlib import import_module
 from pathlib import Path
 
-from amn_fast.data.folder import find_pictures
 from amn_fast.data.image import image_size
 from amn_fast.data.masks import describe_size, write_mask
+from amn_fast.data.names import clean_id, find_images
 from amn_fast.errors import InputError
 from amn_fast.review.exporting import Job, new_folder, write_failures
 
@@ -51,13 +51,14 @@ def import_masks(
         raise InputError(f"format is {source!r}, expected {', '.join(IMPORTERS)}")
     if not path.exists():
         raise InputError(f"{path}: there is no such file or folder")
-    files = find_pictures(images) if images is not None else None
+    files = find_images(images) if images is not None else None
     job = Job(classes)
     read = getattr(import_module(f"amn_fast.review.{IMPORTERS[source]}"), f"import_{source.replace('-', '_')}")
     entries = read(path, job, files)
     out = new_folder(out)
     seen: set[str] = set()
-    for id, load in entries:
+    for name, load in entries:
+        id = clean_id(name)
         with job.attempt(id):
             _check_id(id, seen, files)
             mask = load()

@@ -16,6 +16,7 @@ from amn_fast.data.base import IGNORE
 from amn_fast.data.image import image_size
 from amn_fast.data.labels import read_json
 from amn_fast.data.masks import voc_palette
+from amn_fast.data.names import clean_id
 from amn_fast.errors import InputError
 from amn_fast.files import write_atomically, write_text
 from amn_fast.review.coco import label_of_name
@@ -162,7 +163,10 @@ def import_label_studio(path: Path, job: Job, images: Mapping[str, Path] | None)
     if not isinstance(tasks, list):
         raise InputError(f"{path}: is not a list of tasks, expected Label Studio's export as JSON")
     ids = [_id(task, number) for number, task in enumerate(tasks)]
-    return [(id, partial(_mask, path, task, job, (images or {}).get(id))) for id, task in zip(ids, tasks, strict=True)]
+    return [
+        (id, partial(_mask, path, task, job, (images or {}).get(clean_id(id))))
+        for id, task in zip(ids, tasks, strict=True)
+    ]
 
 
 def _id(task: Any, number: int) -> str:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from amn_fast.data.base import IGNORE, list_ids
 from amn_fast.data.image import read_mask
-from amn_fast.data.masks import describe_size
+from amn_fast.data.masks import describe_size, find_masks
 from amn_fast.errors import InputError
 from amn_fast.metrics import Confusion, UnknownRule
 from amn_fast.review.coco import coco_masks
@@ -212,9 +212,7 @@ def _open(path: Path, classes: tuple[str, ...] | None) -> tuple[tuple[str, ...] 
         path = path / "masks"
     else:
         names = None
-    if not path.is_dir():
-        raise InputError(f"{path}: there is no such folder of masks or instances file")
-    readers = {file.stem: _png(file) for file in sorted(path.glob("*.png")) if not file.name.startswith(".")}
+    readers = {id: _png(file) for id, file in find_masks(path).items()}
     if not readers:
         raise InputError(f"{path}: holds no masks, expected files ID.png")
     return names, readers

@@ -11,19 +11,20 @@ from numpy.typing import NDArray
 from amn_fast.config import Config, read_config
 from amn_fast.data import open_dataset
 from amn_fast.data.base import IGNORE, Dataset, list_ids
-from amn_fast.data.folder import find_pictures
 from amn_fast.data.image import image_size, read_mask
 from amn_fast.data.labels import check_classes, read_classes, read_json
-from amn_fast.data.masks import check_ids, describe_size
+from amn_fast.data.masks import check_ids, describe_size, find_masks
+from amn_fast.data.names import find_images
 from amn_fast.errors import InputError
 
 
 @dataclass(frozen=True)
 class MaskSet:
-    """Masks `folder/ID.png`.
+    """Masks in files `ID.png`.
 
     Attributes:
         folder: the folder of the masks.
+        files: id -> mask file.
         ids: ids of the masks, sorted.
         classes: names of the C classes; label k of a mask is `classes[k - 1]`, 0 is background, 255 is unknown.
         images: id -> image file; ids without a known image are absent.
@@ -31,6 +32,7 @@ class MaskSet:
     """
 
     folder: Path
+    files: Mapping[str, Path]
     ids: tuple[str, ...]
     classes: tuple[str, ...]
     images: Mapping[str, Path] = field(default_factory=dict)
@@ -42,7 +44,7 @@ class MaskSet:
         Raises:
             InputError: the file is damaged, holds an id that is no class, or has another size than its image.
         """
-        path = self.folder / f"{id}.png"
+        path = self.files[id]
         mask = read_mask(path)
         check_ids(path, mask, len(self.classes))
         if id in self.images and mask.shape != (size := image_size(self.images[id])):
@@ -66,9 +68,8 @@ def open_masks(path: Path | str, *, classes: Path | None = None, images: Path | 
     path = Path(path)
     is_run = (path / "config.yaml").is_file()
     folder = path / "masks" if is_run else path
-    if not folder.is_dir():
-        raise InputError(f"{folder}: there is no such folder of masks")
-    ids = tuple(sorted(file.stem for file in folder.glob("*.png") if not file.name.startswith(".")))
+    files = find_masks(folder)
+    ids = tuple(sorted(files))
     if not ids:
         raise InputError(f"{folder}: holds no masks, expected files ID.png")
     if classes is not None:
@@ -80,7 +81,7 @@ def open_masks(path: Path | str, *, classes: Path | None = None, images: Path | 
     notes: list[str] = []
     found: Mapping[str, Path] = {}
     if images is not None:
-        found = find_pictures(images)
+        found = find_images(images)
         lacking = [id for id in ids if id not in found]
         if lacking:
             raise InputError(f"{images}: holds no image for {list_ids(lacking)}")
@@ -89,7 +90,7 @@ def open_masks(path: Path | str, *, classes: Path | None = None, images: Path | 
             found = run_images(path, ids)
         except InputError as error:
             notes.append(f"The run's images were not found ({error}); pass --images DIR to use them.")
-    return MaskSet(folder, ids, names, {id: found[id] for id in ids if id in found}, tuple(notes))
+    return MaskSet(folder, files, ids, names, {id: found[id] for id in ids if id in found}, tuple(notes))
 
 
 def run_classes(run: Path) -> tuple[str, ...]:

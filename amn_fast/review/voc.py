@@ -14,6 +14,7 @@ from PIL import Image
 from amn_fast.data.base import IGNORE
 from amn_fast.data.image import image_size, read_mask
 from amn_fast.data.masks import check_ids, voc_palette
+from amn_fast.data.names import clean_id
 from amn_fast.errors import InputError
 from amn_fast.files import write_atomically
 from amn_fast.review.coco import label_of_name
@@ -190,7 +191,7 @@ def _empty(
 def _background(id: str, images: Mapping[str, Path] | None) -> NDArray[np.uint8]:
     if images is None:
         raise InputError(f"{id!r} is listed, but has no mask to take the size from; pass --images DIR")
-    return np.zeros(image_size(images[id]), np.uint8)
+    return np.zeros(image_size(images[clean_id(id)]), np.uint8)
 
 
 def _read_label_map(data: bytes, path: Path) -> dict[int, str]:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from amn_fast.data.base import IGNORE
 from amn_fast.data.image import image_size
 from amn_fast.data.labels import read_text
+from amn_fast.data.names import clean_id
 from amn_fast.errors import InputError
 from amn_fast.files import write_text
 from amn_fast.review.coco import label_of_name
@@ -100,7 +101,7 @@ def read_names(path: Path) -> dict[int, str]:
 
 
 def _mask(file: Path, names: Mapping[int, str], images: Mapping[str, Path], job: Job) -> NDArray[np.uint8]:
-    height, width = image_size(images[file.stem])
+    height, width = image_size(images[clean_id(file.stem)])
     mask = np.zeros((height, width), np.uint8)
     for number, line in enumerate(read_text(file).splitlines(), 1):
         where = f"{file}, line {number}"

@@ -54,8 +54,10 @@ void parallel_for(std::int64_t pieces, int threads, const MakeWork& make_work) {
     const auto run = [&](int) {
         try {
             auto work = make_work();
-            for (std::int64_t piece; (piece = next.fetch_add(1)) < pieces;) {
-                check_interrupt();
+            for (;;) {
+                check_interrupt();  // before a piece is taken: others may wait for a piece that was
+                const std::int64_t piece = next.fetch_add(1);
+                if (piece >= pieces) break;
                 work(piece);
             }
         } catch (...) {

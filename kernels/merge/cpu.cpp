@@ -1,6 +1,6 @@
 // Merging activation maps over scales: the definition is in reference.py.
 //
-// A picture's full-size maps of one scale take 100 MB at 81 channels; here none exists. The maps are stored with the
+// An image's full-size maps of one scale take 100 MB at 81 channels; here none exists. The maps are stored with the
 // channels innermost. For a row of the result each scale's two rows are blended into one; then each pixel blends two cells
 // of each scale, over the channels side by side, and sums, softmax and choice of the kept channels happen at once. Only the
 // kept channels are written. Each pixel's sums run in one fixed order, so the bits do not depend on threads or vectors.

@@ -12,12 +12,12 @@ TINY = 1e-5
 
 
 def strided_size(height: int, width: int) -> tuple[int, int]:
-    """The stride-4 grid of a picture."""
+    """The stride-4 grid of an image."""
     return (height - 1) // 4 + 1, (width - 1) // 4 + 1
 
 
 def _resize(maps: Tensor, size: tuple[int, int]) -> Tensor:
-    if len(maps) == 0:  # a picture without classes
+    if len(maps) == 0:  # an image without classes
         return maps.new_zeros(0, *size)
     return F.interpolate(maps[None], size=size, mode="bilinear", align_corners=False)[0]
 
@@ -40,7 +40,7 @@ def merge_amn(
 ) -> tuple[Tensor, Tensor]:
     """The softmax of the mean over scales at stride 4 and at full size, for the background and the valid classes.
 
-    Where the seed is not background (255 is not), each channel's minimum and maximum over the picture are moved to 0
+    Where the seed is not background (255 is not), each channel's minimum and maximum over the image are moved to 0
     and 1; elsewhere the raw probability stays.
     """
 

@@ -4,8 +4,8 @@
 // logit on the path, and the loss of the pair is a function of that logit alone; so all that the affinity losses and their
 // gradients need is how many pairs of each kind each pixel decides. And |D - offset| is its sign times (d_i - d_j - offset);
 // so all that the displacement losses need is the sum of those signs at each pixel. The walk over the offsets therefore
-// fills seven whole numbers per pixel, the losses are sums over pixels, and the backward pass walks over pixels only.
-// Whole numbers add up to the same result in any order: any split over threads gives the same bits.
+// fills seven integers per pixel, the losses are sums over pixels, and the backward pass loops over pixels only.
+// Sums of integers do not depend on the order: the result is bit-identical for any number of threads.
 #include "pair_loss/cpu.hpp"
 
 #include <algorithm>
@@ -31,7 +31,7 @@ constexpr std::int64_t kChunk = 128;  // columns at a time: what is kept per pai
 template <class F>
 using Key = std::conditional_t<sizeof(F) == 4, std::int32_t, std::int64_t>;
 
-// A whole number that orders as the logit does; both zeros are one, and NaN is above all, so that a NaN on a path decides
+// An integer that orders as the logit does; both zeros are one, and NaN is above all, so that a NaN on a path decides
 // the pair and shows in the loss.
 template <class F>
 AMN_INLINE Key<F> ordered(F x) {

@@ -1,7 +1,7 @@
 """IRN's affinity and displacement losses on a GPU. The definition is in reference.py, the idea in cpu.cpp.
 
-The walk over the offsets fills seven whole numbers per pixel; losses and gradients are then sums over pixels, which
-PyTorch does. Whole numbers add up to the same in any order, so atomic additions give the same bits on every run.
+The loop over the offsets fills seven integers per pixel; losses and gradients are then sums over pixels, which PyTorch
+does. Sums of integers do not depend on the order, so atomic additions give bit-identical results on every run.
 """
 
 from functools import lru_cache

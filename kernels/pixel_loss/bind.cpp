@@ -48,8 +48,8 @@ void bind_pixel_loss(py::module_& m) {
             "backward",
             [](const Problem& p, std::uintptr_t normaliser, std::array<double, 2> weights, std::uintptr_t gradient,
                std::array<std::int64_t, 4> strides) {
-                amn::pixel_loss::backward(p, reinterpret_cast<const void*>(normaliser), weights,
-                                          reinterpret_cast<void*>(gradient), strides);
+                return amn::pixel_loss::backward(p, reinterpret_cast<const void*>(normaliser), weights,
+                                                 reinterpret_cast<void*>(gradient), strides);
             },
             py::call_guard<amn::GilRelease>());
 }

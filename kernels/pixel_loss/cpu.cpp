@@ -222,8 +222,9 @@ Sums forward_typed(const Problem& p, F* normaliser) {
     return result;
 }
 
+// Labels are checked again: since the forward pass they may have changed. Each tile's labels are read once.
 template <class T, class F>
-void backward_typed(const Problem& p, const F* normaliser, std::array<double, 2> weights, T* gradient,
+int backward_typed(const Problem& p, const F* normaliser, std::array<double, 2> weights, T* gradient,
                     const std::array<std::int64_t, 4>& gs) {
     const auto [batch, channels, height, width] = p.shape;
     const Grid grid(p, gs);
@@ -232,12 +233,15 @@ void backward_typed(const Problem& p, const F* normaliser, std::array<double, 2>
     const F step = static_cast<F>(1 - p.eps) - off;
     const F* log_sums = normaliser + batch * height * width;
     advise_huge_pages(gradient, static_cast<std::size_t>(batch * channels * height * width) * sizeof(T));
+    std::vector<int> highest(static_cast<std::size_t>(grid.tiles));
     const auto one_tile = [&](std::int64_t number, Buffers<F>& b) {
         const Tile tile(grid, number);
         auto& weight = b.sum;
         weight.fill(0);
         T* target = gradient + tile.image * gs[0] + tile.row * gs[2] + tile.column * gs[3];
-        if (labels.read(tile, b.label.data()) < 0) {
+        const int most = labels.read(tile, b.label.data());
+        highest[static_cast<std::size_t>(number)] = most;
+        if (most < 0 || most >= channels) {  // nothing counts, or nothing can be computed
             std::fill_n(b.values.get(), channels * kTile, F(0));
         } else {
             const std::int64_t first = (tile.image * height + tile.row) * width + tile.column;
@@ -261,6 +265,7 @@ void backward_typed(const Problem& p, const F* normaliser, std::array<double, 2>
         store_tile(b.values.get(), channels, tile.size, gs[1], gs[3], target);
     };
     on_tiles<F>(grid, p, one_tile);
+    return highest.empty() ? -1 : *std::max_element(highest.begin(), highest.end());
 }
 
 }  // namespace
@@ -275,7 +280,7 @@ Sums forward(const Problem& p, void* normaliser) {
     return {};
 }
 
-void backward(const Problem& p, const void* normaliser, std::array<double, 2> weights, void* gradient,
+int backward(const Problem& p, const void* normaliser, std::array<double, 2> weights, void* gradient,
               const std::array<std::int64_t, 4>& strides) {
     const auto* single = static_cast<const float*>(normaliser);
     switch (p.type) {
@@ -285,6 +290,7 @@ void backward(const Problem& p, const void* normaliser, std::array<double, 2> we
         case Type::f16: return backward_typed(p, single, weights, static_cast<Half*>(gradient), strides);
         case Type::bf16: return backward_typed(p, single, weights, static_cast<BFloat16*>(gradient), strides);
     }
+    return -1;
 }
 
 }  // namespace amn::pixel_loss

@@ -32,8 +32,9 @@ struct Sums {
 Sums forward(const Problem& problem, void* normaliser);
 
 // Writes the gradient of weights[0] * background sum + weights[1] * foreground sum, in the type of the logits, into
-// memory without gaps. The sampled labels are below the number of channels or `ignore_index`.
-void backward(const Problem& problem, const void* normaliser, std::array<double, 2> weights, void* gradient,
+// memory without gaps. Returns the highest of the sampled labels, `ignore_index` apart; if it is not below the number of
+// channels, the gradient has no meaning.
+int backward(const Problem& problem, const void* normaliser, std::array<double, 2> weights, void* gradient,
               const std::array<std::int64_t, 4>& gradient_strides);
 
 }  // namespace amn::pixel_loss

@@ -8,7 +8,7 @@ def nearest_index(size: int, target: int) -> list[int]:
     """The source position of each of `target` samples along a side of `size` pixels, by Pillow's nearest rule.
 
     Sample i lies at floor((i + 1/2)·size / target). Pillow reaches that position by repeated addition in double
-    precision, and where the exact value is a whole number the two can differ by one; we add as Pillow does.
+    precision. Where the exact value is an integer the two can differ by one; this function adds as Pillow does.
     """
     step = size / target
     position = 0.5 * step

@@ -1,8 +1,8 @@
 """The balanced per-pixel classification loss on a GPU. The definition is in reference.py.
 
-One program takes BLOCK pixels of one image and walks over the channels CHUNK at a time with an online log-sum-exp: one
-read of the logits forward, one read and one write backward, no target, one-hot or probability tensor, no wait for the
-device. Labels are sampled inside.
+One program takes BLOCK pixels of one image and loops over the channels, CHUNK at a time, with an online log-sum-exp:
+one read of the logits forward, one read and one write backward, no target, one-hot or probability tensor, no wait for
+the device. Labels are sampled inside.
 """
 
 from functools import lru_cache
@@ -21,14 +21,14 @@ BLOCK, CHUNK = 64, 16
 def _read_label(
     labels, rows, columns, image, pixel, inside, width, label_sb, label_sy, label_sx, channels, IGNORE: tl.constexpr
 ):
-    """The labels of a block of pixels, -1 where they count nowhere, and the highest of those that should count."""
+    """The labels of a block of pixels, -1 where they count nowhere, and which of them have no channel."""
     y, x = pixel // width, pixel % width
     row = tl.load(rows + y, mask=inside, other=0)
     column = tl.load(columns + x, mask=inside, other=0)
     label = tl.load(labels + image * label_sb + row * label_sy + column * label_sx, mask=inside, other=0).to(tl.int32)
     counted = inside & (label != IGNORE)
-    highest = tl.max(tl.where(counted, label, 0), 0)
-    return tl.where(counted & (label < channels), label, -1), highest
+    wrong = counted & (label >= channels)
+    return tl.where(counted, label, -1), wrong
 
 
 @triton.jit
@@ -38,7 +38,7 @@ def forward_kernel(
     rows,  # (height,) int32: the label row of each row
     columns,  # (width,) int32
     normaliser,  # (2, B, height, width): the maximum over channels, the logarithm of the sum of exp(x - maximum)
-    partials,  # (B, blocks, 5): per program the two sums, the two counts and the highest label
+    partials,  # (B, blocks, 4): per program the two sums and the two counts
     logarithms,  # B * height * width: from a pixel's maximum to its logarithm
     channels,
     width,
@@ -60,7 +60,7 @@ def forward_kernel(
     block, image = tl.program_id(0), tl.program_id(1).to(tl.int64)
     pixel = block * BLOCK + tl.arange(0, BLOCK)
     inside = pixel < pixels
-    label, most = _read_label(
+    label, wrong = _read_label(
         labels, rows, columns, image, pixel, inside, width, label_sb, label_sy, label_sx, channels, IGNORE
     )
     here = logits + image * sb + (pixel // width).to(tl.int64) * sy + (pixel % width).to(tl.int64) * sx
@@ -88,13 +88,13 @@ def forward_kernel(
     tl.store(normaliser + logarithms + place, log_sum, mask=inside)
     own -= highest
     loss = log_sum - ON * own - OFF * (total - own)
-    out = partials + (image * tl.num_programs(0) + block) * 5
+    loss = tl.where(wrong, float("nan"), loss)
+    out = partials + (image * tl.num_programs(0) + block) * 4
     background, foreground = label == 0, label > 0
     tl.store(out, tl.sum(tl.where(background, loss, 0.0), 0))
     tl.store(out + 1, tl.sum(tl.where(foreground, loss, 0.0), 0))
     tl.store(out + 2, tl.sum(background.to(DTYPE), 0))
     tl.store(out + 3, tl.sum(foreground.to(DTYPE), 0))
-    tl.store(out + 4, most.to(DTYPE))
 
 
 @triton.jit
@@ -131,7 +131,7 @@ def backward_kernel(
     block, image = tl.program_id(0), tl.program_id(1).to(tl.int64)
     pixel = block * BLOCK + tl.arange(0, BLOCK)
     inside = pixel < pixels
-    label, _ = _read_label(
+    label, wrong = _read_label(
         labels, rows, columns, image, pixel, inside, width, label_sb, label_sy, label_sx, channels, IGNORE
     )
     y, x = (pixel // width).to(tl.int64), (pixel % width).to(tl.int64)
@@ -141,6 +141,7 @@ def backward_kernel(
     highest = tl.load(normaliser + place, mask=inside, other=0.0)
     log_sum = tl.load(normaliser + logarithms + place, mask=inside, other=0.0)
     weight = tl.where(label == 0, tl.load(weights), tl.load(weights + 1))
+    weight = tl.where(wrong, float("nan"), weight)
     for first in range(0, channels, CHUNK):
         channel = first + tl.arange(0, CHUNK)
         known = (channel < channels)[:, None] & inside[None, :]
@@ -180,13 +181,16 @@ def _constants(dtype: torch.dtype, channels: int, eps: float, ignore_index: int)
     }
 
 
-def forward(logits: Tensor, labels: Tensor, eps: float, ignore_index: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The sums (2,), the counts (2,), the normaliser (2, B, h, w) and the highest sampled label, all on the device."""
+def forward(logits: Tensor, labels: Tensor, eps: float, ignore_index: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The sums (2,), the counts (2,) and the normaliser (2, B, h, w), all on the device.
+
+    A sampled label without a channel makes its side's sum NaN, here and in the gradient.
+    """
     images, channels, height, width = logits.shape
     dtype = torch.float64 if logits.dtype == torch.float64 else torch.float32
     normaliser = logits.new_empty((2, images, height, width), dtype=dtype)
     blocks, _ = _grid(logits)
-    partials = logits.new_zeros((images * blocks, 5), dtype=dtype)
+    partials = logits.new_zeros((images * blocks, 4), dtype=dtype)
     if images:
         forward_kernel[_grid(logits)](
             logits,
@@ -202,9 +206,8 @@ def forward(logits: Tensor, labels: Tensor, eps: float, ignore_index: int) -> tu
             *labels.stride(),
             **_constants(dtype, channels, eps, ignore_index),
         )
-    sums = partials[:, :4].sum(0, dtype=torch.float64).to(dtype)
-    highest = partials[:, 4].amax() if images else partials.new_zeros(())
-    return sums[:2].clone(), sums[2:].clone(), normaliser, highest
+    sums = partials.sum(0, dtype=torch.float64).to(dtype)
+    return sums[:2].clone(), sums[2:].clone(), normaliser
 
 
 def backward(

@@ -4,6 +4,8 @@
 #include <cmath>
 #include <utility>
 
+#include "common/interrupt.hpp"
+
 namespace amn::random_walk {
 namespace {
 
@@ -23,6 +25,7 @@ std::vector<std::vector<Piece>> share_paths(const std::vector<Offset>& offsets) 
     std::vector<std::vector<Offset>> paths;
     std::vector<std::vector<Piece>> plan;
     for (const Offset& whole : offsets) {
+        check_interrupt();
         std::vector<Offset> rest = path(whole);
         const auto covers = [&](int64_t p, Offset start, Offset pixel) {
             return on_path(offsets[p], {pixel.dy - start.dy, pixel.dx - start.dx});
@@ -99,6 +102,7 @@ Affinities::Affinities(const float* edge, int64_t height_, int64_t width_, int64
     const auto plan = share_paths(offsets);
     std::vector<double> sums(static_cast<size_t>(padded), 0.0);
     for (int64_t y = height - 1; y >= 0; --y) {
+        check_interrupt();
         float* row = values.data() + (reach + y) * row_size + left;
         for (int64_t p = 0; p < planes; ++p) {
             const Offset o = offsets[p];

@@ -1,4 +1,4 @@
-// The affinities of one picture, one number per pair of neighbours.
+// The affinities of one image, one number per pair of neighbours.
 #pragma once
 
 #include <cstddef>
@@ -28,7 +28,7 @@ using Numbers = std::vector<float, CacheLineAllocator<float>>;
 //
 // Layout: row by row; in a row plane by plane; planes 0..P-1 hold A_ij for j = i + offset, plane P holds 2 / c_i.
 // `left` zeros stand before each plane's pixels, `reach` rows of zeros above the first row, so that no loop asks where
-// the picture ends: what lies outside has affinity 0. The pixels are padded to whole vectors, also with zeros.
+// the image ends: what lies outside has affinity 0. The pixels are padded to whole vectors, also with zeros.
 struct Affinities {
     Affinities(const float* edge, int64_t height, int64_t width, int64_t radius, double beta);
 

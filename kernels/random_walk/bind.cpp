@@ -1,6 +1,7 @@
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 
+#include <atomic>
 #include <stdexcept>
 #include <string>
 
@@ -27,8 +28,13 @@ Affinities affinities(const Array<float>& edge, int64_t radius, double beta) {
     return {data, height, width, radius, beta};
 }
 
+// Set by Python to end the walks of other threads.
+struct Stop {
+    std::atomic<bool> flag{false};
+};
+
 py::array_t<float> walked(const Affinities& self, const Array<float>& x, const Array<double>& coefficients,
-                          bool chebyshev, int64_t threads, const std::string& instructions) {
+                          bool chebyshev, int64_t threads, const std::string& instructions, Stop* stop) {
     if (x.ndim() != 3 || x.shape(1) != self.height || x.shape(2) != self.width) {
         throw std::invalid_argument("x must be (K, h, w) with the edge map's h and w");
     }
@@ -41,7 +47,10 @@ py::array_t<float> walked(const Affinities& self, const Array<float>& x, const A
     float* to = out.mutable_data();
     const int64_t maps = x.shape(0);
     const amn::GilRelease unlocked;
-    walk(self, from, maps, polynomials, threads < 1 ? 1 : threads, instructions, to);
+    Stop none;
+    std::atomic<bool>& flag = stop ? stop->flag : none.flag;
+    walk(self, from, maps, polynomials, threads < 1 ? 1 : threads, instructions, flag, to);
+    if (flag) throw std::runtime_error("the walk was stopped");
     return out;
 }
 
@@ -52,10 +61,13 @@ int64_t bytes(const Affinities& a) {
 }  // namespace
 
 void bind_random_walk(py::module_& m) {
+    py::class_<Stop>(m, "WalkStop", "Ends the walks that were given it.").def(py::init<>()).def("set", [](Stop& s) {
+        s.flag = true;
+    });
     py::class_<Affinities>(m, "WalkAffinities", "Affinities of one edge map, for any number of walks.")
         .def(py::init(&affinities), py::arg("edge"), py::arg("radius"), py::arg("beta"))
         .def("walk", &walked, py::arg("x"), py::arg("coefficients"), py::arg("chebyshev"), py::arg("threads"),
-             py::arg("instructions") = "",
+             py::arg("instructions") = "", py::arg("stop") = nullptr,
              "x (K, h, w) times (1 - edge) and each polynomial of the transition matrix: (polynomials, K, h, w).")
         .def_property_readonly("nbytes", &bytes);
     m.def("walk_instructions", &amn::best_instruction_set, "The instruction set that the walk uses on this machine.");

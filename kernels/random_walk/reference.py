@@ -1,7 +1,7 @@
 """The affinity random walk by definition, in double precision.
 
 Ahn et al., "Weakly Supervised Learning of Instance Segmentation with Inter-pixel Relations" (CVPR 2019), section 5.
-Two forms give the same answer: `walk_dense` builds the transition matrix of all pairs of pixels, as published;
+Two forms give the same answer: `walk_dense` builds the transition matrix of all pairs of pixels, as IRN's code;
 `walk` keeps one number per pair of neighbours and takes the steps one by one.
 """
 
@@ -53,7 +53,7 @@ def transition(edge: NDArray, radius: int = 5, beta: float = 10) -> Float:
 
 
 def walk_dense(x: NDArray, edge: NDArray, *, radius: int = 5, beta: float = 10, exp_times: int = 8) -> Float:
-    """The published form: square the dense matrix `exp_times` times. (h·w)² numbers: for small maps."""
+    """The form of IRN's code: square the dense matrix `exp_times` times. (h·w)² numbers: for small maps."""
     matrix = transition(edge, radius, beta)
     for _ in range(exp_times):
         matrix = matrix @ matrix

@@ -1,15 +1,15 @@
-"""The affinity random walk on the GPU: a batch of pictures of different sizes in a few launches.
+"""The affinity random walk on the GPU: a batch of images of different sizes in a few launches.
 
-Every picture lies in flat, zero-padded buffers: row after row, `stride` = width + reach numbers each, `pad` zeros
-before the first row and after the last. A neighbour is then a constant distance away, and what lies outside the picture
-has affinity 0, so that no load asks where the picture ends. A table in device memory says where each picture's parts
+Every image lies in flat, zero-padded buffers: row after row, `stride` = width + reach numbers each, `pad` zeros
+before the first row and after the last. A neighbour is then a constant distance away, and what lies outside the image
+has affinity 0, so that no load asks where the image ends. A table in device memory says where each image's parts
 begin.
 
 The walk runs in one of two ways, with the same arithmetic in the same order:
 - whole: one program owns a group of maps and takes all steps in one launch; the maps stay in the first-level cache of
   its multiprocessor (47 KB a map at 94 x 125), only affinities stream in from the second level. For batches that
   fill the GPU, and for maps so small that a step takes no longer than a launch.
-- one launch per step, over all pictures: for few large maps, which need all multiprocessors.
+- one launch per step, over all images: for few large maps, which need all multiprocessors.
 Nothing here waits for the GPU.
 """
 
@@ -22,57 +22,57 @@ import triton.language as tl
 
 from amn_fast.kernels.common.paths import half_plane, path
 
-# Columns of the picture table: sizes, then the first index of the picture's part in each buffer.
+# Columns of the image table: sizes, then the first index of the image's part in each buffer.
 HEIGHT, WIDTH, MAPS, STRIDE, PAD, EDGE_AT, X_AT, PIXEL_AT, MAP_AT, PLANE_AT = range(10)
 COLUMNS = tl.constexpr(10)
 SMALL = 1024  # pixels of a map whose step takes no longer than a launch
 
 
 @triton.jit
-def picture_at(pictures, picture, COLUMN: tl.constexpr):
-    return tl.load(pictures + picture * COLUMNS + COLUMN)
+def image_at(images, image, COLUMN: tl.constexpr):
+    return tl.load(images + image * COLUMNS + COLUMN)
 
 
 @triton.jit
-def start_kernel(pictures, blocks, edge, strength, x, weight, maps, result, first_coefficient, BLOCK: tl.constexpr):
+def start_kernel(images, blocks, edge, strength, x, weight, maps, result, first_coefficient, BLOCK: tl.constexpr):
     """t_0 = x (1 - edge) and result = c_0 t_0, into the padded buffers; (1 - edge)^beta, too. Grid: blocks, maps."""
-    picture = tl.load(blocks + 2 * tl.program_id(0))
+    image = tl.load(blocks + 2 * tl.program_id(0))
     n = tl.load(blocks + 2 * tl.program_id(0) + 1) + tl.arange(0, BLOCK)
     m = tl.program_id(1)
-    width = picture_at(pictures, picture, 1)
-    stride = picture_at(pictures, picture, 3)
-    pad = picture_at(pictures, picture, 4)
-    length = picture_at(pictures, picture, 0) * stride
+    width = image_at(images, image, 1)
+    stride = image_at(images, image, 3)
+    pad = image_at(images, image, 4)
+    length = image_at(images, image, 0) * stride
     row, column = n // stride, n % stride
     inside = (n < length) & (column < width)
     pixel = row * width + column
-    if m < picture_at(pictures, picture, 2):
-        edge_at = picture_at(pictures, picture, 5) + pixel
+    if m < image_at(images, image, 2):
+        edge_at = image_at(images, image, 5) + pixel
         open_ = 1.0 - tl.load(edge + edge_at, mask=inside, other=1.0)
         if m == 0:
             value = tl.load(strength + edge_at, mask=inside, other=0.0)
-            tl.store(weight + picture_at(pictures, picture, 7) + pad + n, value, mask=inside)
-        size = picture_at(pictures, picture, 0) * width
-        value = open_ * tl.load(x + picture_at(pictures, picture, 6) + m * size + pixel, mask=inside, other=0.0)
-        to = picture_at(pictures, picture, 8) + m * (length + 2 * pad) + pad + n
+            tl.store(weight + image_at(images, image, 7) + pad + n, value, mask=inside)
+        size = image_at(images, image, 0) * width
+        value = open_ * tl.load(x + image_at(images, image, 6) + m * size + pixel, mask=inside, other=0.0)
+        to = image_at(images, image, 8) + m * (length + 2 * pad) + pad + n
         tl.store(maps + to, value, mask=inside)
         tl.store(result + to, value * tl.load(first_coefficient), mask=inside)
 
 
 @triton.jit
-def affinity_kernel(pictures, blocks, paths, path_ends, weight, affinity, planes, BLOCK: tl.constexpr):
+def affinity_kernel(images, blocks, paths, path_ends, weight, affinity, planes, BLOCK: tl.constexpr):
     """affinity[p, n] = minimum of (1 - edge)^beta over the path from pixel n to its p-th neighbour. Grid: blocks.
 
     paths: the pixels (dy, dx) of all paths, one path after the other; path_ends: where each ends.
     """
-    picture = tl.load(blocks + 2 * tl.program_id(0))
+    image = tl.load(blocks + 2 * tl.program_id(0))
     n = tl.load(blocks + 2 * tl.program_id(0) + 1) + tl.arange(0, BLOCK)
-    stride = picture_at(pictures, picture, 3)
-    pad = picture_at(pictures, picture, 4)
-    length = picture_at(pictures, picture, 0) * stride
+    stride = image_at(images, image, 3)
+    pad = image_at(images, image, 4)
+    length = image_at(images, image, 0) * stride
     inside = n < length
-    pixels = weight + picture_at(pictures, picture, 7) + pad
-    plane = affinity + picture_at(pictures, picture, 9) + pad
+    pixels = weight + image_at(images, image, 7) + pad
+    plane = affinity + image_at(images, image, 9) + pad
     begin = 0
     for p in range(planes):
         end = tl.load(path_ends + p)
@@ -86,22 +86,22 @@ def affinity_kernel(pictures, blocks, paths, path_ends, weight, affinity, planes
 
 
 @triton.jit
-def scale_kernel(pictures, blocks, offsets, affinity, scale, planes, BLOCK: tl.constexpr):
+def scale_kernel(images, blocks, offsets, affinity, scale, planes, BLOCK: tl.constexpr):
     """scale = 2 / column sum of the affinities, summed in double. Grid: blocks."""
-    picture = tl.load(blocks + 2 * tl.program_id(0))
+    image = tl.load(blocks + 2 * tl.program_id(0))
     n = tl.load(blocks + 2 * tl.program_id(0) + 1) + tl.arange(0, BLOCK)
-    stride = picture_at(pictures, picture, 3)
-    pad = picture_at(pictures, picture, 4)
-    length = picture_at(pictures, picture, 0) * stride
+    stride = image_at(images, image, 3)
+    pad = image_at(images, image, 4)
+    length = image_at(images, image, 0) * stride
     inside = n < length
-    plane = affinity + picture_at(pictures, picture, 9) + pad
+    plane = affinity + image_at(images, image, 9) + pad
     total = tl.full((BLOCK,), 1.0, tl.float64)
     for p in range(planes):
         shift = tl.load(offsets + 2 * p) * stride + tl.load(offsets + 2 * p + 1)
         total += tl.load(plane + n, mask=inside, other=0.0).to(tl.float64)
         total += tl.load((plane - shift) + n, mask=inside, other=0.0).to(tl.float64)
         plane += length + pad
-    tl.store(scale + picture_at(pictures, picture, 7) + pad + n, (2.0 / total).to(tl.float32), mask=inside)
+    tl.store(scale + image_at(images, image, 7) + pad + n, (2.0 / total).to(tl.float32), mask=inside)
 
 
 @triton.jit
@@ -144,28 +144,28 @@ def step_block(
 
 @triton.jit(do_not_specialize=["first", "last"])
 def walk_kernel(
-    pictures, blocks, offsets, affinity, scale, maps, change, result, coefficients, buffer_size, planes, first, last,
+    images, blocks, offsets, affinity, scale, maps, change, result, coefficients, buffer_size, planes, first, last,
     M: tl.constexpr, BLOCK: tl.constexpr, WHOLE: tl.constexpr, PLAIN: tl.constexpr,
 ):  # fmt: skip
-    """Steps first..last of the recurrence for M maps of a picture: t_step from t_{step-1}, result += c_step t_step.
+    """Steps first..last of the recurrence for M maps of a image: t_step from t_{step-1}, result += c_step t_step.
 
     maps: two buffers of `buffer_size` numbers; t_k lies in buffer k % 2. WHOLE: the program walks over all the
-    picture's blocks (grid: pictures, groups of M maps); else it takes one block (grid: blocks, groups) of one step.
+    image's blocks (grid: images, groups of M maps); else it takes one block (grid: blocks, groups) of one step.
     PLAIN: steps of the walk instead of the Chebyshev recurrence.
     """
     if WHOLE:
-        picture = tl.program_id(0)
+        image = tl.program_id(0)
     else:
-        picture = tl.load(blocks + 2 * tl.program_id(0))
+        image = tl.load(blocks + 2 * tl.program_id(0))
     m = tl.program_id(1) * M + tl.arange(0, M)
-    maps_inside = m < picture_at(pictures, picture, 2)
-    stride = picture_at(pictures, picture, 3)
-    pad = picture_at(pictures, picture, 4)
-    length = picture_at(pictures, picture, 0) * stride
+    maps_inside = m < image_at(images, image, 2)
+    stride = image_at(images, image, 3)
+    pad = image_at(images, image, 4)
+    length = image_at(images, image, 0) * stride
     map_size = length + 2 * pad
-    map_at = picture_at(pictures, picture, 8)
-    affinity += picture_at(pictures, picture, 9)
-    scale += picture_at(pictures, picture, 7)
+    map_at = image_at(images, image, 8)
+    affinity += image_at(images, image, 9)
+    scale += image_at(images, image, 7)
     for step in range(first, last + 1):
         now = maps + ((step - 1) % 2) * buffer_size + map_at
         next_ = maps + (step % 2) * buffer_size + map_at
@@ -187,16 +187,16 @@ def walk_kernel(
 
 
 @triton.jit
-def finish_kernel(pictures, result, maps, out, BLOCK: tl.constexpr):
-    """Back to (K, h, w), within the range of t_0, which the exact answer never leaves. Grid: pictures, maps."""
-    picture = tl.program_id(0)
+def finish_kernel(images, result, maps, out, BLOCK: tl.constexpr):
+    """Back to (K, h, w), within the range of t_0, which the exact answer never leaves. Grid: images, maps."""
+    image = tl.program_id(0)
     m = tl.program_id(1)
-    width = picture_at(pictures, picture, 1)
-    stride = picture_at(pictures, picture, 3)
-    pad = picture_at(pictures, picture, 4)
-    size = picture_at(pictures, picture, 0) * width
-    at = picture_at(pictures, picture, 8) + m * (picture_at(pictures, picture, 0) * stride + 2 * pad) + pad
-    if m < picture_at(pictures, picture, 2):
+    width = image_at(images, image, 1)
+    stride = image_at(images, image, 3)
+    pad = image_at(images, image, 4)
+    size = image_at(images, image, 0) * width
+    at = image_at(images, image, 8) + m * (image_at(images, image, 0) * stride + 2 * pad) + pad
+    if m < image_at(images, image, 2):
         low = tl.full((BLOCK,), float("inf"), tl.float32)
         high = tl.full((BLOCK,), float("-inf"), tl.float32)
         for begin in range(0, size, BLOCK):
@@ -209,7 +209,7 @@ def finish_kernel(pictures, result, maps, out, BLOCK: tl.constexpr):
             n = begin + tl.arange(0, BLOCK)
             value = tl.load(result + at + n // width * stride + n % width, mask=n < size, other=0.0)
             value = tl.minimum(tl.maximum(value, lowest), highest)
-            tl.store(out + picture_at(pictures, picture, 6) + m * size + n, value, mask=n < size)
+            tl.store(out + image_at(images, image, 6) + m * size + n, value, mask=n < size)
 
 
 def neighbours(radius: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -224,7 +224,7 @@ def neighbours(radius: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 def layout(sizes: Sequence[tuple[int, int, int]], radius: int) -> tuple[np.ndarray, np.ndarray]:
-    """The picture table (see HEIGHT...) for (K, h, w) sizes, with a last row that holds the buffers' sizes."""
+    """The image table (see HEIGHT...) for (K, h, w) sizes, with a last row that holds the buffers' sizes."""
     planes = len(half_plane(radius))
     reach = radius - 1
     table = np.zeros((len(sizes) + 1, COLUMNS.value), np.int64)
@@ -244,9 +244,9 @@ def layout(sizes: Sequence[tuple[int, int, int]], radius: int) -> tuple[np.ndarr
     return table[:-1], table[-1]
 
 
-def block_table(pictures: np.ndarray, block: int) -> np.ndarray:
-    """(picture, first pixel) of every block of `block` padded pixels."""
-    lengths = pictures[:, HEIGHT] * pictures[:, STRIDE]
+def block_table(images: np.ndarray, block: int) -> np.ndarray:
+    """(image, first pixel) of every block of `block` padded pixels."""
+    lengths = images[:, HEIGHT] * images[:, STRIDE]
     return np.array(
         [(p, begin) for p, length in enumerate(lengths) for begin in range(0, int(length), block)], np.int64
     )
@@ -262,11 +262,11 @@ def random_walk(
     whole: bool | None = None,
     numbers: int = 1024,
 ) -> list[torch.Tensor]:
-    """x (1 - edge) times a polynomial of the transition matrix, for each picture.
+    """x (1 - edge) times a polynomial of the transition matrix, for each image.
 
     Args:
-        x: (K, h, w) maps of each picture, on one device; checked by the caller.
-        edge: (h, w) edges of each picture.
+        x: (K, h, w) maps of each image, on one device; checked by the caller.
+        edge: (h, w) edges of each image.
         coefficients: (degree + 1,) in Chebyshev polynomials or, if not `chebyshev`, in powers of the matrix.
         whole: which of the two ways to walk; None chooses.
         numbers: how many numbers (maps times pixels) a program works on at once; a power of 2.
@@ -277,18 +277,18 @@ def random_walk(
     device = x[0].device
     offsets, paths, path_ends = neighbours(radius)
     planes = len(offsets)
-    pictures, ends = layout([tuple(maps.shape) for maps in x], radius)
-    most_maps = int(pictures[:, MAPS].max())
+    images, ends = layout([tuple(maps.shape) for maps in x], radius)
+    most_maps = int(images[:, MAPS].max())
     if most_maps == 0:
         return [torch.empty(maps.shape, dtype=torch.float32, device=device) for maps in x]
     group = min(triton.next_power_of_2(most_maps), 4)
     groups = triton.cdiv(most_maps, group)
     block = numbers // group
-    blocks = block_table(pictures, block)
+    blocks = block_table(images, block)
     if whole is None:
-        whole = _walks_whole(pictures, groups, device)
+        whole = _walks_whole(images, groups, device)
 
-    tables = (pictures, blocks, offsets, paths, path_ends, coefficients.astype(np.float32))
+    tables = (images, blocks, offsets, paths, path_ends, coefficients.astype(np.float32))
     table, block_list, offsets, paths, path_ends, weights = (
         torch.from_numpy(part).to(device, non_blocking=True) for part in tables
     )
@@ -320,9 +320,9 @@ def random_walk(
     return [part.view(maps.shape) for part, maps in zip(parts, x, strict=True)]
 
 
-def _walks_whole(pictures: np.ndarray, groups: int, device: torch.device) -> bool:
+def _walks_whole(images: np.ndarray, groups: int, device: torch.device) -> bool:
     if device.type != "cuda":
         return False
     processors = torch.cuda.get_device_properties(device).multi_processor_count
-    lengths = pictures[:, HEIGHT] * pictures[:, STRIDE]
-    return len(pictures) * groups >= processors or int(lengths.max()) <= SMALL
+    lengths = images[:, HEIGHT] * images[:, STRIDE]
+    return len(images) * groups >= processors or int(lengths.max()) <= SMALL

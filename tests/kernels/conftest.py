@@ -49,12 +49,6 @@ def interpret():
         command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"tests/ops/{name}"]
         done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stdout[-4000:]
-        assert (
-            "[triton"
-            in subprocess.run(
-                [*command, "--collect-only"], cwd=root, env=environment, capture_output=True, text=True, check=True
-            ).stdout
-        )
         assert "skipped" not in done.stdout
 
     return run

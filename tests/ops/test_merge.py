@@ -8,9 +8,9 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from amn_fast.errors import InputError  # noqa: E402
 from amn_fast.kernels.merge import reference  # noqa: E402
 from amn_fast.ops.merge import merge_amn, merge_cam  # noqa: E402
+from case_table import each  # noqa: E402
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "amn"
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
@@ -19,11 +19,6 @@ if INTERPRETED:
     from amn_fast.kernels.merge import triton
 
     triton.BLOCK = 512  # the interpreter's time goes by operations, not by elements
-
-
-@pytest.fixture(params=BACKENDS)
-def backend(request):
-    return request.param
 
 
 def random_maps(channels, size, seed=0, dtype=torch.float32):
@@ -37,6 +32,7 @@ def random_seed(size, seed=1):
     return torch.tensor([0, 2, 255], dtype=torch.uint8)[torch.randint(0, 3, size, generator=generator)]
 
 
+@each({"backend": BACKENDS})
 def test_recorded_cam(backend):
     golden = np.load(GOLDEN / "merge_cam.npz")
     maps = [golden[f"scale{i}"] for i in range(4)]
@@ -45,6 +41,7 @@ def test_recorded_cam(backend):
     np.testing.assert_allclose(full, golden["high_res"], atol=3e-6)
 
 
+@each({"backend": BACKENDS})
 def test_recorded_amn(backend):
     golden = np.load(GOLDEN / "merge_amn.npz")
     maps = [golden[f"scale{i}"] for i in range(4)]
@@ -56,8 +53,7 @@ def test_recorded_amn(backend):
 SIZES = [(1, 1), (1, 17), (33, 1), (31, 47), (64, 64), (187, 250)]
 
 
-@pytest.mark.parametrize("size", SIZES)
-@pytest.mark.parametrize(("channels", "valid"), [(20, [3]), (80, [0, 79, 7]), (1, [0]), (5, [])])
+@each({"backend": BACKENDS, "size": SIZES, "channels, valid": [(20, [3]), (80, [0, 79, 7]), (1, [0]), (5, [])]})
 def test_equals_double_precision(size, channels, valid, backend):
     maps = [m.relu() for m in random_maps(channels, size)]
     exact = reference.merge_cam([m.double() for m in maps], size, valid)
@@ -72,6 +68,7 @@ def test_equals_double_precision(size, channels, valid, backend):
         torch.testing.assert_close(ours.double(), true, rtol=1e-4, atol=2e-6)
 
 
+@each({"backend": BACKENDS})
 def test_shapes_and_kinds_of_the_answer(backend):
     size, valid = (30, 45), [4, 1]
     maps, seed = random_maps(6, size), random_seed(size)
@@ -92,7 +89,7 @@ def test_shapes_and_kinds_of_the_answer(backend):
         torch.testing.assert_close(ours, same, rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("label", [0, 1, 255])
+@each({"backend": BACKENDS, "label": [0, 1, 255]})
 def test_seeds_of_one_label(label, backend):
     size = (33, 40)
     maps, seed = random_maps(4, size), torch.full(size, label, dtype=torch.uint8)
@@ -105,12 +102,14 @@ def test_seeds_of_one_label(label, backend):
             assert kept.amax((1, 2)).min() > 0.9999
 
 
+@each({"backend": BACKENDS})
 def test_all_zero_maps_stay_zero(backend):
     strided, full = merge_cam([torch.zeros(3, 2, 2)], (20, 20), [1], backend=backend)
     assert not strided.any()
     assert not full.any()
 
 
+@each({"backend": BACKENDS})
 def test_huge_logits(backend):
     size = (20, 24)
     maps = [m.sign() * 1e4 for m in random_maps(4, size)]
@@ -118,6 +117,7 @@ def test_huge_logits(backend):
         assert kept.isfinite().all()
 
 
+@each({"backend": BACKENDS})
 def test_strided_maps(backend):
     size = (40, 56)
     maps, seed = random_maps(5, size), random_seed(size)
@@ -129,28 +129,25 @@ def test_strided_maps(backend):
         torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-7)
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"maps": []}, "maps is empty"),
-        ({"maps": [torch.zeros(4, 3)]}, r"maps\[0\] is"),
-        ({"maps": [torch.zeros(4, 3, 3), torch.zeros(5, 3, 3)]}, r"maps\[1\] has 5 channels"),
-        ({"maps": [torch.full((4, 3, 3), float("nan"))]}, r"maps\[0\] holds NaN"),
-        ({"size": (0, 5)}, "size is"),
-        ({"valid": [3]}, r"valid is \[3\], expected different classes in 0\.\.2"),
-        ({"valid": [-1]}, "valid is"),
-        ({"valid": [1, 1]}, "valid is"),
-        ({"seed": torch.zeros(5, 4, dtype=torch.uint8)}, "seed is"),
-        ({"seed": torch.zeros(4, 5)}, "seed is"),
-    ],
-)
-def test_bad_arguments(change, message):
-    arguments = {
-        "maps": [torch.zeros(4, 3, 3)],
-        "size": (4, 5),
-        "valid": [0],
-        "seed": torch.zeros(4, 5, dtype=torch.uint8),
-        **change,
-    }
-    with pytest.raises(InputError, match=message):
-        merge_amn(**arguments)
+@each({"backend": BACKENDS})
+def test_gradients(backend):
+    maps = [m.requires_grad_() for m in random_maps(4, (20, 24), dtype=torch.float64)[:2]]
+    seed = random_seed((20, 24))
+    for merge in (
+        lambda *maps: merge_cam(list(maps), (20, 24), [2, 0], backend=backend),
+        lambda *maps: merge_amn(list(maps), (20, 24), [1], seed, backend=backend),
+    ):
+        assert torch.autograd.gradcheck(merge, maps, fast_mode=True)
+
+
+@each({"backend": BACKENDS})
+def test_one_look_at_the_values_of_all_scales(backend, monkeypatch):
+    """Each look would wait for a GPU."""
+    size, looks = (20, 24), []
+    maps, seed = random_maps(4, size), random_seed(size)
+    tolist = torch.Tensor.tolist
+    monkeypatch.setattr(torch.Tensor, "tolist", lambda tensor: looks.append(tensor.shape) or tolist(tensor))
+    for name in ("item", "__bool__", "__float__", "__int__"):
+        monkeypatch.setattr(torch.Tensor, name, lambda tensor, name=name: pytest.fail(f"Tensor.{name} was called"))
+    merge_amn(maps, size, [0, 2], seed, backend=backend)
+    assert looks == [(4,)]

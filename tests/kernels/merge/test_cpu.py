@@ -8,6 +8,7 @@ from amn_fast import _native  # noqa: E402
 from amn_fast.errors import InputError  # noqa: E402
 from amn_fast.ops import merge as module  # noqa: E402
 from amn_fast.ops.merge import merge_amn, merge_cam  # noqa: E402
+from case_table import each  # noqa: E402
 
 pytestmark = pytest.mark.skipif(_native.native is None, reason=_native.missing)
 
@@ -20,7 +21,7 @@ def case(dtype=torch.float32):
     return maps, torch.randint(0, 3, SIZE, generator=generator).to(torch.uint8)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@each({"dtype": [torch.float32, torch.float64]})
 def test_opcheck(dtype):
     maps, seed = case(dtype)
     torch.library.opcheck(module._merge_cam, (maps, *SIZE, VALID, "cpu"))

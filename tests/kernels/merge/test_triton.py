@@ -2,6 +2,8 @@
 
 import pytest
 
+from case_table import each
+
 pytest.importorskip("torch")
 pytest.importorskip("triton")
 
@@ -10,9 +12,15 @@ def test_every_case_of_the_operation_under_the_interpreter(interpret):
     interpret("test_merge.py")
 
 
-@pytest.mark.parametrize(
-    ("channels", "softmax", "fixed"),
-    [(128, True, {}), (32, True, {}), (4, False, {}), (2, True, {"scales": 1, "width": 1, "pixels": 1})],
+@each(
+    {
+        "channels, softmax, fixed": [
+            (128, True, {}),
+            (32, True, {}),
+            (4, False, {}),
+            (2, True, {"scales": 1, "width": 1, "pixels": 1}),
+        ]
+    }
 )
 def test_compiles_without_spills(channels, softmax, fixed, spilled_bytes):
     import triton.language as tl

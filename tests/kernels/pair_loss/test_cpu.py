@@ -7,6 +7,7 @@ torch = pytest.importorskip("torch")
 from amn_fast import _native  # noqa: E402
 from amn_fast.ops import pair_loss as module  # noqa: E402
 from amn_fast.ops.pair_loss import pair_loss  # noqa: E402
+from case_table import each  # noqa: E402
 
 pytestmark = pytest.mark.skipif(_native.native is None, reason=_native.missing)
 
@@ -20,7 +21,7 @@ def case(batch=2, height=14, width=21, dtype=torch.float32):
     return edge, displacement, labels
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@each({"dtype": [torch.float32, torch.float64, torch.bfloat16]})
 def test_opcheck(dtype):
     edge, displacement, labels = case(dtype=dtype)
     arguments = (edge.requires_grad_(), displacement.requires_grad_(), labels, 5, 255, "cpu")
@@ -42,8 +43,7 @@ def test_compiles_to_one_graph():
     torch.testing.assert_close(answers[1], answers[0], rtol=1e-6, atol=0)
 
 
-@pytest.mark.parametrize("batch", [1, 3])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@each({"batch": [1, 3], "dtype": [torch.float32, torch.float64]})
 def test_same_bits_for_any_number_of_threads(batch, dtype):
     before, answers = torch.get_num_threads(), []
     try:

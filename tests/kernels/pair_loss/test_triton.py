@@ -2,6 +2,8 @@
 
 import pytest
 
+from case_table import each
+
 pytest.importorskip("torch")
 pytest.importorskip("triton")
 
@@ -10,7 +12,7 @@ def test_every_case_of_the_operation_under_the_interpreter(interpret):
     interpret("test_pair_loss.py")
 
 
-@pytest.mark.parametrize("maps", ["fp32", "fp64"])
+@each({"maps": ["fp32", "fp64"]})
 def test_compiles_without_spills(maps, spilled_bytes):
     from amn_fast.kernels.pair_loss import triton as kernels
 

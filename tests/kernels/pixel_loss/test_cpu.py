@@ -8,6 +8,7 @@ from amn_fast import _native  # noqa: E402
 from amn_fast.errors import BackendError, InputError  # noqa: E402
 from amn_fast.ops import pixel_loss as module  # noqa: E402
 from amn_fast.ops.pixel_loss import pixel_loss  # noqa: E402
+from case_table import each  # noqa: E402
 
 pytestmark = pytest.mark.skipif(_native.native is None, reason=_native.missing)
 
@@ -27,7 +28,7 @@ def threads():
     torch.set_num_threads(before)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@each({"dtype": [torch.float32, torch.float64, torch.bfloat16]})
 def test_opcheck(dtype):
     logits, labels = case(dtype=dtype)
     torch.library.opcheck(module._pixel_sums, (logits.requires_grad_(), labels, 0.4, 255, "cpu"))
@@ -35,7 +36,7 @@ def test_opcheck(dtype):
     torch.library.opcheck(module._pixel_sums_backward, (sums, logits.detach(), labels, normaliser, 0.4, 255, "cpu"))
 
 
-@pytest.mark.parametrize("compiler", ["aot_eager", "inductor"])
+@each({"compiler": ["aot_eager", "inductor"]})
 def test_compiles_to_one_graph(compiler):
     logits, labels = case()
     compiled = torch.compile(pixel_loss, fullgraph=True, backend=compiler)
@@ -51,8 +52,7 @@ def test_compiles_to_one_graph(compiler):
         compiled(logits, labels)
 
 
-@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@each({"layout": [torch.contiguous_format, torch.channels_last], "dtype": [torch.float32, torch.bfloat16]})
 def test_same_bits_for_any_number_of_threads(threads, layout, dtype):
     logits, labels = case((3, 21, 31, 45), (124, 180), dtype)
     answers = []

@@ -2,6 +2,8 @@
 
 import pytest
 
+from case_table import each
+
 pytest.importorskip("torch")
 pytest.importorskip("triton")
 
@@ -14,7 +16,7 @@ ONES = {"width": 1, "pixels": 1, "logarithms": 1}  # Triton makes constants of a
 CASES = [("fp32", {"sx": 1}), ("fp32", {"sc": 1}), ("bf16", {"sc": 1}), ("fp16", {"sx": 1}), ("fp64", ONES)]
 
 
-@pytest.mark.parametrize(("logits", "fixed"), CASES)
+@each({"logits, fixed": CASES})
 def test_compiles_with_hardly_a_spill(logits, fixed, spilled_bytes):
     import triton.language as tl
 
@@ -33,30 +35,3 @@ def test_compiles_with_hardly_a_spill(logits, fixed, spilled_bytes):
     forward, backward = {"partials": f"*{arithmetic}"}, {"weights": f"*{arithmetic}", "gradient": f"*{logits}"}
     assert max(spilled_bytes(kernels.forward_kernel, tables | forward, constants).values()) <= 16
     assert max(spilled_bytes(kernels.backward_kernel, tables | backward, constants).values()) <= 16
-
-
-def test_labels_found_on_a_gpu_are_raised_once_they_arrive(monkeypatch):
-    """The read-back of a launch's highest label, without a GPU: an event that is not done, then done."""
-    import torch
-
-    from amn_fast.errors import InputError
-    from amn_fast.ops import pixel_loss
-
-    class Event:
-        done = False
-
-        def query(self):
-            return self.done
-
-    early, late = Event(), Event()
-    entries = [(early, torch.tensor(4.0), 5, 255), (late, torch.tensor(7.0), 5, 255)]
-    monkeypatch.setattr(pixel_loss, "_unread", entries)
-    pixel_loss._raise_found()
-    assert len(entries) == 2
-    early.done = True
-    pixel_loss._raise_found()
-    assert len(entries) == 1
-    late.done = True
-    with pytest.raises(InputError, match="labels hold 7"):
-        pixel_loss._raise_found()
-    assert not entries

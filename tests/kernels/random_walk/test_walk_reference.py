@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 
 from amn_fast.kernels.random_walk import reference
+from case_table import each
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "amn"
 
 
-@pytest.mark.parametrize("radius", [5, 10])
+@each({"radius": [5, 10]})
 def test_recorded_offsets_and_paths(radius):
     recorded = json.loads((GOLDEN / f"paths_radius{radius}.json").read_text())
     expected = {tuple(o): {tuple(p) for p in path} for o, path in zip(*recorded.values(), strict=True)}
@@ -31,7 +32,7 @@ def test_recorded_affinities():
         np.testing.assert_allclose(found[tuple(offset)].reshape(-1)[src], recorded, atol=1e-7)
 
 
-@pytest.mark.parametrize("size", [(1, 1), (1, 9), (9, 1), (8, 11)])
+@each({"size": [(1, 1), (1, 9), (9, 1), (8, 11)]})
 def test_steps_equal_the_dense_form(size):
     generator = np.random.default_rng(0)
     x, edge = generator.random((2, *size)), generator.random(size) ** 2
@@ -42,7 +43,7 @@ def test_steps_equal_the_dense_form(size):
         )
 
 
-@pytest.mark.parametrize("exp_times", [0, 1, 3, 6, 9])
+@each({"exp_times": [0, 1, 3, 6, 9]})
 def test_all_coefficients_give_the_power(exp_times):
     n = 2**exp_times
     found = reference.chebyshev_coefficients(exp_times, 1e-17)
@@ -52,8 +53,7 @@ def test_all_coefficients_give_the_power(exp_times):
         assert found[k] == pytest.approx(comb(n, (n - k) // 2) / 2 ** (n - 1), rel=1e-12)
 
 
-@pytest.mark.parametrize("tolerance", [1e-2, 1e-4, 1e-6])
-@pytest.mark.parametrize("exp_times", [4, 8, 12])
+@each({"tolerance": [1e-2, 1e-4, 1e-6], "exp_times": [4, 8, 12]})
 def test_the_cut_bounds_the_error_and_keeps_one(exp_times, tolerance):
     found = reference.chebyshev_coefficients(exp_times, tolerance)
     t = np.linspace(-1, 1, 2001)

@@ -28,7 +28,7 @@ def test_in_the_interpreter():
 
 
 TYPES = {
-    "pictures": "*i64",
+    "images": "*i64",
     "blocks": "*i64",
     "offsets": "*i32",
     "paths": "*i32",
