@@ -90,3 +90,7 @@ def flipped_pair(image: NDArray[np.uint8], factor: float, normalize: Normalize) 
         image = resize_image(image, (round(image.shape[0] * factor), round(image.shape[1] * factor)))
     tensor = normalize(image)
     return torch.stack([tensor, tensor.flip(-1)])
+
+
+mirrored_pair = flipped_pair
+"""Old name."""
