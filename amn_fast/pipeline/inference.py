@@ -75,7 +75,7 @@ def _refine(work: Workspace, new: New, kind: str, settings: Seed) -> One:
 
 
 def make_masks(work: Workspace, new: New) -> One:
-    """Edge map and pseudo-mask of an image."""
+    """Edge map and mask of an image: the trusted one where there is one, otherwise the pseudo-mask."""
     config = work.config
     net = IrnNet(config.backbone).to(work.device)
     load_weights(work.weights("irn"), net)
@@ -89,7 +89,9 @@ def make_masks(work: Workspace, new: New) -> One:
             raise InputError(f"{path}: found activations of {found.size}, expected {image.shape[:2]} (height, width)")
         edge = irn.find_edge(net, image, config.edge.pad, work.device)
         write_edge(new(work.item("edge", id)), edge)
-        write_mask(new(work.item("masks", id)), mask.make_mask(found, edge, config.mask))
+        trusted = work.trusted(id)
+        made = mask.make_mask(found, edge, config.mask) if trusted is None else read_mask(trusted)
+        write_mask(new(work.item("masks", id)), made)
 
     return one
 
