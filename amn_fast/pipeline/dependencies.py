@@ -79,8 +79,8 @@ def inputs_of(work: Workspace, stage: Stage, id: str) -> Inputs:
             found[CLASSES] = digest(list(dataset.classes))
             found["order of the ids"] = digest(list(dataset.ids))
         elif kind == TRUSTED:  # those that there are, so that a folder without any changes nothing
-            masks = {one: path for one in ids if (path := work.trusted(one)) is not None}
-            found |= {f"{TRUSTED}:{one}": work.contents.hash(path) for one, path in masks.items()}
+            masks = {one: file for one in ids if (file := work.trusted(one)) is not None}
+            found |= {f"{TRUSTED}:{one}": work.contents.hash(file) for one, file in masks.items()}
         elif kind in (IMAGE, LABELS, TRUTH, MASK):
             for one in ids:
                 found[f"{kind}:{one}"] = _content(work, dataset, kind, one)
