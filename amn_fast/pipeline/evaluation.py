@@ -131,11 +131,20 @@ def evaluate(work: Workspace, new: Callable[[Path], Path]) -> None:
         "environment": environment(),
         "seed": work.config.seed,
         "stages": _times(work),
-        "training": {name: {"loss": losses} for name in NETWORKS if (losses := read_losses(work, name))},
+        "training": _training(work),
         "label_maps": {name: statistics.to_json() for name, statistics in tally.label_maps.items()},
         **(summary(tally) if tally.scored else {}),
     }
     write_json(new(work.root / "evaluation.json"), metrics)
+
+
+def _training(work: Workspace) -> dict[str, dict[str, list[float]]]:
+    """Mean loss, and accuracy where it is logged, of each epoch of the networks that this run has trained."""
+    found = {
+        name: {figure: values for figure in ("loss", "accuracy") if (values := read_losses(work, name, figure))}
+        for name in NETWORKS
+    }
+    return {name: figures for name, figures in found.items() if figures}
 
 
 def _times(work: Workspace) -> dict[str, Any]:

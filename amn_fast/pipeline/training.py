@@ -4,7 +4,7 @@ import functools
 import io
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +79,25 @@ class Shares(Sampler[list[tuple[int, int]]]):
         return map(self.processes.share, self.batches)
 
 
+class RunningMean:
+    """The mean of values that stay on the device until it is taken."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._total, self._count = torch.zeros((), device=device), 0
+
+    def add(self, values: Tensor) -> None:
+        """Count the entries of `values`."""
+        self._total += values.detach().float().sum()
+        self._count += values.numel()
+
+    def take(self) -> float:
+        """The mean so far; counting begins anew."""
+        mean = self._total.item() / max(1, self._count)
+        self._total.zero_()
+        self._count = 0
+        return mean
+
+
 def poly(step: int, steps: int, power: float, every: int = 1) -> float:
     """Factor of the learning rates at `step` of 0..steps-1: (1 - step / steps) ** power, in stairs of `every` steps."""
     return (1 - step // every * every / steps) ** power
@@ -94,6 +113,7 @@ def train(
     settings: Training | SegTraining,
     loss_of: Callable[[Batch], Tensor],
     origin: str = "",
+    figures: "Mapping[str, RunningMean] | None" = None,
 ) -> None:
     """Train `net` and write its weights to weights/NAME.safetensors.
 
@@ -106,6 +126,7 @@ def train(
         items: takes (epoch, index), gives one image's part of a batch.
         loss_of: loss of one batch; of the global one, where several processes have a share of it each.
         origin: kept in the file of weights, see `save_weights`.
+        figures: means that `loss_of` adds to; they are logged with each epoch's loss.
     """
     processes, weights = work.processes, new(work.weights(name))
     checkpoint = weights.with_name(f"{name}.checkpoint.pt")
@@ -156,8 +177,9 @@ def train(
             if not torch.isfinite(total):
                 raise InputError(f"{name}: loss is NaN or infinite in epoch {epoch + 1}; try a lower learning rate")
             bar.update(task, note=f"epoch {epoch + 1}/{settings.epochs} loss {mean:.4f} {speed:.1f} images/s")
+            means = {figure: running.take() for figure, running in (figures or {}).items()}
             if first_process:
-                work.log("epoch", network=name, epoch=epoch + 1, loss=mean, pictures_per_second=speed)
+                work.log("epoch", network=name, epoch=epoch + 1, loss=mean, **means, pictures_per_second=speed)
                 _save(checkpoint, net, optimizer, epoch + 1)
     if first_process:
         save_weights(weights, net, origin)
@@ -183,20 +205,21 @@ def read_origin(path: Path) -> str:
         return (file.metadata() or {}).get("origin", "")
 
 
-def read_losses(work: Workspace, name: str) -> list[float]:
-    """The mean loss of each epoch of network `name`'s last training, from the log; empty without one."""
+def read_losses(work: Workspace, name: str, figure: str = "loss") -> list[float]:
+    """The mean loss, or another figure, of each epoch of network `name`'s last training; empty if the log has none."""
     path = work.root / "log.jsonl"
-    losses: dict[int, float] = {}
+    epochs: dict[int, float | None] = {}
     for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
         try:
             event = json.loads(line)
         except ValueError:  # a line that a kill cut short
             continue
         if event["event"] == "start" and event["stage"] == f"train-{name}" and not event["resumed"]:
-            losses = {}
+            epochs = {}
         if event["event"] == "epoch" and event["network"] == name:
-            losses[event["epoch"]] = event["loss"]  # an epoch that a kill cut off from its checkpoint comes again
-    return [losses[epoch] for epoch in sorted(losses)]
+            epochs[event["epoch"]] = event.get(figure)  # an epoch that a kill cut off from its checkpoint comes again
+    values = [value for _, value in sorted(epochs.items()) if value is not None]
+    return values if len(values) == len(epochs) else []
 
 
 def load_weights(path: Path, net: nn.Module) -> None:

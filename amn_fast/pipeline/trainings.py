@@ -17,7 +17,7 @@ from amn_fast.data.image import read_mask
 from amn_fast.models import AmnNet, CamNet, DeepLabV2, IrnNet, MultiScale
 from amn_fast.pipeline.engine import track
 from amn_fast.pipeline.folder import Workspace
-from amn_fast.pipeline.training import load_weights, save_weights, train
+from amn_fast.pipeline.training import RunningMean, load_weights, save_weights, train
 from amn_fast.steps import amn, cam, irn, seg
 from amn_fast.steps.items import ClassifierDataset, MaskDataset, SeedDataset
 
@@ -30,10 +30,15 @@ def train_cam(work: Workspace, new: New) -> None:
     torch.manual_seed(config.seed)
     net = CamNet(len(dataset.classes), config.backbone, config.weights).to(work.device)
     items = ClassifierDataset(dataset, net.backbone.normalize, settings.crop, settings.long_side, config.seed)
-    train(
-        work, new, "cam", net, cam.optimizer(net, settings), items, settings,
-        lambda batch: cam.loss(net, *_on_device(work, batch)),
-    )  # fmt: skip
+    right = RunningMean(work.device)
+
+    def loss_of(batch: list[Tensor]) -> Tensor:
+        loss, all_right = cam.loss(net, *_on_device(work, batch))
+        right.add(all_right)
+        return loss
+
+    optimizer = cam.optimizer(net, settings)
+    train(work, new, "cam", net, optimizer, items, settings, loss_of, figures={"accuracy": right})
 
 
 def train_amn(work: Workspace, new: New) -> None:

@@ -27,9 +27,14 @@ def optimizer(net: CamNet, settings: CamTraining) -> torch.optim.Optimizer:
     )
 
 
-def loss(net: CamNet, images: Tensor, labels: Tensor) -> Tensor:
-    """Multi-label soft-margin loss of images (B, 3, S, S) and their labels (B, C), 0 or 1."""
-    return F.multilabel_soft_margin_loss(net(images), labels)
+def loss(net: CamNet, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Multi-label soft-margin loss of images (B, 3, S, S) and their labels (B, C), 0 or 1.
+
+    Returns:
+        the loss, and which images have every label right, (B,) bool.
+    """
+    logits = net(images)
+    return F.multilabel_soft_margin_loss(logits, labels), ((logits > 0) == (labels > 0)).all(1)
 
 
 def activate(
