@@ -46,7 +46,7 @@ def train_amn(work: Workspace, new: New) -> None:
     config, dataset, settings = work.config, work.dataset, work.config.train_amn
     torch.manual_seed(config.seed)
     net = AmnNet(len(dataset.classes), config.backbone, config.weights).to(work.device)
-    seeds = partial(_read_labels, work.root / "cam_seed")
+    seeds = partial(_read_seed, work.root / "cam_seed", config.trusted)
     items = SeedDataset(dataset, seeds, net.backbone.normalize, settings.crop, settings.rescale, config.seed)
     train(
         work, new, "amn", net, amn.optimizer(net, settings), items, settings,
@@ -59,7 +59,7 @@ def train_irn(work: Workspace, new: New) -> None:
     config, dataset, settings = work.config, work.dataset, work.config.train_irn
     torch.manual_seed(config.seed)
     net = IrnNet(config.backbone, config.weights).to(work.device)
-    seeds = partial(_read_labels, work.root / "amn_seed")
+    seeds = partial(_read_seed, work.root / "amn_seed", config.trusted)
     items = SeedDataset(dataset, seeds, net.backbone.normalize, settings.crop, settings.rescale, config.seed)
     train(
         work, new, "irn", net, irn.optimizer(net, settings), items, settings,
@@ -130,6 +130,13 @@ def _origin(work: Workspace, folder: Path, net: nn.Module) -> dict[str, Any]:
 def list_checksum(ids: Sequence[str]) -> str:
     """SHA-256 of a list of images: of the file that holds its ids, one a line."""
     return hashlib.sha256("".join(f"{id}\n" for id in ids).encode()).hexdigest()
+
+
+def _read_seed(folder: Path, trusted: Path | None, id: str) -> NDArray[np.uint8]:
+    """The trusted mask of an image in the place of its seed, where there is one."""
+    if trusted is not None and (trusted / f"{id}.png").is_file():
+        folder = trusted
+    return _read_labels(folder, id)
 
 
 def _read_labels(folder: Path, id: str) -> NDArray[np.uint8]:
