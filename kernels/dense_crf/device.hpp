@@ -18,12 +18,12 @@ constexpr i32 block_threads = 256;
 
 struct Place {
     u32 block, thread;
+    // clang-format off: it takes the two sides of #if for one line
 #if defined(__CUDACC__)
     __device__
 #endif
-        i64 index() const {
-        return static_cast<i64>(block) * block_threads + thread;
-    }
+    i64 index() const { return static_cast<i64>(block) * block_threads + thread; }
+    // clang-format on
 };
 
 }  // namespace amn::gpu
