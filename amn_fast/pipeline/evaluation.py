@@ -26,7 +26,7 @@ from amn_fast.pipeline.engine import cores, for_each
 from amn_fast.pipeline.folder import Workspace
 from amn_fast.pipeline.inference import read_edge
 from amn_fast.pipeline.table import STAGES
-from amn_fast.pipeline.training import read_losses
+from amn_fast.pipeline.training import read_epochs
 from amn_fast.report.names import NETWORKS
 from amn_fast.report.statistics import LabelStatistics
 from amn_fast.steps import mask
@@ -131,7 +131,7 @@ def evaluate(work: Workspace, new: Callable[[Path], Path]) -> None:
         "environment": environment(),
         "seed": work.config.seed,
         "stages": _times(work),
-        "training": {name: {"loss": losses} for name in NETWORKS if (losses := read_losses(work, name))},
+        "training": {name: epochs for name in NETWORKS if (epochs := read_epochs(work, name))},
         "label_maps": {name: statistics.to_json() for name, statistics in tally.label_maps.items()},
         **(summary(tally) if tally.scored else {}),
     }

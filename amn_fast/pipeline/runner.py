@@ -183,17 +183,22 @@ def require_upstream(work: Workspace, stage: Stage) -> None:
     Raises:
         InputError: one is not; the message names it and says what changed.
     """
-    for needed in reversed(upstream(stage, input_names(work.config, stage))):
-        found = status_of(work, needed)
-        if not found.up_to_date:
-            reasons = [*found.new_settings, *found.changed, *_named(found.damaged)]
-            why = f" ({'; '.join(reasons)})" if reasons else ""
-            raise InputError(
-                f"{stage.name} needs the outputs of {needed.name}, and {work.root} has none under this configuration"
-                f"{why}; run `amn-fast {needed.name}` first, or `amn-fast run` for all stages"
-            )
-        if found.record is None or not found.record.imported:
-            require_upstream(work, needed)
+    waiting, seen = [stage], set()
+    while waiting:
+        for needed in reversed(upstream(last := waiting.pop(), input_names(work.config, last))):
+            if needed.name in seen:
+                continue
+            seen.add(needed.name)
+            found = status_of(work, needed)
+            if not found.up_to_date:
+                reasons = [*found.new_settings, *found.changed, *_named(found.damaged)]
+                why = f" ({'; '.join(reasons)})" if reasons else ""
+                raise InputError(
+                    f"{last.name} needs the outputs of {needed.name}, and {work.root} has none under this"
+                    f" configuration{why}; run `amn-fast {needed.name}` first, or `amn-fast run` for all stages"
+                )
+            if found.record is None or not found.record.imported:
+                waiting.append(needed)
 
 
 def plan(work: Workspace, stages: Sequence[Stage]) -> tuple[list[Stage], str]:

@@ -3,6 +3,7 @@
 import functools
 import io
 import json
+import math
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -92,7 +93,7 @@ def train(
     optimizer: torch.optim.Optimizer,
     items: ItemDataset,
     settings: Training | SegTraining,
-    loss_of: Callable[[Batch], Tensor],
+    losses_of: Callable[[Batch], dict[str, Tensor]],
     origin: str = "",
 ) -> None:
     """Train `net` and write its weights to weights/NAME.safetensors.
@@ -104,7 +105,8 @@ def train(
     Args:
         new: where to write a file of the run folder.
         items: takes (epoch, index), gives one image's part of a batch.
-        loss_of: loss of one batch; of the global one, where several processes have a share of it each.
+        losses_of: "loss" of one batch, which is minimised, and other figures to log; of the global batch, where several
+            processes have a share of it each.
         origin: kept in the file of weights, see `save_weights`.
     """
     processes, weights = work.processes, new(work.weights(name))
@@ -134,7 +136,8 @@ def train(
         for epoch in range(first, settings.epochs):
             torch.manual_seed(work.config.seed * 1000 + epoch)  # dropout: the same after a restart
             batches.epoch = epoch
-            total, start = torch.zeros((), device=work.device), time.monotonic()
+            totals: dict[str, Tensor] = {}
+            start = time.monotonic()
             for i, batch in enumerate(loader):
                 if isinstance(batch, InputError):
                     raise batch
@@ -144,20 +147,21 @@ def train(
                         group["lr"] = lr * factor
                     optimizer.zero_grad()
                 with torch.autocast(work.device.type, torch.bfloat16, enabled=work.device.type == "cuda"):
-                    loss = loss_of(batch)
-                (loss / accumulate).backward()
+                    losses = losses_of(batch)
+                (losses["loss"] / accumulate).backward()
                 if i % accumulate == accumulate - 1:
                     processes.average(net.parameters())
                     optimizer.step()
-                total += loss.detach()
+                for figure, value in losses.items():
+                    totals[figure] = totals.get(figure, 0) + value.detach()
                 bar.advance(task)
-            mean = total.item() / len(batches)  # the epoch's only wait for the device
+            means = {figure: total.item() / len(batches) for figure, total in totals.items()}  # waits for the device
             speed = len(batches) * batches.batch / (time.monotonic() - start)
-            if not torch.isfinite(total):
+            if not math.isfinite(means["loss"]):
                 raise InputError(f"{name}: loss is NaN or infinite in epoch {epoch + 1}; try a lower learning rate")
-            bar.update(task, note=f"epoch {epoch + 1}/{settings.epochs} loss {mean:.4f} {speed:.1f} images/s")
+            bar.update(task, note=f"epoch {epoch + 1}/{settings.epochs} loss {means['loss']:.4f} {speed:.1f} images/s")
             if first_process:
-                work.log("epoch", network=name, epoch=epoch + 1, loss=mean, pictures_per_second=speed)
+                work.log("epoch", network=name, epoch=epoch + 1, **means, images_per_second=speed)
                 _save(checkpoint, net, optimizer, epoch + 1)
     if first_process:
         save_weights(weights, net, origin)
@@ -183,20 +187,21 @@ def read_origin(path: Path) -> str:
         return (file.metadata() or {}).get("origin", "")
 
 
-def read_losses(work: Workspace, name: str) -> list[float]:
-    """The mean loss of each epoch of network `name`'s last training, from the log; empty without one."""
+def read_epochs(work: Workspace, name: str) -> dict[str, list[float]]:
+    """The figures of each epoch of network `name`'s last training, from the log: "loss", and "accuracy" where known."""
     path = work.root / "log.jsonl"
-    losses: dict[int, float] = {}
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
+    epochs: dict[int, dict[str, float]] = {}
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else ():
         try:
             event = json.loads(line)
-        except ValueError:  # a line that a kill cut short
+            if event["event"] == "start" and event["stage"] == f"train-{name}" and not event["resumed"]:
+                epochs = {}
+            if event["event"] == "epoch" and event["network"] == name:  # one that was cut off from its checkpoint
+                epochs[int(event["epoch"])] = event  # comes again
+        except (ValueError, TypeError, KeyError, RecursionError):  # a line that a kill cut short
             continue
-        if event["event"] == "start" and event["stage"] == f"train-{name}" and not event["resumed"]:
-            losses = {}
-        if event["event"] == "epoch" and event["network"] == name:
-            losses[event["epoch"]] = event["loss"]  # an epoch that a kill cut off from its checkpoint comes again
-    return [losses[epoch] for epoch in sorted(losses)]
+    figures = [figure for figure in ("loss", "accuracy") if epochs and all(figure in e for e in epochs.values())]
+    return {figure: [float(epochs[epoch][figure]) for epoch in sorted(epochs)] for figure in figures}
 
 
 def load_weights(path: Path, net: nn.Module) -> None:

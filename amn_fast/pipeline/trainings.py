@@ -32,7 +32,7 @@ def train_cam(work: Workspace, new: New) -> None:
     items = ClassifierDataset(dataset, net.backbone.normalize, settings.crop, settings.long_side, config.seed)
     train(
         work, new, "cam", net, cam.optimizer(net, settings), items, settings,
-        lambda batch: cam.loss(net, *_on_device(work, batch)),
+        lambda batch: cam.losses(net, *_on_device(work, batch)),
     )  # fmt: skip
 
 
@@ -45,7 +45,7 @@ def train_amn(work: Workspace, new: New) -> None:
     items = SeedDataset(dataset, seeds, net.backbone.normalize, settings.crop, settings.rescale, config.seed)
     train(
         work, new, "amn", net, amn.optimizer(net, settings), items, settings,
-        lambda batch: amn.loss(net, *_on_device(work, batch), eps=settings.eps),
+        lambda batch: {"loss": amn.loss(net, *_on_device(work, batch), eps=settings.eps)},
     )  # fmt: skip
 
 
@@ -58,7 +58,7 @@ def train_irn(work: Workspace, new: New) -> None:
     items = SeedDataset(dataset, seeds, net.backbone.normalize, settings.crop, settings.rescale, config.seed)
     train(
         work, new, "irn", net, irn.optimizer(net, settings), items, settings,
-        lambda batch: irn.loss(net, *_on_device(work, batch)[:2], settings=settings),
+        lambda batch: {"loss": irn.loss(net, *_on_device(work, batch)[:2], settings=settings)},
     )  # fmt: skip
     if settings.displacement:
         weights = new(work.weights("irn"))
@@ -93,12 +93,12 @@ def train_seg(work: Workspace, new: New) -> None:
     masks = partial(_read_labels, folder)
     items = MaskDataset(dataset, masks, base.normalize, settings.crop, settings.rescale, config.seed)
 
-    def loss_of(batch: list[Tensor]) -> Tensor:
+    def losses_of(batch: list[Tensor]) -> dict[str, Tensor]:
         images, labels = _on_device(work, batch)
-        return seg.multi_scale_loss(net(images), labels, work.processes.group)
+        return {"loss": seg.multi_scale_loss(net(images), labels, work.processes.group)}
 
     origin = "" if work.processes.rank else json.dumps(_origin(work, folder, net))
-    train(work, new, "seg", net, seg.optimizer(base, settings), items, settings, loss_of, origin)
+    train(work, new, "seg", net, seg.optimizer(base, settings), items, settings, losses_of, origin)
 
 
 def _origin(work: Workspace, folder: Path, net: nn.Module) -> dict[str, Any]:
