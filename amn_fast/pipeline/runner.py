@@ -138,7 +138,12 @@ def _run(work: Workspace, stages: Sequence[Stage], overwrite: bool, alone: bool)
             raise InputError(loss)
         if due and not writable:
             raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(work.root))
-        ran = [_advance(work, stage, overwrite) for stage in stages]
+        ran: list[bool] = []
+        for stage in stages:
+            if stage in due or any(ran):  # until something is computed, the plan's word stands
+                ran.append(_advance(work, stage, overwrite))
+            else:
+                _skip(stage)
         if any(stage.scores for stage in stages):
             from amn_fast.pipeline.reporting import publish
 
@@ -251,7 +256,7 @@ def _advance(work: Workspace, stage: Stage, overwrite: bool) -> bool:
     """Bring one stage up to date. Returns whether there was anything to do."""
     found = status_of(work, stage)
     if found.up_to_date:
-        console.print(f"{stage.name}: skipped (up to date)", style="dim")
+        _skip(stage)
         return False
     if not overwrite and (loss := loss_of(work, stage, found)):  # an earlier stage came out different than before
         raise InputError(loss)
@@ -274,6 +279,10 @@ def _advance(work: Workspace, stage: Stage, overwrite: bool) -> bool:
     commit(work, stage, staging, found, measured)
     work.log("done", stage=stage.name, **measured)
     return True
+
+
+def _skip(stage: Stage) -> None:
+    console.print(f"{stage.name}: skipped (up to date)", style="dim")
 
 
 def prepare(work: Workspace, stage: Stage) -> None:
