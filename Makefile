@@ -39,7 +39,7 @@ lint: $(VENV)/lint.stamp
 
 # The documentation, in site/; a warning or a broken link fails.
 docs: $(VENV)/docs.stamp
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
 
 # The base install, without PyTorch, on any Python: make light PYTHON=python3.13
 light:

@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from amn_fast.data.base import list_ids
+from amn_fast.data.base import IGNORE, list_ids
 from amn_fast.data.image import PICTURE_SUFFIXES, read_image, read_mask
-from amn_fast.data.masks import describe_size, write_mask
+from amn_fast.data.masks import describe_size, require_class_ids, write_mask
 from amn_fast.errors import InputError
 from amn_fast.files import locked, remove_leftovers
 from amn_fast.ops._arrays import thread_count
@@ -153,6 +153,7 @@ def refine_folder(
         OSError: a mask cannot be written.
     """
     threads = thread_count(threads)
+    _require_labels(pairs, settings)
     out.mkdir(parents=True, exist_ok=True)
     with locked(out / ".lock") as alone:
         if not alone:
@@ -160,6 +161,15 @@ def refine_folder(
         record = _Record(out, settings)
         record.claim(pairs, overwrite)
         return _refine_all(pairs, record, threads, advance, compute or (lambda pair: _mask_of(pair, settings)))
+
+
+def _require_labels(pairs: list[Pair], settings: Settings) -> None:
+    """Refuse binary masks of 0 and 255, as most tools write them, where 255 means unknown."""
+    files = [pair.probabilities for pair in pairs]
+    if settings.unknown == IGNORE and all(path.suffix.lower() == ".png" for path in files):
+        require_class_ids(
+            files, 1, "if 255 is a label, name an unknown label that does not occur, such as --unknown 254"
+        )
 
 
 def _refine_all(

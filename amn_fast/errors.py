@@ -1,12 +1,12 @@
-"""The errors that amn_fast raises on purpose. Each message is one sentence: what, found, expected."""
+"""The errors that amn_fast raises on purpose. Each message is one sentence: what was found and what was expected."""
 
 
 class InputError(ValueError):
-    """A file, an argument or a configuration is not what it has to be."""
+    """A file, an argument or a configuration is not valid; the message names it."""
 
 
 class BackendError(RuntimeError):
-    """A backend that was asked for by name cannot run here."""
+    """A backend that was requested by name, by argument, configuration or environment, cannot run here."""
 
 
 class MissingExtra(ImportError):

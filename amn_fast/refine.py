@@ -228,6 +228,7 @@ def refine_outputs(
     proposals: Path | str | None = None,
     threads: int | None = None,
     overwrite: bool = False,
+    announce: Callable[[int], None] = lambda count: None,
     advance: Callable[[], None] = lambda: None,
 ) -> int:
     """Write a mask ID.png into `out` for each file ID of the folder `inputs`; what is up to date is skipped.
@@ -245,6 +246,7 @@ def refine_outputs(
             with -1 where there is no segment.
         threads: None takes all CPUs that this process may use.
         overwrite: replace masks that other settings gave.
+        announce: called once with the number of images.
         advance: called after each image.
 
     Returns:
@@ -261,6 +263,7 @@ def refine_outputs(
         _pixel_adaptive_refinement()  # a missing PyTorch is not a fault of each file
     pairs, _ = find_pairs(Path(images), Path(inputs), Path(out))
     whole = [_with_others(pair, edges if settings.refiner == "walk" else None, proposals, settings) for pair in pairs]
+    announce(len(whole))
     return refine_folder(
         whole,
         Path(out),

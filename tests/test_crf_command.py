@@ -236,6 +236,20 @@ def test_a_label_beyond_the_number_is_named(folders):
         refine(folders, Settings(labels=10))
 
 
+def test_binary_masks_of_0_and_255_are_refused_with_a_remedy_that_helps(folders):
+    _, given, out = folders
+    for path in given.iterdir():
+        if path.stem != "d":
+            path.unlink()
+    square = np.zeros(SIZES["d"], np.uint8)
+    square[: SIZES["d"][0] // 2] = 255
+    write_mask(given / "d.png", square)
+    with pytest.raises(InputError, match=r"given: all 1 masks hold only 0 and 255, .* such as --unknown 254"):
+        refine(folders)
+    assert refine(folders, Settings(unknown=254)) == 1
+    assert np.unique(read_mask(out / "d.png")).tolist() == [0, 255]
+
+
 def test_strays_twins_and_missing_folders_are_named(folders):
     images, given, out = folders
     Image.open(images / "a.png").save(images / "lonely.png")

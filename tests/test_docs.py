@@ -100,8 +100,6 @@ def check_command(words: list[str]) -> None:
     """Raise where `words`, the arguments of amn-fast, name a command, an option or a setting that does not exist."""
     command = COMMANDS.get_command(typer.Context(COMMANDS), words[0])
     assert command is not None, f"no command {words[0]}"
-    if len(words) == 1:  # a command's name in a sentence
-        return
     given = command.make_context(words[0], words[1:]).params
     settings = [setting for setting in given.get("set") or [] if not setting.isupper()]  # NAME=VALUE
     config = given.get("config")
@@ -141,13 +139,14 @@ def test_commands_exist():
             if line.startswith("$ ")
         ]
         prose = BLOCK.sub("", text)
-        spans = re.findall(r"`((?:amn-fast|make|python|torchrun) [^`]+)`", prose)
-        for line in [*lines, *(" ".join(span.split()) for span in spans)]:
+        spans = [" ".join(span.split()) for span in re.findall(r"`((?:amn-fast|make|python|torchrun) [^`]+)`", prose)]
+        for line in [*lines, *spans]:
             try:
                 check_line(line)
             except Exception as error:
-                error.add_note(f"{page}: {line}")
-                raise
+                if line not in spans or type(error).__name__ != "MissingParameter":  # a sentence may leave it out
+                    error.add_note(f"{page}: {line}")
+                    raise
             checked += 1
     assert checked > 60
 

@@ -233,5 +233,8 @@ def test_command(folders):
         run = subprocess.run(command, capture_output=True, text=True, check=False)
         assert run.returncode == 0, run.stderr
         assert text in " ".join(run.stdout.split())
+    run = subprocess.run([*command, "--refiner", "none"], capture_output=True, text=True, check=False)
+    assert run.returncode == 1
+    assert "--overwrite" in run.stderr
     settings = json.loads((out / "crf.jsonl").read_text().splitlines()[0])["settings"]
     assert (settings["method"], settings["confidence"], settings["bilateral"]) == ("clip-es", 0.5, [67, 3, 4])

@@ -14,12 +14,13 @@ import pytest
 pytest.importorskip("jinja2", reason="the report needs the pipeline extra")
 pytest.importorskip("matplotlib", reason="the report needs the pipeline extra")
 
+from amn_fast.data import legend
 from amn_fast.data.labels import read_classes
+from amn_fast.data.legend import write_legend
 from amn_fast.errors import InputError
 from amn_fast.metrics import ActivationHistogram, Confusion, ThresholdCurve
-from amn_fast.report import Segmented, legend, statistics, write_report
+from amn_fast.report import Segmented, statistics, write_report
 from amn_fast.report.gallery import best_and_worst
-from amn_fast.report.legend import write_legend
 from amn_fast.report.statistics import LabelStatistics
 
 VOID_ELEMENTS = {"meta", "img", "br"}

@@ -64,14 +64,14 @@ def refine(
         key=key,
         **{name: value for name, value in given.items() if value is not None},
     )
+    total = 0
     with resumable(), progress_bar() as progress:
         task = progress.add_task(f"refine {method}", total=None)
-        seen = 0
 
-        def advance() -> None:
-            nonlocal seen
-            seen += 1
-            progress.advance(task)
+        def announce(count: int) -> None:
+            nonlocal total
+            total = count
+            progress.update(task, total=count)
 
         computed = refine_outputs(
             inputs,
@@ -82,6 +82,7 @@ def refine(
             proposals=proposals,
             threads=threads,
             overwrite=overwrite,
-            advance=advance,
+            announce=announce,
+            advance=lambda: progress.advance(task),
         )
-    console.print(f"{seen} masks in {out}: {computed} computed, {seen - computed} skipped (up to date)")
+    console.print(f"{total} masks in {out}: {computed} computed, {total - computed} skipped (up to date)")

@@ -10,7 +10,10 @@ from amn_fast.cli._common import app
 
 @app.command(context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
 def shim(
-    script: Annotated[list[str], typer.Argument(help="A Python script, then its own arguments.", metavar="SCRIPT")],
+    script: Annotated[
+        list[str],
+        typer.Argument(help="A Python script, `-m MODULE`, a folder or `-`, then its own arguments.", metavar="SCRIPT"),
+    ],
 ) -> None:
     """Run an unchanged script; amn_fast answers its `import pydensecrf` and `import bilateralfilter`."""
     from amn_fast.compat.run_script import run_script

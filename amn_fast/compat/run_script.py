@@ -1,39 +1,49 @@
-"""`amn-fast shim`: runs a script that imports pydensecrf or bilateralfilter, unchanged, on amn_fast."""
+"""`amn-fast shim`: runs an unchanged program that imports pydensecrf or bilateralfilter, on amn_fast."""
 
 import os
-import runpy
+import subprocess
 import sys
-import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
 from amn_fast.errors import InputError
 
 SHIM = Path(__file__).parent / "shim"
-"""A folder that holds `pydensecrf` and `bilateralfilter` alone."""
+"""A folder whose only packages are `pydensecrf` and `bilateralfilter`."""
 
 
 def run_script(arguments: Sequence[str]) -> None:
-    """Run the script arguments[0] as `python` would, with the other arguments, and answer these imports.
+    """Become `python ARGUMENTS` with `pydensecrf` and `bilateralfilter` answered by amn_fast.
 
-    The processes that the script starts find it too: those of multiprocessing, and those of this Python.
+    This Python is started anew with the folder `SHIM` at the front of PYTHONPATH: after the script's own folder and
+    before the installed packages, where the originals may be. So a script, `-m MODULE`, `-c CODE`, a folder or archive
+    with `__main__.py`, and `-` behave as they do under `python`, and so do the processes that they start.
+
+    Args:
+        arguments: what `python` would get.
 
     Raises:
-        InputError: there is no script.
-        SystemExit: the script's own, or status 1 after its traceback.
+        InputError: there is no program, or no such file.
+        SystemExit: with the program's status, on Windows; elsewhere the program replaces this process.
     """
     if not arguments:
         raise InputError("shim needs a script: amn-fast shim SCRIPT [ARGUMENTS]")
-    script = Path(arguments[0])
-    if not script.is_file():
-        raise InputError(f"{script}: there is no such script")
+    if not arguments[0].startswith("-") and not Path(arguments[0]).exists():
+        raise InputError(f"{arguments[0]}: there is no such script")
     inherited = os.environ.get("PYTHONPATH")
-    os.environ["PYTHONPATH"] = os.pathsep.join([str(SHIM), *([inherited] if inherited else [])])
-    # Before the installed packages, where pydensecrf itself may be, and after the script's own folder.
-    sys.path[:0] = [str(script.resolve().parent), str(SHIM)]
-    sys.argv = list(arguments)
-    try:
-        runpy.run_path(str(script), run_name="__main__")
-    except Exception:
-        traceback.print_exc()
-        sys.exit(1)
+    if inherited and not sys.flags.ignore_environment:
+        os.environ["PYTHONPATH"] = os.pathsep.join([str(SHIM), inherited])
+    else:
+        os.environ["PYTHONPATH"] = str(SHIM)
+    command = [sys.executable, *_interpreter_options(), *arguments]
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if sys.platform == "win32":  # where exec returns to the shell before the program ends
+        sys.exit(subprocess.call(command))
+    os.execv(sys.executable, command)
+
+
+def _interpreter_options() -> list[str]:
+    """This Python's own options, but those under which it would not read PYTHONPATH."""
+    options: list[str] = subprocess._args_from_interpreter_flags()  # type: ignore[attr-defined]
+    return [option for option in options if option not in ("-I", "-E")]

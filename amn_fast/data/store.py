@@ -20,6 +20,9 @@ from amn_fast.errors import InputError
 from amn_fast.files import write_atomically
 from amn_fast.ops.mask import upsample
 
+_MOST_BYTES = 1 << 32
+"""The most that a file may unfold to; 80 maps of 2048 x 2048 pixels take 0.7 GB."""
+
 
 @dataclass(frozen=True)
 class Activations:
@@ -48,6 +51,10 @@ class StridedActivations:
     keys: NDArray[np.uint8]
     strided: NDArray[np.float32]
     size: tuple[int, int]
+
+
+class _Unfit(Exception):
+    """What is wrong with a file, for a message."""
 
 
 def write_activations(path: Path | str, activations: Activations, *, compact: bool = False) -> None:
@@ -83,13 +90,13 @@ def read_activations(path: Path | str, *, enlarge: bool = True) -> Activations:
 
     def read(file: Any) -> Activations:
         if "size" in file and not enlarge:
-            raise ValueError("it is compact, without the maps at full size, which are needed here; convert with --full")
+            raise _Unfit("it is compact, without the maps at full size, which are needed here; convert with --full")
         strided = file["strided"].astype(np.float32)
         full = upsample(strided, _size(file)) if "size" in file else file["full"].astype(np.float32)
         found = Activations(file["keys"], strided, full)
         _check(found)
         if len(full) != len(strided) or not np.isfinite(full).all():
-            raise ValueError(f"full has shape {full.shape} or holds NaN or infinity, expected {len(strided)} maps")
+            raise _Unfit(f"full has shape {full.shape} or holds NaN or infinity, expected {len(strided)} maps")
         return found
 
     return _read(path, read)
@@ -113,11 +120,16 @@ def read_strided(path: Path | str) -> StridedActivations:
 def _read(path: Path | str, read: Any) -> Any:
     try:
         with np.load(path, allow_pickle=False) as file:
+            archive: Any = file.zip
+            if sum(entry.file_size for entry in archive.infolist()) > _MOST_BYTES:
+                raise _Unfit(f"it unfolds to more than {_MOST_BYTES >> 30} GiB")
             return read(file)
     except FileNotFoundError:
         raise InputError(f"activation file {path} does not exist") from None
-    except Exception as error:  # of damaged archives there are many, and each layer has its own errors
-        raise InputError(f"activation file {path} cannot be read: {' '.join(str(error).split())}") from error
+    except _Unfit as error:
+        raise InputError(f"activation file {path} cannot be read: {error}") from error
+    except Exception as error:  # of damaged archives there are many, and each layer has its own errors and words
+        raise InputError(f"activation file {path} cannot be read: it is damaged or of another format") from error
 
 
 def _size(file: Any) -> tuple[int, int]:
@@ -131,16 +143,16 @@ def _size(file: Any) -> tuple[int, int]:
         np.lib.format.read_magic(member)
         shape, _, _ = np.lib.format.read_array_header_1_0(member)
     if len(shape) != 3:
-        raise ValueError(f"full has shape {shape}, expected (K, H, W)")
+        raise _Unfit(f"full has shape {shape}, expected (K, H, W)")
     return int(shape[1]), int(shape[2])
 
 
 def _check(found: Activations | StridedActivations) -> None:
     keys, strided, size = found.keys, found.strided, found.size
     if keys.dtype != np.uint8 or keys.ndim != 1:
-        raise ValueError(f"keys are {keys.dtype} {keys.shape}, expected uint8 (K,)")
+        raise _Unfit(f"keys are {keys.dtype} {keys.shape}, expected uint8 (K,)")
     expected = (len(keys), (size[0] - 1) // 4 + 1, (size[1] - 1) // 4 + 1)
     if min(size) < 1 or strided.shape != expected:
-        raise ValueError(f"{len(keys)} keys, strided {strided.shape} and size {size} do not belong together")
+        raise _Unfit(f"{len(keys)} keys, strided {strided.shape} and size {size} do not belong together")
     if not np.isfinite(strided).all():
-        raise ValueError("it holds NaN or infinity, expected finite values")
+        raise _Unfit("it holds NaN or infinity, expected finite values")

@@ -26,6 +26,9 @@ log = logging.getLogger("amn_fast")
 # ------------------------------------------------------------------------------------------------------------ threads
 
 
+MAX_THREADS = 65536
+
+
 def thread_count(threads: int | None) -> int:
     """The number of threads to use: `threads`, or for None all CPUs that this process may use.
 
@@ -33,10 +36,10 @@ def thread_count(threads: int | None) -> int:
     inside a training loop (losses, merge) have no `threads` argument and use `torch.get_num_threads()`.
 
     Raises:
-        InputError: `threads` is neither None nor an integer of at least 1.
+        InputError: `threads` is neither None nor an integer in 1..65536.
     """
     if threads is not None:
-        return integer("threads", threads, 1)
+        return integer("threads", threads, 1, MAX_THREADS)
     available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, math.ceil(min(available, _cpu_quota())))
 
@@ -382,7 +385,7 @@ def choice(name: str, value: Any, options: Sequence[str]) -> str:
 
 
 def image_size(name: str, value: Any) -> tuple[int, int]:
-    """`value` as (height, width), both at least 1.
+    """`value` as (height, width), both in 1..2147483647.
 
     Raises:
         InputError: it is not a pair of such integers.
@@ -391,7 +394,8 @@ def image_size(name: str, value: Any) -> tuple[int, int]:
         height, width = value
     except (TypeError, ValueError):
         raise InputError(f"{name} is {shown(value)}, expected (height, width)") from None
-    return integer(f"{name}[0] (the height)", height, 1), integer(f"{name}[1] (the width)", width, 1)
+    most = 2**31 - 1
+    return integer(f"{name}[0] (the height)", height, 1, most), integer(f"{name}[1] (the width)", width, 1, most)
 
 
 def shown(value: object) -> str:

@@ -12,7 +12,7 @@ from amn_fast._native import native
 from amn_fast.errors import InputError
 from amn_fast.kernels.common import cuda as cuda_runtime
 from amn_fast.kernels.dense_crf import bilateral_reference
-from amn_fast.ops._arrays import choose_backend, gpu_verdict, is_automatic, number
+from amn_fast.ops._arrays import choose_backend, gpu_verdict, has_tangent, is_automatic, number
 
 
 def bilateral_filter(
@@ -52,6 +52,7 @@ def bilateral_filter(
         raise InputError(f"{operation}: values is {values.dtype}, expected a floating type")
     if values.device != image.device:
         raise InputError(f"{operation}: values are on {values.device}, expected {image.device}, as the image")
+    check_no_tangent(operation, image, values)
     sigma_rgb, sigma_xy = check_sigmas(operation, sigma_rgb, sigma_xy)
     chosen = bilateral_backend(backend, operation, image.device.type)
     return apply_filter(image, values, sigma_rgb, sigma_xy, chosen)
@@ -147,6 +148,12 @@ def check_image(operation: str, image: Tensor) -> None:
         raise InputError(f"{operation}: image is {image.dtype}, expected a floating type or torch.uint8")
     if image.requires_grad and torch.is_grad_enabled():
         raise InputError(f"{operation}: image requires a gradient, which is not computed; pass image.detach()")
+
+
+def check_no_tangent(operation: str, *tensors: Tensor) -> None:
+    """The kernels and the reference alike would drop a forward-mode derivative silently."""
+    if has_tangent(*tensors):
+        raise InputError(f"{operation}: an input has a forward-mode derivative, which is not computed; use backward")
 
 
 def check_sigmas(operation: str, sigma_rgb: float, sigma_xy: float) -> tuple[float, float]:

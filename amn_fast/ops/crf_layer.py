@@ -9,7 +9,7 @@ from torch import Tensor
 from amn_fast.errors import InputError
 from amn_fast.kernels.dense_crf.bilateral_reference import features
 from amn_fast.ops._arrays import integer, number
-from amn_fast.ops.bilateral_filter import bilateral_backend, check_image
+from amn_fast.ops.bilateral_filter import bilateral_backend, check_image, check_no_tangent
 from amn_fast.ops.lattice import Lattice
 
 
@@ -68,6 +68,7 @@ def crf_layer(
     for name, tensor in (("logits", logits), ("the weights", spatial)):
         if tensor.device != image.device:
             raise InputError(f"{operation}: {name} on {tensor.device}, expected {image.device}, as the image")
+    check_no_tangent(operation, image, logits, spatial, bilateral, compatibility)
     chosen = bilateral_backend(backend, operation, logits.device.type)
     double = chosen == "reference" and logits.dtype == torch.float64
     unary = logits if double else logits.float()

@@ -243,6 +243,7 @@ def dense_crf(
         raise InputError(f"unary is not a list of {len(image)} arrays, expected one for each image")
     images, unaries = (image, unary) if several else ([image], [unary])
     settings = settings_of(gaussian, bilateral, normalization)
+    threads = _arrays.thread_count(threads)
     if crf_backend(backend, *images, *unaries) == "cuda":
         answers = _on_gpu(images, unaries, settings, iterations, prune)
         return answers if several else answers[0]

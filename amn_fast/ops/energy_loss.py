@@ -14,6 +14,7 @@ from amn_fast.ops.bilateral_filter import (
     apply_filter,
     bilateral_backend,
     check_image,
+    check_no_tangent,
     check_sigmas,
     input_errors,
     native_kernels,
@@ -77,6 +78,7 @@ def dense_energy(
     labels = _check(operation, image, segmentations, rois, labels)
     if min(_low(side, scale) for side in image.shape[2:]) < 1:
         raise InputError(f"{operation}: image is {tuple(image.shape)}, expected at least one pixel at scale {scale}")
+    check_no_tangent(operation, image, segmentations, rois)
     chosen = bilateral_backend(backend, operation, segmentations.device.type)
     recompute = bool(recompute_scale_factor)
     if chosen == "cpu":

@@ -139,6 +139,7 @@ class Lattice:
         chosen = crf_backend(backend, image)
         pixels = check_image(image)
         if chosen == "reference":
+            reference.coordinate_ranges([0.0] * 5, reference.highest_features(*pixels.shape[:2], sx, sy, levels))
             return cls(reference.bilateral_features(pixels, sx, sy, levels), backend=chosen)
         with input_errors():
             if chosen == "cuda":

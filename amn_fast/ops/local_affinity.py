@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from amn_fast._native import native
 from amn_fast.errors import InputError
 from amn_fast.kernels.local_refinement import reference
-from amn_fast.ops._arrays import choice, integer, tensor_backend
+from amn_fast.ops._arrays import choice, forward_mode_backend, integer, tensor_backend
 
 DILATIONS = (1, 2, 4, 8, 12, 24)
 
@@ -53,6 +53,7 @@ def local_affinity(
     dilations = _check_rule("local_affinity", dilations, kind)
     _check_maps("local_affinity", "image", image)
     chosen = tensor_backend(backend, "local_affinity", image.device.type)
+    chosen = forward_mode_backend(chosen, backend, "local_affinity", image)
     image = image.to(_arithmetic(image))
     if chosen == "reference":
         return reference.local_affinity(image, dilations, kind, normalise)
@@ -99,6 +100,7 @@ def propagate(
     _check_device("propagate", mask, "affinity", affinity)
     iterations = integer("propagate: iterations", iterations, 0)
     chosen = tensor_backend(backend, "propagate", mask.device.type)
+    chosen = forward_mode_backend(chosen, backend, "propagate", mask, affinity)
     dtype = _arithmetic(mask)
     values, weights = mask.to(dtype), affinity.to(dtype)
     if chosen == "reference":
@@ -152,6 +154,7 @@ def pixel_adaptive_refinement(
     _check_device(operation, image, "mask", mask)
     iterations = integer(f"{operation}: iterations", iterations, 0)
     chosen = tensor_backend(backend, operation, mask.device.type)
+    chosen = forward_mode_backend(chosen, backend, operation, image, mask)
     dtype = _arithmetic(mask)
     values, guide = mask.to(dtype), image.to(dtype)
     if values.shape[2:] != guide.shape[2:]:

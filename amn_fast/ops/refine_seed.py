@@ -81,7 +81,7 @@ def refine_seed(
     settings = settings_of(gaussian, bilateral, "symmetric")
     thresholds = _arrays.number("fg", fg), _arrays.number("bg", bg)
     gt_prob = _arrays.number("gt_prob", gt_prob, "(0, 1)")
-    iterations = _arrays.integer("iterations", iterations)
+    iterations, threads = _arrays.integer("iterations", iterations), _arrays.thread_count(threads)
     if crf_backend(backend, *(value for case in cases for value in case[:2])) == "cuda":
         refined = _on_gpu(cases, thresholds, gt_prob, settings, iterations)
         return refined if several else refined[0]

@@ -26,7 +26,7 @@ from amn_fast.pipeline.engine import cores, for_each
 from amn_fast.pipeline.folder import Workspace
 from amn_fast.pipeline.inference import read_edge
 from amn_fast.pipeline.table import STAGES
-from amn_fast.pipeline.training import read_epochs
+from amn_fast.pipeline.training import read_losses
 from amn_fast.report.names import NETWORKS
 from amn_fast.report.statistics import LabelStatistics
 from amn_fast.steps import mask
@@ -131,11 +131,20 @@ def evaluate(work: Workspace, new: Callable[[Path], Path]) -> None:
         "environment": environment(),
         "seed": work.config.seed,
         "stages": _times(work),
-        "training": {name: epochs for name in NETWORKS if (epochs := read_epochs(work, name))},
+        "training": _training(work),
         "label_maps": {name: statistics.to_json() for name, statistics in tally.label_maps.items()},
         **(summary(tally) if tally.scored else {}),
     }
     write_json(new(work.root / "evaluation.json"), metrics)
+
+
+def _training(work: Workspace) -> dict[str, dict[str, list[float]]]:
+    """Mean loss, and accuracy where it is logged, of each epoch of the networks that this run has trained."""
+    found = {
+        name: {figure: values for figure in ("loss", "accuracy") if (values := read_losses(work, name, figure))}
+        for name in NETWORKS
+    }
+    return {name: figures for name, figures in found.items() if figures}
 
 
 def _times(work: Workspace) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from amn_fast.config import Seed
 from amn_fast.data.image import read_mask
+from amn_fast.data.legend import write_legend
 from amn_fast.data.masks import write_mask
 from amn_fast.data.store import read_activations, read_strided, write_activations
 from amn_fast.errors import InputError
@@ -75,8 +76,9 @@ def _refine(work: Workspace, new: New, kind: str, settings: Seed) -> One:
 
 
 def make_masks(work: Workspace, new: New) -> One:
-    """Edge map and pseudo-mask of an image."""
+    """Edge map and pseudo-mask of an image; the classes and their colours are written beside the masks."""
     config = work.config
+    write_legend(work.root, work.dataset.classes)
     net = IrnNet(config.backbone).to(work.device)
     load_weights(work.weights("irn"), net)
     net.eval()

@@ -16,12 +16,13 @@ from amn_fast.data.store import read_activations
 from amn_fast.errors import InputError
 from amn_fast.files import write_json
 from amn_fast.pipeline.dependencies import settings_changes, settings_of
-from amn_fast.pipeline.engine import cores
+from amn_fast.pipeline.engine import cores, progress
 from amn_fast.pipeline.folder import Workspace
 from amn_fast.pipeline.records import Item, Record
 from amn_fast.pipeline.segmentation import NAMES, SHOWN
 from amn_fast.pipeline.table import REPORT, producer
 from amn_fast.report import Segmented, write_report
+from amn_fast.report.gallery import GALLERY_MOST
 
 
 def publish(work: Workspace, writable: bool) -> None:
@@ -62,7 +63,12 @@ def write(work: Workspace) -> Path:
         segmented = _segmented(work, record)
     write_json(work.root / "metrics.json", metrics)
     images = RunImages(work) if "evaluation.json" in found else None
-    return write_report(work.root, metrics, images, to_yaml(work.config), segmented, threads=cores())
+    with progress(shown=images is not None) as bar:
+        task = bar.add_task("report", total=min(len(work.dataset.ids), GALLERY_MOST))
+        return write_report(
+            work.root, metrics, images, to_yaml(work.config), segmented,
+            threads=cores(), advance=lambda: bar.advance(task),
+        )  # fmt: skip
 
 
 def _results(work: Workspace) -> list[tuple[str, dict[str, Any]]]:

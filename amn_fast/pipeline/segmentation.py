@@ -27,7 +27,7 @@ from amn_fast.pipeline.engine import console, cores, naming_image, progress
 from amn_fast.pipeline.evaluation import environment
 from amn_fast.pipeline.folder import Workspace
 from amn_fast.pipeline.table import producer
-from amn_fast.pipeline.training import load_weights, read_epochs, read_origin
+from amn_fast.pipeline.training import load_weights, read_losses, read_origin
 from amn_fast.pipeline.trainings import list_checksum
 from amn_fast.steps import seg
 
@@ -140,7 +140,7 @@ def evaluate(work: Workspace, new: New) -> None:
         "training": json.loads(read_origin(weights) or "{}"),
         "train_seg": config.train_seg.model_dump(mode="json"),
         "eval_seg": settings.model_dump(mode="json"),
-        "losses": read_epochs(work, "seg").get("loss", []),
+        "losses": read_losses(work, "seg"),
         "stages": _training_time(work),
         "shown": results.shown,
         **results.scores(),

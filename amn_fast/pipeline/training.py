@@ -3,9 +3,8 @@
 import functools
 import io
 import json
-import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +79,25 @@ class Shares(Sampler[list[tuple[int, int]]]):
         return map(self.processes.share, self.batches)
 
 
+class RunningMean:
+    """The mean of values that stay on the device until it is taken."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._total, self._count = torch.zeros((), device=device), 0
+
+    def add(self, values: Tensor) -> None:
+        """Count the entries of `values`."""
+        self._total += values.detach().float().sum()
+        self._count += values.numel()
+
+    def take(self) -> float:
+        """The mean so far; counting begins anew."""
+        mean = self._total.item() / max(1, self._count)
+        self._total.zero_()
+        self._count = 0
+        return mean
+
+
 def poly(step: int, steps: int, power: float, every: int = 1) -> float:
     """Factor of the learning rates at `step` of 0..steps-1: (1 - step / steps) ** power, in stairs of `every` steps."""
     return (1 - step // every * every / steps) ** power
@@ -93,8 +111,9 @@ def train(
     optimizer: torch.optim.Optimizer,
     items: ItemDataset,
     settings: Training | SegTraining,
-    losses_of: Callable[[Batch], dict[str, Tensor]],
+    loss_of: Callable[[Batch], Tensor],
     origin: str = "",
+    figures: "Mapping[str, RunningMean] | None" = None,
 ) -> None:
     """Train `net` and write its weights to weights/NAME.safetensors.
 
@@ -105,9 +124,9 @@ def train(
     Args:
         new: where to write a file of the run folder.
         items: takes (epoch, index), gives one image's part of a batch.
-        losses_of: "loss" of one batch, which is minimised, and other figures to log; of the global batch, where several
-            processes have a share of it each.
+        loss_of: loss of one batch; of the global one, where several processes have a share of it each.
         origin: kept in the file of weights, see `save_weights`.
+        figures: means that `loss_of` adds to; they are logged with each epoch's loss.
     """
     processes, weights = work.processes, new(work.weights(name))
     checkpoint = weights.with_name(f"{name}.checkpoint.pt")
@@ -136,8 +155,7 @@ def train(
         for epoch in range(first, settings.epochs):
             torch.manual_seed(work.config.seed * 1000 + epoch)  # dropout: the same after a restart
             batches.epoch = epoch
-            totals: dict[str, Tensor] = {}
-            start = time.monotonic()
+            total, start = torch.zeros((), device=work.device), time.monotonic()
             for i, batch in enumerate(loader):
                 if isinstance(batch, InputError):
                     raise batch
@@ -147,21 +165,21 @@ def train(
                         group["lr"] = lr * factor
                     optimizer.zero_grad()
                 with torch.autocast(work.device.type, torch.bfloat16, enabled=work.device.type == "cuda"):
-                    losses = losses_of(batch)
-                (losses["loss"] / accumulate).backward()
+                    loss = loss_of(batch)
+                (loss / accumulate).backward()
                 if i % accumulate == accumulate - 1:
                     processes.average(net.parameters())
                     optimizer.step()
-                for figure, value in losses.items():
-                    totals[figure] = totals.get(figure, 0) + value.detach()
+                total += loss.detach()
                 bar.advance(task)
-            means = {figure: total.item() / len(batches) for figure, total in totals.items()}  # waits for the device
+            mean = total.item() / len(batches)  # the epoch's only wait for the device
             speed = len(batches) * batches.batch / (time.monotonic() - start)
-            if not math.isfinite(means["loss"]):
+            if not torch.isfinite(total):
                 raise InputError(f"{name}: loss is NaN or infinite in epoch {epoch + 1}; try a lower learning rate")
-            bar.update(task, note=f"epoch {epoch + 1}/{settings.epochs} loss {means['loss']:.4f} {speed:.1f} images/s")
+            bar.update(task, note=f"epoch {epoch + 1}/{settings.epochs} loss {mean:.4f} {speed:.1f} images/s")
+            means = {figure: running.take() for figure, running in (figures or {}).items()}
             if first_process:
-                work.log("epoch", network=name, epoch=epoch + 1, **means, images_per_second=speed)
+                work.log("epoch", network=name, epoch=epoch + 1, loss=mean, **means, pictures_per_second=speed)
                 _save(checkpoint, net, optimizer, epoch + 1)
     if first_process:
         save_weights(weights, net, origin)
@@ -187,21 +205,21 @@ def read_origin(path: Path) -> str:
         return (file.metadata() or {}).get("origin", "")
 
 
-def read_epochs(work: Workspace, name: str) -> dict[str, list[float]]:
-    """The figures of each epoch of network `name`'s last training, from the log: "loss", and "accuracy" where known."""
+def read_losses(work: Workspace, name: str, figure: str = "loss") -> list[float]:
+    """The mean loss, or another figure, of each epoch of network `name`'s last training; empty if the log has none."""
     path = work.root / "log.jsonl"
-    epochs: dict[int, dict[str, float]] = {}
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else ():
+    epochs: dict[int, float | None] = {}
+    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
         try:
             event = json.loads(line)
-            if event["event"] == "start" and event["stage"] == f"train-{name}" and not event["resumed"]:
-                epochs = {}
-            if event["event"] == "epoch" and event["network"] == name:  # one that was cut off from its checkpoint
-                epochs[int(event["epoch"])] = event  # comes again
-        except (ValueError, TypeError, KeyError, RecursionError):  # a line that a kill cut short
+        except ValueError:  # a line that a kill cut short
             continue
-    figures = [figure for figure in ("loss", "accuracy") if epochs and all(figure in e for e in epochs.values())]
-    return {figure: [float(epochs[epoch][figure]) for epoch in sorted(epochs)] for figure in figures}
+        if event["event"] == "start" and event["stage"] == f"train-{name}" and not event["resumed"]:
+            epochs = {}
+        if event["event"] == "epoch" and event["network"] == name:
+            epochs[event["epoch"]] = event.get(figure)  # an epoch that a kill cut off from its checkpoint comes again
+    values = [value for _, value in sorted(epochs.items()) if value is not None]
+    return values if len(values) == len(epochs) else []
 
 
 def load_weights(path: Path, net: nn.Module) -> None:

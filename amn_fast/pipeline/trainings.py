@@ -17,7 +17,7 @@ from amn_fast.data.image import read_mask
 from amn_fast.models import AmnNet, CamNet, DeepLabV2, IrnNet, MultiScale
 from amn_fast.pipeline.engine import track
 from amn_fast.pipeline.folder import Workspace
-from amn_fast.pipeline.training import load_weights, save_weights, train
+from amn_fast.pipeline.training import RunningMean, load_weights, save_weights, train
 from amn_fast.steps import amn, cam, irn, seg
 from amn_fast.steps.items import ClassifierDataset, MaskDataset, SeedDataset
 
@@ -30,10 +30,15 @@ def train_cam(work: Workspace, new: New) -> None:
     torch.manual_seed(config.seed)
     net = CamNet(len(dataset.classes), config.backbone, config.weights).to(work.device)
     items = ClassifierDataset(dataset, net.backbone.normalize, settings.crop, settings.long_side, config.seed)
-    train(
-        work, new, "cam", net, cam.optimizer(net, settings), items, settings,
-        lambda batch: cam.losses(net, *_on_device(work, batch)),
-    )  # fmt: skip
+    right = RunningMean(work.device)
+
+    def loss_of(batch: list[Tensor]) -> Tensor:
+        loss, all_right = cam.loss(net, *_on_device(work, batch))
+        right.add(all_right)
+        return loss
+
+    optimizer = cam.optimizer(net, settings)
+    train(work, new, "cam", net, optimizer, items, settings, loss_of, figures={"accuracy": right})
 
 
 def train_amn(work: Workspace, new: New) -> None:
@@ -41,11 +46,11 @@ def train_amn(work: Workspace, new: New) -> None:
     config, dataset, settings = work.config, work.dataset, work.config.train_amn
     torch.manual_seed(config.seed)
     net = AmnNet(len(dataset.classes), config.backbone, config.weights).to(work.device)
-    seeds = partial(_read_labels, work.root / "cam_seed")
+    seeds = partial(_read_seed, work.root / "cam_seed", config.trusted)
     items = SeedDataset(dataset, seeds, net.backbone.normalize, settings.crop, settings.rescale, config.seed)
     train(
         work, new, "amn", net, amn.optimizer(net, settings), items, settings,
-        lambda batch: {"loss": amn.loss(net, *_on_device(work, batch), eps=settings.eps)},
+        lambda batch: amn.loss(net, *_on_device(work, batch), eps=settings.eps),
     )  # fmt: skip
 
 
@@ -54,11 +59,11 @@ def train_irn(work: Workspace, new: New) -> None:
     config, dataset, settings = work.config, work.dataset, work.config.train_irn
     torch.manual_seed(config.seed)
     net = IrnNet(config.backbone, config.weights).to(work.device)
-    seeds = partial(_read_labels, work.root / "amn_seed")
+    seeds = partial(_read_seed, work.root / "amn_seed", config.trusted)
     items = SeedDataset(dataset, seeds, net.backbone.normalize, settings.crop, settings.rescale, config.seed)
     train(
         work, new, "irn", net, irn.optimizer(net, settings), items, settings,
-        lambda batch: {"loss": irn.loss(net, *_on_device(work, batch)[:2], settings=settings)},
+        lambda batch: irn.loss(net, *_on_device(work, batch)[:2], settings=settings),
     )  # fmt: skip
     if settings.displacement:
         weights = new(work.weights("irn"))
@@ -93,12 +98,12 @@ def train_seg(work: Workspace, new: New) -> None:
     masks = partial(_read_labels, folder)
     items = MaskDataset(dataset, masks, base.normalize, settings.crop, settings.rescale, config.seed)
 
-    def losses_of(batch: list[Tensor]) -> dict[str, Tensor]:
+    def loss_of(batch: list[Tensor]) -> Tensor:
         images, labels = _on_device(work, batch)
-        return {"loss": seg.multi_scale_loss(net(images), labels, work.processes.group)}
+        return seg.multi_scale_loss(net(images), labels, work.processes.group)
 
     origin = "" if work.processes.rank else json.dumps(_origin(work, folder, net))
-    train(work, new, "seg", net, seg.optimizer(base, settings), items, settings, losses_of, origin)
+    train(work, new, "seg", net, seg.optimizer(base, settings), items, settings, loss_of, origin)
 
 
 def _origin(work: Workspace, folder: Path, net: nn.Module) -> dict[str, Any]:
@@ -125,6 +130,13 @@ def _origin(work: Workspace, folder: Path, net: nn.Module) -> dict[str, Any]:
 def list_checksum(ids: Sequence[str]) -> str:
     """SHA-256 of a list of images: of the file that holds its ids, one a line."""
     return hashlib.sha256("".join(f"{id}\n" for id in ids).encode()).hexdigest()
+
+
+def _read_seed(folder: Path, trusted: Path | None, id: str) -> NDArray[np.uint8]:
+    """The trusted mask of an image in the place of its seed, where there is one."""
+    if trusted is not None and (trusted / f"{id}.png").is_file():
+        folder = trusted
+    return _read_labels(folder, id)
 
 
 def _read_labels(folder: Path, id: str) -> NDArray[np.uint8]:

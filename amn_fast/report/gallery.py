@@ -13,10 +13,10 @@ import matplotlib
 import numpy as np
 from numpy.typing import NDArray
 
+from amn_fast.data.legend import css_colour
 from amn_fast.data.masks import voc_palette
 from amn_fast.errors import InputError
 from amn_fast.files import write_text
-from amn_fast.report.legend import css_colour
 from amn_fast.report.names import SEGMENTATION, label_name
 
 Row = dict[str, Any]

@@ -135,36 +135,36 @@ AMN_DEVICE void add(Lanes<V>& to, float weight, const Lanes<V>& from) {
     for (int v = 0; v < V; ++v) to.lane[v] = to.lane[v] + weight * from.lane[v];
 }
 
-// A picture's row in the table of pictures. The points of a batch lie one picture after the other, each padded to a
+// An image's row in the table of images. The points of a batch lie one image after the other, each padded to a
 // whole number of fours as the published code does, the padding being points of zero features and zero weight.
 enum Field {
     first_point,  // of the batch
     points,
     padded,
     width,
-    source,  // a pointer: the picture (points, 3) uint8, or features (d, points) float32; 0: the grid alone
+    source,  // a pointer: the image (points, 3) uint8, or features (d, points) float32; 0: the grid alone
     table_first,
     table_mask,
-    picture_fields
+    image_fields
 };
 
-// The point of a thread in a launch of one block for each tile; tiles are rows (picture, first point).
+// The point of a thread in a launch of one block for each tile; tiles are rows (image, first point).
 struct Pixel {
-    const i64* picture;
-    i64 number;  // which picture
+    const i64* image;
+    i64 number;  // which image
     i64 point;   // in the batch
-    i64 own;     // in the picture
+    i64 own;     // in the image
     bool there, real;
 };
 
-AMN_DEVICE Pixel pixel_of(u32 tile, u32 thread, const i32* tiles, const i64* pictures) {
+AMN_DEVICE Pixel pixel_of(u32 tile, u32 thread, const i32* tiles, const i64* images) {
     Pixel pixel;
     pixel.number = tiles[2 * static_cast<i64>(tile)];
-    pixel.picture = pictures + picture_fields * pixel.number;
+    pixel.image = images + image_fields * pixel.number;
     pixel.point = static_cast<i64>(tiles[2 * static_cast<i64>(tile) + 1]) + thread;
-    pixel.own = pixel.point - pixel.picture[first_point];
-    pixel.there = pixel.own < pixel.picture[padded];
-    pixel.real = pixel.own < pixel.picture[points];
+    pixel.own = pixel.point - pixel.image[first_point];
+    pixel.there = pixel.own < pixel.image[padded];
+    pixel.real = pixel.own < pixel.image[points];
     return pixel;
 }
 

@@ -20,7 +20,7 @@ Examined examine(const float* energies, int64_t labels, int64_t n, int threads, 
     }
     const float low = right, high = wrong;
     std::vector<int> found(static_cast<size_t>(threads), 0);
-    constexpr int forbids = 1, invalid = 2, other = 4, huge = 8;
+    constexpr int forbids = 1, invalid = 2, other = 4, large = 8;
     constexpr int64_t step = 512;
     const auto examine_part = [&](int64_t part) {
         float suspicion[step], lowest[step];
@@ -31,7 +31,7 @@ Examined examine(const float* energies, int64_t labels, int64_t n, int threads, 
             std::fill(suspicion, suspicion + count, 0.0f);
             for (int64_t l = 0; l < labels; ++l) {
                 const float* plane = energies + l * n + first;
-                for (int64_t p = 0; p < count; ++p) suspicion[p] += plane[p] * 1.0e9f * 0.0f;  // NaN where inf, NaN or huge
+                for (int64_t p = 0; p < count; ++p) suspicion[p] += plane[p] * 1.66e35f * 0.0f;  // NaN beyond large_energy
             }
             float sum = 0;
             for (int64_t p = 0; p < count; ++p) sum += suspicion[p];
@@ -43,8 +43,8 @@ Examined examine(const float* energies, int64_t labels, int64_t n, int threads, 
                         if (std::isnan(energy)) found[part] |= invalid;
                         if (std::isinf(energy))
                             found[part] |= forbids;
-                        else if (std::abs(energy) > most_energy)
-                            found[part] |= huge;
+                        else if (std::abs(energy) > large_energy)
+                            found[part] |= large;
                         lowest[p] = std::min(lowest[p], energy);
                     }
                 }
@@ -80,7 +80,7 @@ Examined examine(const float* energies, int64_t labels, int64_t n, int threads, 
     if (all & invalid)
         throw std::invalid_argument(
             "unary holds NaN or -inf, or +inf for every label of a point, expected finite energies");
-    return {!(all & (forbids | other)), (all & forbids) != 0, (all & huge) != 0, right, wrong};
+    return {!(all & (forbids | other)), (all & forbids) != 0, (all & large) != 0, right, wrong};
 }
 
 Buffer<float> bounded(const float* energies, int64_t labels, int64_t n) {

@@ -10,11 +10,14 @@ namespace amn::dense_crf {
 struct Examined {
     bool of_labels;      // they come from a label map
     bool forbid;         // some are +inf
-    bool huge;           // some exceed `most_energy`
+    bool large;          // some exceed `large_energy`
     float right, wrong;  // of a label map
 };
 
-// Magnitudes beyond this are replaced (see `bounded`): they could not be told from a channel that stands for no label.
+// Beyond this magnitude, what the kernels add to an energy would lose its last bits: energies are replaced by what they
+// exceed the point's least one by (see `bounded`), and every label has a channel.
+constexpr float large_energy = 2048.0f;
+// The most that a replaced energy may be: it must not be taken for a channel that stands for no label.
 constexpr float most_energy = 1.0e29f;
 
 // Examines energies (labels, n). If they come from a label map, `map` gets its labels: at each point one label has the

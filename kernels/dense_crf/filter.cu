@@ -1,7 +1,7 @@
 // Filtering with lattices on a GPU.
 //
 // Rows of channels: each point and each vertex has `groups` groups of V channels side by side, those of all problems
-// (unaries of one picture) one after the other. A thread has one group of one row, so that the threads of one row read
+// (unaries of one image) one after the other. A thread has one group of one row, so that the threads of one row read
 // neighbouring words. Sums run in an order that the lattice alone decides: no floating-point atomics.
 #pragma once
 

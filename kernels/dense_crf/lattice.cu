@@ -1,4 +1,4 @@
-// Building permutohedral lattices on a GPU, all pictures of a batch in one launch of each kernel.
+// Building permutohedral lattices on a GPU, all images of a batch in one launch of each kernel.
 //
 // A vertex of a point's simplex is an entry; entry (point, remainder) has the number point * (d + 1) + remainder. Keys
 // stay in an array of their own; the hash table's slots hold entries' numbers, the lowest of those with one key, so the
@@ -34,25 +34,25 @@ AMN_DEVICE bool same(const u64* a, const u64* b, i64 words) {
 
 // Keys and barycentric weights of a point's d + 1 entries.
 template <int D>
-AMN_DEVICE void embed(Place at, const i32* tiles, const i64* pictures, i64 total, const float* deviations,
+AMN_DEVICE void embed(Place at, const i32* tiles, const i64* images, i64 total, const float* sigmas,
                       const float* scale, const i64* plan, i64 words, u64* keys, float* weights) {
-    const Pixel pixel = pixel_of(at.block, at.thread, tiles, pictures);
+    const Pixel pixel = pixel_of(at.block, at.thread, tiles, images);
     if (!pixel.there) return;
     float feature[D];
     AMN_UNROLL
     for (int j = 0; j < D; ++j) feature[j] = 0.0f;
-    if (pixel.real && !deviations) {
-        const float* matrix = reinterpret_cast<const float*>(pixel.picture[source]);
+    if (pixel.real && !sigmas) {
+        const float* matrix = reinterpret_cast<const float*>(pixel.image[source]);
         AMN_UNROLL
-        for (int j = 0; j < D; ++j) feature[j] = matrix[j * pixel.picture[points] + pixel.own];
+        for (int j = 0; j < D; ++j) feature[j] = matrix[j * pixel.image[points] + pixel.own];
     } else if (pixel.real) {
         i64 x, y;
-        split(pixel.own, pixel.picture[width], y, x);
-        feature[0] = static_cast<float>(x) / deviations[0];
-        if constexpr (D > 1) feature[1] = static_cast<float>(y) / deviations[1];
-        const u8* colours = reinterpret_cast<const u8*>(pixel.picture[source]) + 3 * pixel.own;
+        split(pixel.own, pixel.image[width], y, x);
+        feature[0] = static_cast<float>(x) / sigmas[0];
+        if constexpr (D > 1) feature[1] = static_cast<float>(y) / sigmas[1];
+        const u8* colours = reinterpret_cast<const u8*>(pixel.image[source]) + 3 * pixel.own;
         AMN_UNROLL
-        for (int j = 2; j < D; ++j) feature[j] = static_cast<float>(colours[j - 2]) / deviations[j];
+        for (int j = 2; j < D; ++j) feature[j] = static_cast<float>(colours[j - 2]) / sigmas[j];
     }
     float base[D + 1], rank[D + 1], weight[D + 1];
     lattice::embed<D>(D, scale, feature, base, rank, weight);
@@ -91,35 +91,35 @@ AMN_DEVICE i64 place_of(u32 entry, i64 sides, i64 total) {
 }
 
 // Each entry's slot; slots get the lowest entry of their key. A table that is too full sets `overflow`.
-AMN_DEVICE void insert(Place at, const i32* tiles, const i64* pictures, i64 total, i64 sides, const u64* keys,
+AMN_DEVICE void insert(Place at, const i32* tiles, const i64* images, i64 total, i64 sides, const u64* keys,
                        i64 words, u32* table, u32* slots, i64 most_steps, u32* overflow) {
     const u32 tile = at.block / static_cast<u32>(sides), r = at.block % static_cast<u32>(sides);
-    const Pixel pixel = pixel_of(tile, at.thread, tiles, pictures);
+    const Pixel pixel = pixel_of(tile, at.thread, tiles, images);
     if (!pixel.there) return;
     const u32 entry = static_cast<u32>(pixel.point * sides + r);
     const i64 place = r * total + pixel.point;
     const u64* key = keys + place * words;
-    u32* own = table + pixel.picture[table_first];
-    const u64 mask = static_cast<u64>(pixel.picture[table_mask]);
+    u32* own = table + pixel.image[table_first];
+    const u64 mask = static_cast<u64>(pixel.image[table_mask]);
     u64 slot = (lattice::hash_of<most_words>(key, static_cast<int>(words)) >> 32) & mask;
     for (i64 step = 0; step < most_steps; ++step) {
         u32 found = load_shared_word(own + slot);
         if (found == no_entry) found = compare_and_swap(own + slot, no_entry, entry);
         if (found == no_entry || same(key, keys + place_of(found, sides, total) * words, words)) {
             if (entry < found && found != no_entry) keep_lowest(own + slot, entry);
-            slots[place] = static_cast<u32>(pixel.picture[table_first] + static_cast<i64>(slot));
+            slots[place] = static_cast<u32>(pixel.image[table_first] + static_cast<i64>(slot));
             return;
         }
         slot = (slot + 1) & mask;
     }
-    slots[place] = static_cast<u32>(pixel.picture[table_first]);
+    slots[place] = static_cast<u32>(pixel.image[table_first]);
     set_bits(overflow, 1);
 }
 
 // 1 at entries that are their vertex' first, in the order of entries' numbers: the running sum numbers the vertices.
-AMN_DEVICE void mark_firsts(Place at, const i32* tiles, const i64* pictures, i64 total, i64 sides, const u32* table,
+AMN_DEVICE void mark_firsts(Place at, const i32* tiles, const i64* images, i64 total, i64 sides, const u32* table,
                             const u32* slots, i32* first) {
-    const Pixel pixel = pixel_of(at.block, at.thread, tiles, pictures);
+    const Pixel pixel = pixel_of(at.block, at.thread, tiles, images);
     if (!pixel.there) return;
     for (i64 r = 0; r < sides; ++r) {
         const u32 entry = static_cast<u32>(pixel.point * sides + r);
@@ -127,11 +127,11 @@ AMN_DEVICE void mark_firsts(Place at, const i32* tiles, const i64* pictures, i64
     }
 }
 
-// Entries' vertices, and for each vertex its first entry's place and its picture. `numbers` is the running sum.
-AMN_DEVICE void number(Place at, const i32* tiles, const i64* pictures, i64 total, i64 sides, const u32* table,
+// Entries' vertices, and for each vertex its first entry's place and its image. `numbers` is the running sum.
+AMN_DEVICE void number(Place at, const i32* tiles, const i64* images, i64 total, i64 sides, const u32* table,
                        const u32* slots, const i32* numbers, i32* vertices, i32* first_places, i32* owners) {
     const u32 tile = at.block / static_cast<u32>(sides), r = at.block % static_cast<u32>(sides);
-    const Pixel pixel = pixel_of(tile, at.thread, tiles, pictures);
+    const Pixel pixel = pixel_of(tile, at.thread, tiles, images);
     if (!pixel.there) return;
     const i64 place = r * total + pixel.point;
     const u32 first = table[slots[place]];
@@ -145,7 +145,7 @@ AMN_DEVICE void number(Place at, const i32* tiles, const i64* pictures, i64 tota
 
 // Each vertex' following neighbour along an axis, and so the previous one of that: neighbours[axis][vertex] is
 // (previous, following), filled with -1 beforehand.
-AMN_DEVICE void find_neighbours(Place at, i64 count, i64 sides, i64 total, const i64* pictures, const u64* keys,
+AMN_DEVICE void find_neighbours(Place at, i64 count, i64 sides, i64 total, const i64* images, const u64* keys,
                                 i64 words, const i64* plan, const u32* table, const i32* numbers,
                                 const i32* first_places, const i32* owners, i32* neighbours) {
     if (at.index() >= count * sides) return;
@@ -165,9 +165,9 @@ AMN_DEVICE void find_neighbours(Place at, i64 count, i64 sides, i64 total, const
         AMN_UNROLL
         for (int w = 0; w < most_words; ++w) key[w] += packing.word[j] == w ? change << packing.shift[j] : 0;
     }
-    const i64* picture = pictures + picture_fields * owners[vertex];
-    const u32* own = table + picture[table_first];
-    const u64 mask = static_cast<u64>(picture[table_mask]);
+    const i64* image = images + image_fields * owners[vertex];
+    const u32* own = table + image[table_first];
+    const u64 mask = static_cast<u64>(image[table_mask]);
     u64 slot = lattice::hash_of<most_words>(key, static_cast<int>(words)) >> 32;
     for (u64 step = 0; step <= mask; ++step, ++slot) {
         const u32 found = own[slot & mask];
@@ -198,9 +198,9 @@ using namespace amn::gpu;
 
 #define AMN_EMBED(D)                                                                                               \
     AMN_KERNEL(embed_##D,                                                                                          \
-               (const i32* tiles, const i64* pictures, i64 total, const float* deviations, const float* scale,     \
+               (const i32* tiles, const i64* images, i64 total, const float* sigmas, const float* scale,     \
                 const i64* plan, i64 words, u64* keys, float* weights),                                            \
-               (embed<D>(at, tiles, pictures, total, deviations, scale, plan, words, keys, weights)))
+               (embed<D>(at, tiles, images, total, sigmas, scale, plan, words, keys, weights)))
 AMN_EMBED(1)
 AMN_EMBED(2)
 AMN_EMBED(3)
@@ -209,24 +209,24 @@ AMN_EMBED(5)
 AMN_EMBED(6)
 
 AMN_KERNEL(insert_entries,
-           (const i32* tiles, const i64* pictures, i64 total, i64 sides, const u64* keys, i64 words, u32* table,
+           (const i32* tiles, const i64* images, i64 total, i64 sides, const u64* keys, i64 words, u32* table,
             u32* slots, i64 most_steps, u32* overflow),
-           (insert(at, tiles, pictures, total, sides, keys, words, table, slots, most_steps, overflow)))
+           (insert(at, tiles, images, total, sides, keys, words, table, slots, most_steps, overflow)))
 
 AMN_KERNEL(mark_first_entries,
-           (const i32* tiles, const i64* pictures, i64 total, i64 sides, const u32* table, const u32* slots,
+           (const i32* tiles, const i64* images, i64 total, i64 sides, const u32* table, const u32* slots,
             i32* first),
-           (mark_firsts(at, tiles, pictures, total, sides, table, slots, first)))
+           (mark_firsts(at, tiles, images, total, sides, table, slots, first)))
 
 AMN_KERNEL(number_vertices,
-           (const i32* tiles, const i64* pictures, i64 total, i64 sides, const u32* table, const u32* slots,
+           (const i32* tiles, const i64* images, i64 total, i64 sides, const u32* table, const u32* slots,
             const i32* numbers, i32* vertices, i32* first_places, i32* owners),
-           (number(at, tiles, pictures, total, sides, table, slots, numbers, vertices, first_places, owners)))
+           (number(at, tiles, images, total, sides, table, slots, numbers, vertices, first_places, owners)))
 
 AMN_KERNEL(find_all_neighbours,
-           (i64 count, i64 sides, i64 total, const i64* pictures, const u64* keys, i64 words, const i64* plan,
+           (i64 count, i64 sides, i64 total, const i64* images, const u64* keys, i64 words, const i64* plan,
             const u32* table, const i32* numbers, const i32* first_places, const i32* owners, i32* neighbours),
-           (find_neighbours(at, count, sides, total, pictures, keys, words, plan, table, numbers, first_places,
+           (find_neighbours(at, count, sides, total, images, keys, words, plan, table, numbers, first_places,
                             owners, neighbours)))
 
 AMN_KERNEL(make_splat_rows,

@@ -37,9 +37,9 @@ bool pack(const Features& features, const std::vector<float>& scale, PackingOf<W
         }
         if (!(std::abs(least) < lattice::max_coordinate && std::abs(most) < lattice::max_coordinate))
             throw std::invalid_argument(
-                "the features' range is too wide for their deviations: lattice coordinates reach " +
+                "the features' range is too wide for their sigmas: lattice coordinates reach " +
                 std::to_string(std::max(std::abs(least), std::abs(most))) +
-                ", expected less than 2097152 (single precision); use larger deviations (sxy, srgb, ...)");
+                ", expected less than 2097152 (single precision); use larger sigmas (sxy, srgb, ...)");
         if (j == d) continue;  // the last coordinate is not in the key: they sum to 0
         // Rounding, the return to the plane and a neighbour's step move a quotient by less than 4; float error by less.
         const int64_t from = static_cast<int64_t>(std::floor(least / (d + 1))) - 5;
@@ -94,9 +94,9 @@ Bits hashes_of(const Table& table) {
 
 Lattice::Lattice(const Features& features, int threads) : d_(features.dimension()), n_(features.points()) {
     alpha_ = 1.0f / (1.0f + std::pow(2.0f, static_cast<float>(-d_)));
-    const float deviation = static_cast<float>(std::sqrt(2.0 / 3.0) * (d_ + 1));
+    const float factor = static_cast<float>(std::sqrt(2.0 / 3.0) * (d_ + 1));
     scale_.resize(d_);
-    for (int j = 0; j < d_; ++j) scale_[j] = static_cast<float>(1.0 / std::sqrt((j + 2.0) * (j + 1.0)) * deviation);
+    for (int j = 0; j < d_; ++j) scale_[j] = static_cast<float>(1.0 / std::sqrt((j + 2.0) * (j + 1.0)) * factor);
 
     const int64_t tiles = tiles_of(n_);
     const int64_t most_rows = (tiles * tile_points) * (d_ + 1);

@@ -338,9 +338,9 @@ void mean_field(std::vector<Unary> problems, int64_t labels, int64_t n, const st
         maps.emplace_back(n);
         const Examined found = examine(problem.energies, labels, n, threads, maps.back().data());
         problem.energy_right = found.right, problem.energy_wrong = found.wrong;
-        forbids |= found.forbid;
-        dense |= !found.of_labels || found.huge;
-        if (found.huge) {
+        forbids |= found.forbid || found.large;
+        dense |= !found.of_labels || found.large;
+        if (found.large) {
             replaced.push_back(bounded(problem.energies, labels, n));
             problem.energies = replaced.back().data();
         }

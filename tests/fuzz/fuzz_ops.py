@@ -40,7 +40,7 @@ def compare(function: Any, arguments: dict[str, Any], tolerance: float) -> None:
             finite = np.isfinite(exact)  # infinite logits may give infinity or NaN
             assert np.array_equal(finite, np.isfinite(found)), (shown(arguments), exact, found)
             error = np.abs(found - exact, where=finite, out=np.zeros(exact.shape)).max(initial=0)
-            scale = np.abs(exact, where=finite, out=np.zeros(exact.shape)).max(initial=1e-30)
+            scale = np.abs(exact, where=finite, out=np.zeros(exact.shape)).max(initial=1e-4)  # float16 is coarse below
             assert error <= tolerance * scale, (shown(arguments), error / scale)
 
 
@@ -229,7 +229,8 @@ def merge_case(rng: np.random.Generator) -> tuple[Any, dict[str, Any], float]:
         arguments["maps"] = [m.abs() for m in maps]
         return amn_fast.merge_cam, arguments, 2e-5
     arguments["seed"] = label_maps(rng, channels - 1, *size)
-    return amn_fast.merge_amn, arguments, 2e-3  # differences of nearly equal probabilities
+    # (p - min) / (max - min + 1e-5) multiplies the rounding of nearly equal probabilities by up to 1e5.
+    return amn_fast.merge_amn, arguments, 1e-7 if dtype == torch.float64 else 5e-2
 
 
 CASES = (walk_case, mask_case, pixel_case, pair_case, merge_case)

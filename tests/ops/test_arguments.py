@@ -102,7 +102,7 @@ WALK = Operation(
         "exp_times": (-1, 31, *NOT_INTEGERS),
         "method": ("euler", None, 3),
         "tolerance": (0, 1, -1, INF, *NOT_NUMBERS),
-        "threads": (0, -2, *NOT_INTEGERS[1:]),
+        "threads": (0, -2, 2**70, *NOT_INTEGERS[1:]),
     },
 )
 PIXEL = Operation(
@@ -164,7 +164,7 @@ CAM = Operation(
             [np.ones((4, 3, 3)), np.ones((5, 3, 3))], [np.full((4, 3, 3), NAN)], [torch.full((4, 3, 3), -INF)],
             [torch.ones(4, 3, 3), torch.ones(4, 3, 3, device="meta")], ["map"], [torch.ones(4, 3, 3).to_sparse()],
         ),
-        "size": ((0, 5), (5, -1), (5,), (1, 2, 3), 5, None, (2.0, 3), (True, 3)),
+        "size": ((0, 5), (5, 2**70), (5, -1), (5,), (1, 2, 3), 5, None, (2.0, 3), (True, 3)),
         "valid": ([4], [-1], [1, 1], [1.0], [True], None, 2, "01", np.zeros((2, 2), int)),
     },
 )  # fmt: skip

@@ -1,6 +1,6 @@
-import subprocess
-import sys
-from contextlib import contextmanager
+import contextlib
+import itertools
+import threading
 
 import numpy as np
 import pytest
@@ -8,8 +8,10 @@ import pytest
 from amn_fast._native import native
 from amn_fast.errors import InputError
 from amn_fast.kernels.dense_crf import reference
+from amn_fast.ops import lattice as lattice_module
 from amn_fast.ops.dense_crf import DenseCRF, dense_crf, refine_seed, unary_from_labels, unary_from_softmax
-from amn_fast.ops.lattice import Lattice, Pairwise, kl_divergence, mean_field
+from amn_fast.ops.lattice import Lattice
+from amn_fast.ops.mean_field import Pairwise, kl_divergence, mean_field
 from crf_cases import (
     FEATURE_CASES,
     GOLDEN,
@@ -17,12 +19,13 @@ from crf_cases import (
     answer_to,
     check_marginals,
     load,
+    refusals,
     seed_case,
     smooth_unary,
     unary_of,
 )
 
-BACKENDS = ["reference", pytest.param("cpu", marks=pytest.mark.skipif(native is None, reason="kernels not built"))]
+BACKENDS = ["reference", *(["cpu"] if native is not None else [])]
 SLOW_IN_NUMPY = ("coco_full_81labels", "voc_full_21labels", "voc_full_3labels", "irn_21labels")
 
 
@@ -31,39 +34,37 @@ def photo():
     return np.load(GOLDEN / "amn" / "merge_cam.npz")["image"]
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("name", IMAGE_CASES)
-def test_marginals_equal_the_recorded_ones(name, backend):
-    if backend == "reference" and name in SLOW_IN_NUMPY:
-        pytest.skip("minutes in NumPy; the C++ backend is held to this case")
+def test_marginals_equal_the_recorded_ones(name):
     case = load(name)
-    check_marginals(name, case, answer_to(case, case["image"], unary_of(case), backend))
+    for backend in BACKENDS:
+        if backend == "cpu" or name not in SLOW_IN_NUMPY:
+            check_marginals(name, case, answer_to(case, case["image"], unary_of(case), backend))
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("name", FEATURE_CASES)
-def test_any_features_equal_the_recorded_answers(name, backend):
-    case = load(name)
-    call = case["call"]
-    unary = unary_from_labels(case["labels"].ravel(), call["labels"], call["gt_prob"], zero_unsure=False)
-    terms = [Pairwise(Lattice(case["features"], backend=backend), call["compat"])]
-    q = mean_field(unary, terms, call["iterations"])
-    assert np.abs(q - case["q"]).max() <= 1e-4
-    assert (q.argmax(0) == case["q"].argmax(0)).all()
+def test_any_features_equal_the_recorded_answers():
+    for name, backend in itertools.product(FEATURE_CASES, BACKENDS):
+        case = load(name)
+        call = case["call"]
+        unary = unary_from_labels(case["labels"].ravel(), call["labels"], call["gt_prob"], zero_unsure=False)
+        terms = [Pairwise(Lattice(case["features"], backend=backend), call["compat"])]
+        q = mean_field(unary, terms, call["iterations"])
+        assert np.abs(q - case["q"]).max() <= 1e-4, (name, backend)
+        assert (q.argmax(0) == case["q"].argmax(0)).all(), (name, backend)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_single_steps_equal_inference_and_the_recorded_divergence(backend):
-    case = load("steps_kl")
-    unary = unary_from_labels(case["labels"], 3, 0.7, zero_unsure=False)
-    terms = DenseCRF(case["image"], backend=backend).pairwise
-    unary = unary.reshape(3, -1)
-    q = mean_field(unary, terms, 0)
-    for step, expected in enumerate(case["q_steps"]):
-        assert np.abs(q - expected).max() <= 1e-4
-        assert np.array_equal(q, mean_field(unary, terms, step))
-        assert kl_divergence(q, unary, terms) / q.shape[1] == pytest.approx(case["kl_per_pixel"][step], abs=1e-4)
-        q = mean_field(unary, terms, 1, start=q)
+def test_single_steps_equal_inference_and_the_recorded_divergence():
+    for backend in BACKENDS:
+        case = load("steps_kl")
+        unary = unary_from_labels(case["labels"], 3, 0.7, zero_unsure=False)
+        terms = DenseCRF(case["image"], backend=backend).pairwise
+        unary = unary.reshape(3, -1)
+        q = mean_field(unary, terms, 0)
+        for step, expected in enumerate(case["q_steps"]):
+            assert np.abs(q - expected).max() <= 1e-4
+            assert np.array_equal(q, mean_field(unary, terms, step))
+            assert kl_divergence(q, unary, terms) / q.shape[1] == pytest.approx(case["kl_per_pixel"][step], abs=1e-4)
+            q = mean_field(unary, terms, 1, start=q)
 
 
 def test_unaries_equal_the_recorded_ones():
@@ -80,18 +81,13 @@ def test_unaries_equal_the_recorded_ones():
         np.testing.assert_allclose(ours.reshape(len(ours), -1), case[name], rtol=1e-6, atol=1e-7)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize(("name", "fg", "bg"), [("merge_cam", 0.30, 0.05), ("merge_amn", 0.45, 0.15)])
-def test_refined_seed_equals_the_recorded_one(name, fg, bg, backend):
-    arguments, expected = seed_case(name)
-    seed = refine_seed(*arguments, fg=fg, bg=bg, backend=backend)
-    assert seed.dtype == np.uint8
-    assert (seed == expected).all()
-
-
-def test_import_needs_neither_torch_nor_other_stages():
-    code = "import sys, amn_fast.ops.dense_crf; assert not {'torch', 'scipy'} & set(sys.modules)"
-    subprocess.run([sys.executable, "-c", code], check=True)
+def test_refined_seed_equals_the_recorded_one():
+    for name, fg, bg in [("merge_cam", 0.30, 0.05), ("merge_amn", 0.45, 0.15)]:
+        for backend in BACKENDS:
+            arguments, expected = seed_case(name)
+            seed = refine_seed(*arguments, fg=fg, bg=bg, backend=backend)
+            assert seed.dtype == np.uint8
+            assert (seed == expected).all()
 
 
 def close(ours, reference, tolerance=1e-4):
@@ -102,45 +98,48 @@ def close(ours, reference, tolerance=1e-4):
 cpu = pytest.mark.skipif(native is None, reason="kernels not built")
 
 
-@contextmanager
-def using(instructions):
-    """Run the C++ loops of one instruction set, or skip the test."""
+@pytest.fixture
+def instruction_sets():
+    """Iterates over those of this machine, each in use while it is at hand."""
     before = native.crf_instruction_set()
-    if not native.crf_use_instruction_set(instructions):
-        pytest.skip(f"this machine has no {instructions}")
-    try:
-        yield
-    finally:
-        native.crf_use_instruction_set(before)
+
+    def each():
+        for name in ("baseline", "avx2", "avx512"):
+            if native.crf_use_instruction_set(name):
+                yield name
+
+    yield each
+    native.crf_use_instruction_set(before)
 
 
 @cpu
-@pytest.mark.parametrize("labels", [2, 3, 5, 6, 9, 14, 21, 38, 81])
-@pytest.mark.parametrize("size", [(1, 1), (1, 17), (17, 1), (2, 3), (13, 11)])
-def test_small_pictures_equal_the_reference(size, labels, photo):
-    image, unary = photo[: size[0], : size[1]], smooth_unary(labels, *size)
-    close(dense_crf(image, unary, iterations=4), dense_crf(image, unary, iterations=4, backend="reference"))
+def test_small_images_equal_the_reference(photo):
+    sizes, counts = [(1, 1), (1, 17), (17, 1), (2, 3), (13, 11)], [1, 2, 3, 5, 6, 9, 14, 21, 38, 81]
+    for size, labels in itertools.product(sizes, counts):
+        image, unary = photo[: size[0], : size[1]], smooth_unary(labels, *size)
+        close(dense_crf(image, unary, iterations=4), dense_crf(image, unary, iterations=4, backend="reference"))
 
 
 @cpu
-@pytest.mark.parametrize("instructions", ["baseline", "avx2", "avx512"])
-@pytest.mark.parametrize("labels", [2, 3, 4, 21, 30])
-def test_every_instruction_set_gives_the_reference(instructions, labels, photo):
-    image, unary = photo[:40, :50], smooth_unary(labels, 40, 50)
-    with using(instructions):
-        close(dense_crf(image, unary), dense_crf(image, unary, backend="reference"))
+def test_every_instruction_set_gives_the_reference(instruction_sets, photo):
+    image = photo[:40, :50]
+    for labels in (2, 3, 4, 21, 30):
+        unary = smooth_unary(labels, 40, 50)
+        expected = reference_of(image, unary)
+        for _ in instruction_sets():
+            close(dense_crf(image, unary), expected)
 
 
 @cpu
-@pytest.mark.parametrize("labels", [2, 3, 21])
-def test_threads_do_not_change_a_bit(labels, photo):
-    image = np.concatenate([photo, photo[::-1]])[:300]  # enough pixels for several bands
-    unary = smooth_unary(labels, *image.shape[:2])
-    once = dense_crf(image, unary, iterations=3, threads=1)
-    for threads in (1, 2, 3, 4, 7):
-        assert np.array_equal(once, dense_crf(image, unary, iterations=3, threads=threads))
-    again = dense_crf([image] * 4, [unary] * 4, iterations=3, threads=4)
-    assert all(np.array_equal(once, one) for one in again)
+def test_threads_do_not_change_a_bit(photo):
+    for labels in [2, 3, 21]:
+        image = np.concatenate([photo, photo[::-1]])[:300]  # enough pixels for several bands
+        unary = smooth_unary(labels, *image.shape[:2])
+        once = dense_crf(image, unary, iterations=3, threads=1)
+        for threads in (1, 2, 3, 4, 7):
+            assert np.array_equal(once, dense_crf(image, unary, iterations=3, threads=threads))
+        again = dense_crf([image] * 4, [unary] * 4, iterations=3, threads=4)
+        assert all(np.array_equal(once, one) for one in again)
 
 
 @cpu
@@ -168,24 +167,22 @@ def test_label_maps_and_the_energies_they_make_give_the_same_bits(photo):
 
 
 @cpu
-@pytest.mark.parametrize("instructions", ["baseline", "avx2", "avx512"])
-@pytest.mark.parametrize(("labels", "shown"), [(6, [4]), (7, [0, 6]), (21, [3, 7, 20]), (81, [5, 6, 9, 40, 80])])
-def test_labels_that_a_map_does_not_show_share_the_work_and_nothing_else(labels, shown, instructions, photo):
+def test_labels_that_a_map_does_not_show_share_the_work_and_nothing_else(instruction_sets, photo):
     image = photo[:41, :57]
-    regions = np.random.default_rng(0).integers(0, len(shown), (5, 6))
-    shown_map = np.array(shown)[np.kron(regions, np.ones((9, 10), int))[:41, :57]]
-    energies = unary_from_labels(shown_map, labels, 0.7, zero_unsure=False)
-    energies[:, 20:30, 10:20] = energies.max()  # nothing is known here: every label is the same
-    with using(instructions):
-        ours, again = dense_crf(image, energies), dense_crf(image, energies, threads=2)
-        start = dense_crf(image, energies, iterations=0)
-    close(ours, reference_of(image, energies), 2e-5)
-    assert (ours == again).all()
-    assert np.abs(ours.sum(axis=0, dtype=np.float64) - 1).max() <= 1e-6
-    absent = np.setdiff1d(np.arange(labels), shown)
-    assert (ours[absent] == ours[absent[0]]).all()
-    odds = np.exp(-energies.astype(np.float64))
-    close(start, odds / odds.sum(0), 1e-6)
+    for labels, shown in [(6, [4]), (7, [0, 6]), (21, [3, 7, 20]), (81, [5, 6, 9, 40, 80])]:
+        regions = np.random.default_rng(0).integers(0, len(shown), (5, 6))
+        shown_map = np.array(shown)[np.kron(regions, np.ones((9, 10), int))[:41, :57]]
+        energies = unary_from_labels(shown_map, labels, 0.7, zero_unsure=False)
+        energies[:, 20:30, 10:20] = energies.max()  # nothing is known here: every label is the same
+        expected, odds = reference_of(image, energies), np.exp(-energies.astype(np.float64))
+        absent = np.setdiff1d(np.arange(labels), shown)
+        for _ in instruction_sets():
+            ours, again = dense_crf(image, energies), dense_crf(image, energies, threads=2)
+            close(ours, expected, 2e-5)
+            assert (ours == again).all()
+            assert np.abs(ours.sum(axis=0, dtype=np.float64) - 1).max() <= 1e-6
+            assert (ours[absent] == ours[absent[0]]).all()
+            close(dense_crf(image, energies, iterations=0), odds / odds.sum(0), 1e-6)
 
 
 @cpu
@@ -204,62 +201,9 @@ def reference_of(image, unary):
     return dense_crf(image, unary, backend="reference")
 
 
-@cpu
-@pytest.mark.parametrize("change", ["strided", "fortran", "mirrored", "read-only"])
-def test_layouts_of_the_image_do_not_matter(change, photo):
-    image = photo[:30, :40].copy()
-    unary = smooth_unary(3, 30, 40)
-    if change == "strided":
-        other = np.repeat(image, 2, axis=1)[:, ::2]
-    elif change == "fortran":
-        other = np.asfortranarray(image)
-    elif change == "mirrored":
-        other = image[:, ::-1].copy()[:, ::-1]
-    else:
-        other = image.copy()
-        other.flags.writeable = False
-    assert np.array_equal(dense_crf(image, unary), dense_crf(other, unary))
-
-
-@cpu
-@pytest.mark.parametrize("change", ["float64", "float16", "fortran", "strided", "read-only", "tensor"])
-def test_layouts_and_types_of_the_unary_do_not_matter(change, photo):
-    image = photo[:30, :40]
-    unary = smooth_unary(3, 30, 40).astype(np.float16).astype(np.float32)
-    expected = dense_crf(image, unary)
-    if change == "tensor":
-        torch = pytest.importorskip("torch")
-        answer = dense_crf(torch.from_numpy(image.copy()), torch.from_numpy(unary))
-        assert isinstance(answer, torch.Tensor)
-        assert np.array_equal(answer.numpy(), expected)
-        return
-    if change in ("float64", "float16"):
-        other = unary.astype(change)
-    elif change == "fortran":
-        other = np.asfortranarray(unary)
-    elif change == "strided":
-        other = np.repeat(unary, 2, axis=2)[:, :, ::2]
-    else:
-        other = unary.copy()
-        other.flags.writeable = False
-    assert np.array_equal(dense_crf(image, other), expected)
-
-
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_one_label_is_certain(backend, photo):
-    assert (dense_crf(photo[:9, :9], np.ones((1, 9, 9), np.float32), backend=backend) == 1).all()
-
-
-@pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("value", [np.nan, -np.inf])
-def test_energies_that_are_not_numbers_are_refused(value, backend, photo):
-    unary = smooth_unary(3, 20, 30)
-    unary[1, 7, 9] = value
-    with pytest.raises(InputError, match="NaN or -inf"):
-        dense_crf(photo[:20, :30], unary, backend=backend)
-    unary[:, 7, 9] = np.inf
-    with pytest.raises(InputError, match="every label"):
-        dense_crf(photo[:20, :30], unary, backend=backend)
+def test_one_label_is_certain(photo):
+    for backend in BACKENDS:
+        assert (dense_crf(photo[:9, :9], np.ones((1, 9, 9), np.float32), backend=backend) == 1).all()
 
 
 @cpu
@@ -273,51 +217,10 @@ def test_infinite_energy_forbids_a_label(photo):
     close(q, reference_of(image, unary))
 
 
-@pytest.mark.parametrize("shape", [(8, 8), (8, 8, 1), (8, 8, 4), (0, 8, 3), (8, 0, 3)])
-def test_images_of_other_shapes_are_refused(shape):
-    with pytest.raises(InputError, match="expected"):
-        dense_crf(np.zeros(shape, np.uint8), np.zeros((2, *shape[:2]), np.float32))
-
-
-@pytest.mark.parametrize("dtype", [np.float32, np.int32, np.uint16, bool])
-def test_images_of_other_types_are_refused(dtype):
-    with pytest.raises(InputError, match="expected uint8"):
-        dense_crf(np.zeros((8, 8, 3), dtype), np.zeros((2, 8, 8), np.float32))
-
-
-@pytest.mark.parametrize(
-    "wrong",
-    [
-        {"gaussian": (0, 3)},
-        {"gaussian": (-1, 3)},
-        {"gaussian": ((1, 2, 3), 3)},
-        {"bilateral": (50, 0, 10)},
-        {"bilateral": (50, np.nan, 10)},
-        {"bilateral": (50, (5, 5), 10)},
-        {"bilateral": (50, 5, [1.0, 2.0])},
-        {"bilateral": (50, 5, np.eye(2))},
-        {"bilateral": (50, 5, np.inf)},
-        {"normalization": "both"},
-        {"threads": 0},
-        {"prune": 1.0},
-        {"backend": "abacus"},
-    ],
-)
-def test_wrong_arguments_are_refused(wrong, photo):
-    with pytest.raises(InputError, match="expected"):
-        dense_crf(photo[:8, :8], smooth_unary(3, 8, 8), **wrong)
-
-
-@pytest.mark.parametrize("unary", [np.zeros((3, 8, 9)), np.zeros((3, 64)), np.zeros((0, 8, 8))])
-def test_unaries_of_other_shapes_are_refused(unary, photo):
-    with pytest.raises(InputError, match="as the image"):
-        dense_crf(photo[:8, :8], unary)
-
-
 @cpu
-def test_deviations_too_small_for_the_lattice_are_refused_and_small_ones_are_not(photo):
+def test_sigmas_too_small_for_the_lattice_are_refused_and_small_ones_are_not(photo):
     image, unary = photo[:64, :64], smooth_unary(3, 64, 64)
-    with pytest.raises(InputError, match="deviations"):
+    with pytest.raises(InputError, match="sigmas"):
         dense_crf(image, unary, bilateral=(50, 1e-8, 10))
     close(
         dense_crf(image, unary, bilateral=(0.01, 1e-3, 10)),
@@ -326,17 +229,17 @@ def test_deviations_too_small_for_the_lattice_are_refused_and_small_ones_are_not
 
 
 @cpu
-@pytest.mark.parametrize("d", [1, 2, 4, 7, 12, 32])
-@pytest.mark.parametrize("scale", [1.0, 300.0])
-def test_any_dimension_and_range_equals_the_reference(d, scale):
-    features = (scale * np.random.default_rng(d).normal(size=(d, 300))).astype(np.float32)
-    values = np.random.default_rng(0).normal(size=(3, 300)).astype(np.float32)
-    ours, other = Lattice(features), np.random.default_rng(1).normal(size=(3, 300))
-    for transpose in (False, True):
-        close(ours.filter(values, transpose), Lattice(features, backend="reference").filter(values, transpose))
-    adjoint = (values * ours.filter(other, True)).sum()
-    assert (other * ours.filter(values)).sum() == pytest.approx(adjoint, rel=1e-4, abs=1e-2)
-    assert ours.handle.vertices == reference.Lattice.build(features).m
+def test_any_dimension_and_range_equals_the_reference():
+    for scale in [1.0, 300.0]:
+        for d in [1, 2, 4, 7, 12, 32]:
+            features = (scale * np.random.default_rng(d).normal(size=(d, 300))).astype(np.float32)
+            values = np.random.default_rng(0).normal(size=(3, 300)).astype(np.float32)
+            ours, other = Lattice(features), np.random.default_rng(1).normal(size=(3, 300))
+            for transpose in (False, True):
+                close(ours.filter(values, transpose), Lattice(features, backend="reference").filter(values, transpose))
+            adjoint = (values * ours.filter(other, True)).sum()
+            assert (other * ours.filter(values)).sum() == pytest.approx(adjoint, rel=1e-4, abs=1e-2)
+            assert ours.handle.vertices == reference.Lattice.build(features).m
 
 
 def test_the_lattice_is_near_the_exact_gaussian_sum():
@@ -349,35 +252,27 @@ def test_the_lattice_is_near_the_exact_gaussian_sum():
     assert np.abs(ours - exact).max() < 0.03
 
 
-@pytest.mark.parametrize("bad", [np.nan, np.inf, 1e9])
-def test_features_out_of_range_are_refused(bad):
-    features = np.zeros((3, 20), np.float32)
-    features[1, 4] = bad
-    with pytest.raises(InputError, match="expected"):
-        Lattice(features)
+def test_a_scalar_compat_equals_minus_identity_and_minus_vector(photo):
+    for backend in BACKENDS:
+        image, unary = photo[:20, :30], smooth_unary(3, 20, 30)
+        scalar = dense_crf(image, unary, bilateral=(50, 5, 10), backend=backend)
+        close(dense_crf(image, unary, bilateral=(50, 5, -10 * np.eye(3)), backend=backend), scalar, 1e-5)
+        close(dense_crf(image, unary, bilateral=(50, 5, [-10.0] * 3), backend=backend), scalar, 1e-5)
+        tilted = np.array([[0, 2.0, 1], [0, 0, 5], [3, 1, 0]])
+        close(
+            dense_crf(image, unary, bilateral=(50, 5, tilted), backend=backend),
+            dense_crf(image, unary, bilateral=(50, 5, (tilted + tilted.T) / 2), backend=backend),
+            1e-6,
+        )
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_a_scalar_compat_equals_minus_identity_and_minus_vector(backend, photo):
-    image, unary = photo[:20, :30], smooth_unary(3, 20, 30)
-    scalar = dense_crf(image, unary, bilateral=(50, 5, 10), backend=backend)
-    close(dense_crf(image, unary, bilateral=(50, 5, -10 * np.eye(3)), backend=backend), scalar, 1e-5)
-    close(dense_crf(image, unary, bilateral=(50, 5, [-10.0] * 3), backend=backend), scalar, 1e-5)
-    tilted = np.array([[0, 2.0, 1], [0, 0, 5], [3, 1, 0]])
-    close(
-        dense_crf(image, unary, bilateral=(50, 5, tilted), backend=backend),
-        dense_crf(image, unary, bilateral=(50, 5, (tilted + tilted.T) / 2), backend=backend),
-        1e-6,
-    )
-
-
-@pytest.mark.parametrize("iterations", [0, -1])
-def test_no_iterations_and_no_kernels_give_the_softmax(iterations, photo):
-    unary = smooth_unary(3, 20, 30)
-    expected = reference.softmax(-unary)
-    close(dense_crf(photo[:20, :30], unary, iterations=iterations), expected, 1e-6)
-    close(dense_crf(photo[:20, :30], unary, gaussian=None, bilateral=None), expected, 1e-6)
-    close(dense_crf(photo[:20, :30], unary, gaussian=(3, 0), bilateral=None), expected, 1e-6)
+def test_no_iterations_and_no_kernels_give_the_softmax(photo):
+    for iterations in [0, -1]:
+        unary = smooth_unary(3, 20, 30)
+        expected = reference.softmax(-unary)
+        close(dense_crf(photo[:20, :30], unary, iterations=iterations), expected, 1e-6)
+        close(dense_crf(photo[:20, :30], unary, gaussian=None, bilateral=None), expected, 1e-6)
+        close(dense_crf(photo[:20, :30], unary, gaussian=(3, 0), bilateral=None), expected, 1e-6)
 
 
 @cpu
@@ -398,16 +293,6 @@ def test_mirrored_transposed_and_recoloured_pictures_agree_on_most_pixels():
 
 
 @cpu
-def test_a_straight_edge_is_found():
-    image = np.zeros((40, 60, 3), np.uint8)
-    image[:, 30:] = 200
-    rough = np.zeros((40, 60), np.int64)
-    rough[:, 24:] = 1  # six columns off
-    labels = dense_crf(image, unary_from_labels(rough, 2, 0.7, zero_unsure=False)).argmax(0)
-    assert (labels == (np.arange(60) >= 30)).all()
-
-
-@cpu
 def test_pruning_keeps_the_most_probable_labels(photo):
     unary = np.full((81, *photo.shape[:2]), 9.0, np.float32)
     unary[::2] = smooth_unary(41, *photo.shape[:2])
@@ -416,22 +301,6 @@ def test_pruning_keeps_the_most_probable_labels(photo):
     assert (whole.argmax(0) == pruned.argmax(0)).mean() > 0.999
     assert np.abs(pruned.sum(axis=0) - 1).max() < 1e-5
     assert np.array_equal(DenseCRF(photo).labels(unary, prune=1e-3), pruned.argmax(0))
-
-
-def test_label_maps_out_of_range_are_refused():
-    for labels, options in [
-        (np.array([[0, 255]], np.uint8), {"zero_unsure": False}),
-        (np.array([[0, 3]]), {"zero_unsure": False}),
-        (np.array([[-1, 0]]), {"zero_unsure": False}),
-        (np.array([[0, 4]]), {}),
-        (np.array([[0.0, 1.0]]), {}),
-    ]:
-        with pytest.raises(InputError, match="expected"):
-            unary_from_labels(labels, 3, 0.7, **options)
-    with pytest.raises(InputError, match="at least 2"):
-        unary_from_labels(np.zeros((2, 2), int), 1, 0.7)
-    with pytest.raises(InputError, match="gt_prob"):
-        unary_from_labels(np.zeros((2, 2), int), 3, 1.0)
 
 
 def test_unsigned_labels_equal_signed_ones_and_ignored_pixels_are_uniform():
@@ -450,29 +319,157 @@ def test_softmax_values_are_clipped_not_renormalised():
         unary_from_softmax(np.array([[np.nan], [1.0]]))
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_refine_seed_without_classes_or_confidence_is_background(backend, photo):
-    image = photo[:16, :20]
-    nothing = refine_seed(image, np.zeros((0, 16, 20)), [], fg=0.3, bg=0.05, backend=backend)
-    assert nothing.dtype == np.uint8
-    assert (nothing == 0).all()
-    flat = refine_seed(image, np.full((1, 16, 20), 0.05), [7], fg=0.3, bg=0.05, backend=backend)
-    assert (flat == 0).all()  # an activation that only equals the threshold is background
-    assert (refine_seed(image, np.full((1, 16, 20), 0.1), [7], fg=0.3, bg=0.05, backend=backend) == 255).all()
-    assert (refine_seed(image, np.full((1, 16, 20), 0.9), [7], fg=0.3, bg=0.05, backend=backend) == 7).all()
+def test_refine_seed_without_classes_or_confidence_is_background(photo):
+    for backend in BACKENDS:
+        image = photo[:16, :20]
+        nothing = refine_seed(image, np.zeros((0, 16, 20)), [], fg=0.3, bg=0.05, backend=backend)
+        assert nothing.dtype == np.uint8
+        assert (nothing == 0).all()
+        flat = refine_seed(image, np.full((1, 16, 20), 0.05), [7], fg=0.3, bg=0.05, backend=backend)
+        assert (flat == 0).all()  # an activation that only equals the threshold is background
+        assert (refine_seed(image, np.full((1, 16, 20), 0.1), [7], fg=0.3, bg=0.05, backend=backend) == 255).all()
+        assert (refine_seed(image, np.full((1, 16, 20), 0.9), [7], fg=0.3, bg=0.05, backend=backend) == 7).all()
 
 
-@pytest.mark.parametrize(
-    ("activations", "keys"),
-    [
-        (np.zeros((2, 16, 21)), [1, 2]),
-        (np.zeros((2, 16, 20)), [1]),
-        (np.zeros((1, 16, 20)), [255]),
-        (np.zeros((1, 16, 20)), [0]),
-        (np.zeros((1, 16, 20)), [1.5]),
-        (np.full((1, 16, 20), np.nan), [1]),
-    ],
-)
-def test_refine_seed_refuses_what_does_not_fit(activations, keys, photo):
-    with pytest.raises(InputError, match="expected"):
-        refine_seed(photo[:16, :20], activations, keys, fg=0.3, bg=0.05)
+def test_bad_values_are_refused_alike_on_every_backend():
+    """One sentence each, and the same one; what a value is checked for does not depend on the backend."""
+    for name, call in refusals():
+        messages = set()
+        for backend in BACKENDS:
+            with pytest.raises(InputError, match="expected") as caught:
+                call(backend)
+            messages.add(str(caught.value))
+        assert len(messages) == 1, (name, messages)
+    with pytest.raises(InputError, match="backend is 'abacus'"):
+        Lattice(np.zeros((2, 5)), backend="abacus")
+
+
+def test_label_maps_and_softmax_are_checked():
+    maps = [[[0, 255]], [[0, 3]], [[-1, 0]], [[0.0, 1.0]], "map", None]
+    wrong = [(unary_from_labels, (one, 3, 0.7, False), {}) for one in maps]
+    wrong += [(unary_from_labels, ([[0, 1]], count), {}) for count in (1, 2.5, "2", None, np.nan)]
+    wrong += [(unary_from_labels, ([[0, 1]], 2), {"gt_prob": value}) for value in (0, 1, np.nan, "0.7", None)]
+    wrong += [
+        (unary_from_labels, ([[0, 1]], 2), {"zero_unsure": "no"}),
+        (unary_from_labels, ([[0, 1]], 2), {"ignore_label": 0.5}),
+    ]
+    wrong += [(unary_from_softmax, (one,), {}) for one in ([[np.nan], [1]], np.zeros((0, 4)), 3.0, "softmax", [[1j]])]
+    wrong += [(unary_from_softmax, ([[0.5], [0.5]],), {"scale": value}) for value in (0, 1.5, np.nan, "1")]
+    wrong += [(unary_from_softmax, ([[0.5], [0.5]],), {"clip": value}) for value in (-1, 2, np.nan, "1")]
+    wrong += [(unary_from_softmax, ([[-0.5], [1]],), {"clip": None})]
+    for function, arguments, options in wrong:
+        with pytest.raises(InputError, match="expected"):
+            function(*arguments, **options)
+
+
+@cpu
+def test_layouts_and_types_do_not_matter(photo):
+    torch = pytest.importorskip("torch")
+    image, unary = photo[:30, :40].copy(), smooth_unary(3, 30, 40).astype(np.float16).astype(np.float32)
+    expected = dense_crf(image, unary)
+    frozen, energies = image.copy(), unary.copy()
+    frozen.flags.writeable = energies.flags.writeable = False
+    for other in (np.repeat(image, 2, 1)[:, ::2], np.asfortranarray(image), image[:, ::-1].copy()[:, ::-1], frozen):
+        assert np.array_equal(dense_crf(other, unary), expected)
+    spread = np.repeat(unary, 2, 2)[:, :, ::2]
+    for other in (unary.astype("f8"), unary.astype("f2"), np.asfortranarray(unary), spread, energies):
+        assert np.array_equal(dense_crf(image, other), expected)
+
+    class Mine(torch.Tensor):
+        pass
+
+    pixels, tensor = torch.from_numpy(image), torch.from_numpy(unary)
+    for other in (tensor, tensor.double(), tensor.half(), torch.nn.Parameter(tensor), tensor.as_subclass(Mine)):
+        for answer in (dense_crf(pixels, other), DenseCRF(pixels).marginals(other), dense_crf([image], [other])[0]):
+            assert isinstance(answer, torch.Tensor)
+            assert np.array_equal(answer.detach().numpy(), expected)
+    rounded = tensor.bfloat16()
+    assert np.array_equal(dense_crf(pixels, rounded).numpy(), dense_crf(image, rounded.float().numpy()))
+    assert np.array_equal(dense_crf(image, unary > 1), dense_crf(image, (unary > 1).astype("f4")))
+
+
+@cpu
+def test_enormous_energies_and_many_maps_give_the_reference(photo):
+    image = photo[:12, :13]
+    for labels, scale in itertools.product((2, 3, 7, 21), (2000, 3e4, 1e10, 1e30, 3e37, 1e300)):
+        unary = np.random.default_rng(labels).normal(size=(labels, 12, 13)) * scale
+        for forbidden in (False, True):
+            unary[0, 3, 3] = np.inf if forbidden else unary[0, 3, 3]
+            close(dense_crf(image, unary), reference_of(image, unary), 2e-5)
+    activations, keys = np.random.default_rng(0).random((300, 12, 13)), np.arange(300) % 254 + 1
+    seeds = [refine_seed(image, activations, keys, fg=0.3, bg=0.05, iterations=1, backend=one) for one in BACKENDS]
+    assert (seeds[0] == seeds[-1]).all()
+    assert (seeds[0] > 0).all()
+
+
+@cpu
+def test_what_another_thread_rewrites_does_not_break_the_lattice():
+    random = np.random.default_rng(0)
+    features = random.normal(size=(5, 40000)).astype(np.float32)
+    stop = threading.Event()
+
+    def rewrite():
+        while not stop.is_set():
+            features[:, ::3] = 1e30
+            features[:, ::3] = np.nan
+            features[:, ::3] = 0
+
+    writer = threading.Thread(target=rewrite)
+    writer.start()
+    try:
+        for _ in range(20):
+            with contextlib.suppress(InputError):  # it was rewritten before the check
+                assert Lattice(features, threads=2).filter(np.ones((1, 40000))).shape == (1, 40000)
+    finally:
+        stop.set()
+        writer.join()
+
+
+def test_grid_lattices_are_bounded_in_number_and_bytes(monkeypatch):
+    cache = lattice_module.GridCache()
+    monkeypatch.setattr(lattice_module, "grids", cache)
+    first = Lattice.of_grid(8, 9, 1.0, 1.0)
+    assert Lattice.of_grid(8, 9, 1.0, 1.0) is first
+    for i in range(200):
+        Lattice.of_grid(8, 9, 2.0 + i, 1.0)
+    assert len(cache.kept) == cache.most
+    assert cache.nbytes == sum(lattice.nbytes for lattice, _ in cache.kept.values())
+    cache.most_bytes = 3 * first.nbytes
+    Lattice.of_grid(8, 9, 1.5, 1.0)
+    assert 0 < cache.nbytes <= cache.most_bytes
+
+
+def test_tensors_run_as_an_operator_and_gradients_are_not_cut(photo):
+    torch = pytest.importorskip("torch")
+    image, unary = torch.from_numpy(photo[:16, :20].copy()), torch.from_numpy(smooth_unary(3, 16, 20))
+    expected = dense_crf(image.numpy(), unary.numpy(), iterations=2, bilateral=(9, (5, 6, 7), 4.0))
+    compiled = torch.compile(
+        lambda image, unary: dense_crf(image, unary, iterations=2, bilateral=(9, (5, 6, 7), 4.0)),
+        fullgraph=True,
+        backend="aot_eager",
+    )
+    assert np.array_equal(compiled(image, unary).numpy(), expected)
+    compat = torch.tensor(3.0, dtype=torch.float64)
+    arguments = (image, unary, [3.0, 3.0], [50.0, 50.0, 5.0, 5.0, 5.0], compat, compat, 2, "symmetric", 0.0, "auto", 1)
+    torch.library.opcheck(torch.ops.amn_fast.dense_crf, arguments)
+    given = unary.clone().requires_grad_()
+    lattice = Lattice(torch.rand(2, 320))
+    calls = (
+        lambda given: dense_crf(image, given),
+        lambda given: dense_crf([image], [given])[0],
+        lambda given: DenseCRF(image).marginals(given),
+        lambda given: lattice.filter(given.reshape(3, -1)),
+        lambda given: mean_field(given.reshape(3, -1), [Pairwise(lattice, 2.0)], 1),
+    )
+    for call in calls:
+        with pytest.raises(InputError, match="not differentiable"):
+            call(given).sum().backward()
+        with torch.no_grad():
+            assert not call(given).requires_grad
+        with (
+            torch.autograd.forward_ad.dual_level(),
+            pytest.raises(InputError, match="not differentiable"),
+        ):
+            call(torch.autograd.forward_ad.make_dual(unary, torch.ones_like(unary)))
+    with pytest.raises(InputError, match="compat"):
+        dense_crf(image, unary, gaussian=(3, "strong"))

@@ -11,6 +11,7 @@ from amn_fast import _native, nn  # noqa: E402
 from amn_fast.errors import InputError  # noqa: E402
 from amn_fast.ops import energy_loss as module  # noqa: E402
 from amn_fast.ops.bilateral_filter import bilateral_filter  # noqa: E402
+from amn_fast.ops.crf_layer import crf_layer  # noqa: E402
 from amn_fast.ops.energy_loss import dense_energy, energy_loss  # noqa: E402
 
 BACKENDS = ["reference"] if _native.missing else ["reference", "cpu"]
@@ -158,6 +159,13 @@ def test_bad_input(backend):
     for change, message in BAD:
         with pytest.raises(InputError, match=message):
             dense_energy(**good | {"backend": backend} | change)
+    for function in (
+        lambda x: dense_energy(**good | {"segmentations": x}),
+        lambda x: bilateral_filter(IMAGE, x, 15, 50),
+        lambda x: crf_layer(IMAGE, x, *torch.eye(2).expand(3, 2, 2)),
+    ):
+        with pytest.raises(InputError, match="forward-mode derivative"):
+            torch.func.jvp(function, (MAPS,), (MAPS,))
     loss = nn.DenseEnergyLoss(1, 15, 100, 0.5)
     for boxes in ([[0, 1, 2]], [[0.0, 1.0, 2.0, 3.0]]):
         with pytest.raises(InputError, match="boxes is"):

@@ -10,7 +10,7 @@ torch = pytest.importorskip("torch")
 import modern_cases  # noqa: E402
 
 from amn_fast import nn  # noqa: E402
-from amn_fast.errors import InputError  # noqa: E402
+from amn_fast.errors import BackendError, InputError  # noqa: E402
 from amn_fast.kernels.local_refinement import reference  # noqa: E402
 from amn_fast.ops.local_affinity import (  # noqa: E402
     DILATIONS,
@@ -153,3 +153,15 @@ def test_bad_input(backend):
             continue
         with pytest.raises(InputError, match="requires a gradient"):
             call(backend)
+
+
+def test_forward_mode_derivatives_are_computed_or_refused(backend):
+    """By the reference, which "auto" takes for them. A step is linear: its derivative along the mask is itself."""
+    for step in (
+        lambda x, **how: pixel_adaptive_refinement(IMAGE, x, iterations=2, **how),
+        lambda x, **how: propagate(x, AFFINITY, iterations=2, **how),
+    ):
+        torch.testing.assert_close(*torch.func.jvp(step, (MASK,), (MASK,)))
+        if backend != "reference":
+            with pytest.raises(BackendError, match="no forward-mode derivative"):
+                torch.func.jvp(lambda x: step(x, backend=backend), (MASK,), (MASK,))  # noqa: B023

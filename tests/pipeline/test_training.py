@@ -23,7 +23,7 @@ from amn_fast.models import DeepLabV2, MultiScale
 from amn_fast.pipeline import run_stage, runner
 from amn_fast.pipeline.folder import Workspace
 from amn_fast.pipeline.processes import Processes
-from amn_fast.pipeline.training import Rounds, poly, read_epochs, read_origin
+from amn_fast.pipeline.training import Rounds, poly, read_losses, read_origin
 from amn_fast.steps import seg
 from amn_fast.steps.items import MaskDataset
 
@@ -336,7 +336,7 @@ def test_missing_and_wrong_masks_are_named(settings, tmp_path, images):
 def test_losses_are_those_of_the_last_training(settings):
     config, _ = settings("run")
     work = Workspace(config)
-    assert read_epochs(work, "seg") == {}
+    assert read_losses(work, "seg") == []
     config.run.mkdir()
 
     def start(stage, resumed):
@@ -356,4 +356,4 @@ def test_losses_are_those_of_the_last_training(settings):
     start("train-seg", True)
     epoch("seg", 2, 2.0)
     start("eval-seg", False)
-    assert read_epochs(work, "seg") == {"loss": [3.0, 2.0]}
+    assert read_losses(work, "seg") == [3.0, 2.0]

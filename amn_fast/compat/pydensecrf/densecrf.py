@@ -279,8 +279,10 @@ class DenseCRF2D(DenseCRF):
         expected = (self._height, self._width, 3)
         if image.shape != expected:
             hint = ""
-            if image.shape == (self._width, self._height, 3) or image.shape == (3, *expected[:2]):
-                hint = ": transpose it"
+            if image.shape == (self._width, self._height, 3):
+                hint = ": DenseCRF2D takes the width first, then the height"
+            elif image.shape == (3, *expected[:2]):
+                hint = ": move the channels last, rgbim.transpose(1, 2, 0)"
             elif image.shape == expected[:2] or image.shape == (*expected[:2], 1):
                 hint = ": repeat a grey image's channel three times"
             elif image.shape[:2] == expected[:2]:

@@ -73,11 +73,11 @@ def create_pairwise_gaussian(sdims: Deviations, shape: Sequence[int]) -> Array:
     lattice depends on that order, so the two answer slightly differently.
 
     Args:
-        sdims: a deviation for each axis, or a number for all.
+        sdims: a sigma for each axis, or a number for all.
         shape: of the grid, of any dimension.
 
     Raises:
-        InputError: a deviation is not greater than 0, or there are more or fewer than axes.
+        InputError: a sigma is not greater than 0, or there are more or fewer than axes.
     """
     scales = _scales("sdims", sdims, len(shape))
     if len(scales) != len(shape):
@@ -92,13 +92,13 @@ def create_pairwise_bilateral(sdims: Deviations, schan: Deviations, img: ArrayLi
     lattice depends on that order, so the two answer slightly differently.
 
     Args:
-        sdims: a deviation for each axis, or a number for all; axes beyond the given ones stay unscaled.
-        schan: a deviation for each channel, or a number for all; channels beyond the given ones stay unscaled.
+        sdims: a sigma for each axis, or a number for all; axes beyond the given ones stay unscaled.
+        schan: a sigma for each channel, or a number for all; channels beyond the given ones stay unscaled.
         img: any number of axes and channels, any type.
         chdim: the axis of the channels; -1, as in pydensecrf, stands for an image without such an axis.
 
     Raises:
-        InputError: a deviation is not greater than 0, or there are more than axes or channels.
+        InputError: a sigma is not greater than 0, or there are more than axes or channels.
     """
     image = np.asarray(img)
     if image.dtype.kind not in "biuf":
@@ -121,10 +121,10 @@ def _coordinates(scales: list[Any], shape: Sequence[int]) -> Array:
 
 
 def _scales(name: str, given: Deviations, most: int) -> list[Any]:
-    """The deviations, in the types they came in: those decide how the features are rounded."""
+    """The sigmas, in the types they came in: those decide how the features are rounded."""
     scales: list[Any] = [given] * most if np.ndim(given) == 0 else list(given)  # type: ignore[arg-type]
     if len(scales) > most:
         raise InputError(f"{name} has {len(scales)} numbers, expected at most {most}")
     if not all(np.isfinite(scale) and scale > 0 for scale in scales):
-        raise InputError(f"{name} is {given!r}, expected deviations greater than 0")
+        raise InputError(f"{name} is {given!r}, expected sigmas greater than 0")
     return scales

@@ -31,7 +31,7 @@ def over(items: int) -> int:
 
 
 class Batch:
-    """Pictures whose points lie one after the other, each padded to a whole number of fours."""
+    """Images whose points lie one after the other, each padded to a whole number of fours."""
 
     def __init__(self, launcher: Launcher, points: Sequence[int], widths: Sequence[int]) -> None:
         self.launcher = launcher
@@ -41,19 +41,19 @@ class Batch:
         self.total = sum(self.padded)
         counts = [over(n) for n in self.padded]
         self.tile_count = sum(counts)
-        picture = np.repeat(np.arange(len(counts)), counts)
+        image = np.repeat(np.arange(len(counts)), counts)
         within = np.arange(self.tile_count) - np.repeat(np.cumsum(counts) - counts, counts)
-        tiles = np.stack([picture, np.asarray(self.firsts)[picture] + THREADS * within], axis=1).astype(np.int32)
+        tiles = np.stack([image, np.asarray(self.firsts)[image] + THREADS * within], axis=1).astype(np.int32)
         self.tiles = torch.from_numpy(tiles).to(launcher.device)
-        self.plain = self.pictures([0] * len(points), [(0, 0)] * len(points))
+        self.plain = self.images([0] * len(points), [(0, 0)] * len(points))
 
-    def pictures(self, sources: Sequence[int], tables: Sequence[tuple[int, int]]) -> Tensor:
-        """The table of pictures: see `Field` in device.hpp."""
+    def images(self, sources: Sequence[int], tables: Sequence[tuple[int, int]]) -> Tensor:
+        """The table of images: see `Field` in device.hpp."""
         rows = zip(self.firsts, self.points, self.padded, self.widths, sources, *zip(*tables, strict=True), strict=True)
         return torch.tensor(list(rows), dtype=torch.int64, device=self.launcher.device)
 
     def tables(self, most: int) -> tuple[list[tuple[int, int]], int]:
-        """A region of the hash table for each picture, (first, mask), at most half filled by `most` keys a point."""
+        """A region of the hash table for each image, (first, mask), at most half filled by `most` keys a point."""
         sizes = [1 << max(64, 2 * most * n - 1).bit_length() for n in self.padded]
         firsts = [0, *np.cumsum(sizes).tolist()]
         return [(first, size - 1) for first, size in zip(firsts, sizes, strict=False)], firsts[-1]

@@ -17,6 +17,7 @@ log = logging.getLogger("amn_fast")
 Tensor = torch.Tensor
 Array = np.ndarray[Any, np.dtype[Any]]
 
+EXPLICIT = mean_field.FORBIDS | mean_field.LARGE  # flags of energies with which every label has a channel
 SHARE = 0.9  # of the free memory that a batch may be estimated to need
 
 
@@ -99,7 +100,7 @@ def matrix_handle(features: Any) -> Handle:
                 f"features have {len(matrix)} dimensions, expected at most {lattice.MAX_DIMENSION} on a GPU"
             )
         if not bool(matrix.isfinite().all()):
-            raise InputError("features hold NaN or infinity, expected finite numbers")
+            raise InputError("features hold NaN, infinity or values beyond single precision, expected finite numbers")
         batch = Batch(launcher_for(device), [matrix.shape[1]], [matrix.shape[1]])
         return Handle(lattice.build(batch, lattice.matrix_features(matrix)))
 
@@ -131,7 +132,7 @@ def solve(
         labels, n = planes[0].shape
         batch = terms[0][0].lattices.batch if terms else Batch(launcher_for(device), [n], [n])
         starts = None if start is None else [[on_device(start, device)] * len(planes)]
-        forbids = bool(_flags(batch, [planes], labels)[0] & mean_field.FORBIDS)
+        forbids = bool(_flags(batch, [planes], labels)[0] & EXPLICIT)
         ready = [mean_field.Term(handle.lattices, compat, kind) for handle, compat, kind in terms]
         field = mean_field.MeanField(batch, ready, labels, len(planes), forbids)
         (answers,) = field.run([planes], iterations, starts, best)
@@ -139,10 +140,10 @@ def solve(
 
 
 def _flags(batch: Batch, planes: Sequence[list[Tensor]], labels: int) -> list[int]:
-    """Flags of each image's energies. Enormous ones are replaced by what they exceed the point's least one by."""
+    """Flags of each image's energies. Large ones are replaced by what they exceed the point's least one by."""
     flags: list[int] = mean_field.examine(batch, planes, labels)
     for flag, problems in zip(flags, planes, strict=True):
-        if flag & mean_field.HUGE and not flag & mean_field.INVALID:
+        if flag & mean_field.LARGE and not flag & mean_field.INVALID:
             for i, energies in enumerate(problems):
                 least = energies.amin(0)
                 more = (energies.double() - least).clamp(max=mean_field.MOST_ENERGY).float()
@@ -203,7 +204,7 @@ def infer(problems: Sequence[Problem], call: Call) -> list[list[Tensor]]:
     """Marginals (L, n), or labels (n,), of each image's unaries; images of as many labels run together.
 
     A batch that is estimated not to fit the free memory is cut, and so is one that turns out not to; the log says so.
-    What a image's answer is does not depend on the others.
+    What an image's answer is does not depend on the others.
     """
     if not problems:
         return []
@@ -227,7 +228,7 @@ def _alike(problems: Sequence[Problem], launcher: Launcher) -> Iterator[tuple[li
         batch = _batch([problems[i] for i in places], launcher)
         flags = _flags(batch, [problems[i].unaries for i in places], labels)
         for forbids in (False, True):
-            group = [i for i, flag in zip(places, flags, strict=True) if bool(flag & mean_field.FORBIDS) == forbids]
+            group = [i for i, flag in zip(places, flags, strict=True) if bool(flag & EXPLICIT) == forbids]
             if group:
                 yield group, forbids
 

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from amn_fast.errors import InputError
+from amn_fast.kernels.dense_crf import reference
 from amn_fast.kernels.dense_crf.cuda.batch import Batch, over
 
 Tensor = torch.Tensor
@@ -17,45 +18,33 @@ CHUNK = 32  # entries that one thread sums: a whole row of most vertices, and fe
 MAX_DIMENSION = 6
 MAX_ENTRIES = 2**31 - 1
 MOST_WORDS = 2
-MAX_COORDINATE = 2097152.0  # 2^21, as in embed.hpp
 QUICK_STEPS = 128  # of probing: a table of the usual size that needs more is replaced by one of the largest size
 
 
 class Features(NamedTuple):
-    """What points are embedded by: pictures, or the grid alone, with deviations; or matrices of finished features."""
+    """What points are embedded by: images, or the grid alone, with sigmas; or matrices of finished features."""
 
     dimension: int
     lowest: list[float]  # over the whole batch, zero included
     highest: list[float]
     sources: list[Tensor] | None  # (H, W, 3) uint8, or (d, n) float32; None: the grid alone
-    deviations: list[float] | None  # None: matrices
+    sigmas: list[float] | None  # None: matrices
 
 
 def grid_features(sizes: Sequence[tuple[int, int]], sx: float, sy: float) -> Features:
-    highest = [_quotient(max(w for _, w in sizes) - 1, sx), _quotient(max(h for h, _ in sizes) - 1, sy)]
+    highest = reference.highest_features(max(h for h, _ in sizes), max(w for _, w in sizes), sx, sy, [])
     return Features(2, [0.0, 0.0], highest, None, [sx, sy])
 
 
 def image_features(images: Sequence[Tensor], sx: float, sy: float, colours: Sequence[float]) -> Features:
-    grid = grid_features([(image.shape[0], image.shape[1]) for image in images], sx, sy)
-    highest = [*grid.highest, *(_quotient(255, colour) for colour in colours)]
+    height, width = (max(image.shape[side] for image in images) for side in (0, 1))
+    highest = reference.highest_features(height, width, sx, sy, colours)
     return Features(5, [0.0] * 5, highest, list(images), [sx, sy, *colours])
 
 
 def matrix_features(matrix: Tensor) -> Features:
     lowest, highest = matrix.amin(1).clamp(max=0).tolist(), matrix.amax(1).clamp(min=0).tolist()
     return Features(len(matrix), lowest, highest, [matrix], None)
-
-
-def _quotient(value: float, deviation: float) -> float:
-    with np.errstate(over="ignore"):
-        return float(np.float32(value) / np.float32(deviation))
-
-
-def scales(d: int) -> list[float]:
-    """The elevation's factors in single precision."""
-    deviation = float(np.float32(math.sqrt(2.0 / 3.0) * (d + 1)))
-    return [float(np.float32(1.0 / math.sqrt((j + 2.0) * (j + 1.0)) * deviation)) for j in range(d)]
 
 
 class Packing(NamedTuple):
@@ -73,24 +62,12 @@ def pack(features: Features) -> Packing:
     Raises:
         InputError: lattice coordinates are too large for single precision.
     """
-    d, scale = features.dimension, scales(features.dimension)
+    d = features.dimension
     word, shift, bias = [0] * d, [0] * d, [0] * d
     at, used = 0, d.bit_length()  # the remainder comes first
-    low = high = 0.0
-    for j in range(d, -1, -1):  # elevated coordinate j: the later scaled features' sum less j times its own
-        least, most = low, high
-        if j > 0:
-            a, b = features.lowest[j - 1] * scale[j - 1], features.highest[j - 1] * scale[j - 1]
-            least, most = least - j * b, most - j * a
-            low, high = low + a, high + b
-        if not (abs(least) < MAX_COORDINATE and abs(most) < MAX_COORDINATE):
-            raise InputError(
-                "the features' range is too wide for their deviations: lattice coordinates reach "
-                f"{max(abs(least), abs(most)):f}, expected less than 2097152 (single precision); "
-                "use larger deviations (sxy, srgb, ...)"
-            )
-        if j == d:
-            continue  # the last coordinate is not in the key: they sum to 0
+    ranges = reference.coordinate_ranges(features.lowest, features.highest)
+    for j in range(d - 1, -1, -1):  # coordinate d is not in the key: they sum to 0
+        least, most = ranges[j]
         # Rounding, the return to the plane and a neighbour's step move a quotient by less than 4; float error by less.
         lowest, highest = math.floor(least / (d + 1)) - 5, math.ceil(most / (d + 1)) + 5
         bits = (highest - lowest).bit_length()
@@ -113,10 +90,10 @@ class Level(NamedTuple):
 
 @dataclass
 class Lattices:
-    """The lattices of a batch's pictures.
+    """The lattices of a batch's images.
 
     Attributes:
-        count: vertices of all pictures.
+        count: vertices of all images.
         vertices, weights: (d + 1, total) int32 and float32, each point's simplex and barycentric weights.
         neighbours: (d + 1, count, 2) int32, (previous, following) along each axis; -1 where there is none.
         row_points, row_weights: (entries,) the entries in the order of their vertices.
@@ -222,7 +199,7 @@ class Workspace:
 
 
 def build(batch: Batch, features: Features) -> Lattices:
-    """The lattices of all pictures, in one launch of each kernel.
+    """The lattices of all images, in one launch of each kernel.
 
     Raises:
         InputError: lattice coordinates are too large for single precision.
@@ -241,8 +218,8 @@ def build(batch: Batch, features: Features) -> Lattices:
         return torch.empty(count, dtype=dtype, device=device)
 
     plan = numbers_of(*packing.word, *packing.shift, *packing.bias, dtype=torch.int64)
-    scale = numbers_of(*scales(d), dtype=torch.float32)
-    deviations = None if features.deviations is None else numbers_of(*features.deviations, dtype=torch.float32)
+    scale = numbers_of(*(reference.elevation_scale(d, j) for j in range(1, d + 1)), dtype=torch.float32)
+    sigmas = None if features.sigmas is None else numbers_of(*features.sigmas, dtype=torch.float32)
     sources = [0] * len(batch.points) if features.sources is None else [one.data_ptr() for one in features.sources]
     keys, slots = empty(entries * words, torch.int64), empty(entries)
     weights = empty(entries, torch.float32).view(sides, total)
@@ -251,12 +228,12 @@ def build(batch: Batch, features: Features) -> Lattices:
         regions, size = batch.tables(most)
         if size > 2**32:
             raise InputError(f"there are {total} points, too many for one batch's hash table")
-        pictures = batch.pictures(sources, regions)
+        images = batch.images(sources, regions)
         table = torch.full((size,), -1, dtype=torch.int32, device=device)
         overflow = torch.zeros(1, dtype=torch.int32, device=device)
-        place = (batch.tiles, pictures, total)
+        place = (batch.tiles, images, total)
         if most == 1:
-            launch(f"embed_{d}", batch.tile_count, *place, deviations, scale, plan, words, keys, weights)
+            launch(f"embed_{d}", batch.tile_count, *place, sigmas, scale, plan, words, keys, weights)
         blocks = batch.tile_count * sides
         launch("insert_entries", blocks, *place, sides, keys, words, table, slots, steps, overflow)
         launch("mark_first_entries", batch.tile_count, *place, sides, table, slots, firsts)
@@ -269,7 +246,7 @@ def build(batch: Batch, features: Features) -> Lattices:
     launch("number_vertices", blocks, *place, sides, table, slots, numbers, vertices, first_places, owners)
     del slots
     neighbours = torch.full((sides, count, 2), -1, dtype=torch.int32, device=device)
-    names = (pictures, keys, words, plan, table, numbers, first_places, owners)
+    names = (images, keys, words, plan, table, numbers, first_places, owners)
     launch("find_all_neighbours", over(count * sides), count, sides, total, *names, neighbours)
     del keys, table, numbers, first_places, owners, names
 

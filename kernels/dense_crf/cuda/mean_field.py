@@ -14,7 +14,7 @@ from amn_fast.kernels.dense_crf.cuda.lattice import Lattices, Workspace, lanes_o
 Tensor = torch.Tensor
 
 SHARED_BYTES = 48 * 1024
-FORBIDS, INVALID, HUGE = 1, 2, 4  # flags of examine_energies
+FORBIDS, INVALID, LARGE = 1, 2, 4  # flags of examine_energies
 MOST_ENERGY = 1e29  # far above the logit of a channel that stands for no label (device.hpp: far_below)
 
 
@@ -27,13 +27,13 @@ class Term(NamedTuple):
 
 
 def addresses(batch: Batch, planes: Sequence[Sequence[Tensor]]) -> Tensor:
-    """Pointers to each picture's problems' planes."""
+    """Pointers to each image's problems' planes."""
     rows = [one.data_ptr() for problems in planes for one in problems]
     return torch.tensor(rows, dtype=torch.int64, device=batch.launcher.device)
 
 
 def examine(batch: Batch, planes: Sequence[Sequence[Tensor]], labels: int) -> list[int]:
-    """FORBIDS and INVALID for each picture's unaries (labels, points)."""
+    """FORBIDS and INVALID for each image's unaries (labels, points)."""
     flags = torch.zeros(len(batch.points), dtype=torch.int32, device=batch.launcher.device)
     place = (batch.tiles, batch.plain, len(planes[0]), labels)
     batch.launcher.launch("examine_energies", batch.tile_count, *place, addresses(batch, planes), flags)
@@ -43,7 +43,7 @@ def examine(batch: Batch, planes: Sequence[Sequence[Tensor]], labels: int) -> li
 
 @dataclass
 class Channels:
-    """How the labels of a picture's problems become channels.
+    """How the labels of an image's problems become channels.
 
     Attributes:
         implicit: the last label has no channel. The softmax does not change when one number is taken from all logits,
@@ -73,7 +73,7 @@ def channel_stride(channels: int) -> int:
 
 
 class MeanField:
-    """Mean field over a batch: every unary has the same number of labels, every picture as many unaries."""
+    """Mean field over a batch: every unary has the same number of labels, every image as many unaries."""
 
     def __init__(self, batch: Batch, terms: Sequence[Term], labels: int, problems: int, forbids: bool) -> None:
         potts = all(term.compat.ndim == 0 for term in terms)
@@ -114,7 +114,7 @@ class MeanField:
         starts: Sequence[Sequence[Tensor]] | None = None,
         best: bool = False,
     ) -> list[list[Tensor]]:
-        """Marginals (labels, points) float32, or with `best` labels (points,) int32, of each picture's unaries."""
+        """Marginals (labels, points) float32, or with `best` labels (points,) int32, of each image's unaries."""
         if starts is not None and iterations == 0:
             return [[one.argmax(0).int() if best else one.clone() for one in problems] for problems in starts]
         base = self.loaded(planes, False)
@@ -181,10 +181,10 @@ class MeanField:
 
 
 def estimated_bytes(points: int, dimensions: Sequence[int], labels: int, problems: int = 1) -> int:
-    """What a picture needs at most at one time, on a photograph: lattices while they are built, and inference.
+    """What an image needs at most at one time, on a photograph: lattices while they are built, and inference.
 
     Vertices are guessed from above (1.75 a point, of the grid alone 0.75; photographs have 0.2 to 1.6, and 0.13 at a
-    deviation of 3 pixels); keys are taken as one word.
+    sigma of 3 pixels); keys are taken as one word.
     """
     width = problems * channel_stride(labels)
     kept, building = 0, 0

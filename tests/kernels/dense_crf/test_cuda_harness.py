@@ -10,7 +10,8 @@ from amn_fast._native import native
 from amn_fast.errors import BackendError, InputError
 from amn_fast.kernels.dense_crf import reference
 from amn_fast.ops.dense_crf import DenseCRF, dense_crf, refine_seed, unary_from_labels
-from amn_fast.ops.lattice import Lattice, Pairwise, kl_divergence, mean_field
+from amn_fast.ops.lattice import Lattice
+from amn_fast.ops.mean_field import Pairwise, kl_divergence, mean_field
 from crf_cases import (
     FEATURE_CASES,
     GOLDEN,
@@ -18,6 +19,7 @@ from crf_cases import (
     answer_to,
     check_marginals,
     load,
+    refusals,
     seed_case,
     smooth_unary,
     unary_of,
@@ -44,21 +46,23 @@ def batch_of(photo):
     return images, unaries
 
 
-@pytest.mark.parametrize("name", IMAGE_CASES)
+@pytest.mark.parametrize(
+    "name", sorted({*IMAGE_CASES} - {"coco_full_81labels", "voc_full_21labels", "voc_full_3labels"})
+)
 def test_marginals_equal_the_recorded_ones(name, door):
     case = load(name)
     check_marginals(name, case, answer_to(case, case["image"], unary_of(case), "cuda"))
 
 
-@pytest.mark.parametrize("name", FEATURE_CASES)
-def test_any_features_equal_the_recorded_answers(name, door):
-    case = load(name)
-    call = case["call"]
-    unary = unary_from_labels(case["labels"].ravel(), call["labels"], call["gt_prob"], zero_unsure=False)
-    terms = [Pairwise(Lattice(case["features"], backend="cuda"), call["compat"])]
-    q = mean_field(unary, terms, call["iterations"])
-    assert np.abs(q - case["q"]).max() <= 1e-4
-    assert (q.argmax(0) == case["q"].argmax(0)).all()
+def test_any_features_equal_the_recorded_answers(door):
+    for name in FEATURE_CASES:
+        case = load(name)
+        call = case["call"]
+        unary = unary_from_labels(case["labels"].ravel(), call["labels"], call["gt_prob"], zero_unsure=False)
+        terms = [Pairwise(Lattice(case["features"], backend="cuda"), call["compat"])]
+        q = mean_field(unary, terms, call["iterations"])
+        assert np.abs(q - case["q"]).max() <= 1e-4
+        assert (q.argmax(0) == case["q"].argmax(0)).all()
 
 
 def test_single_steps_equal_inference_and_the_recorded_divergence(door):
@@ -74,12 +78,12 @@ def test_single_steps_equal_inference_and_the_recorded_divergence(door):
         q = mean_field(unary, terms, 1, start=q)
 
 
-@pytest.mark.parametrize(("name", "fg", "bg"), [("merge_cam", 0.30, 0.05), ("merge_amn", 0.45, 0.15)])
-def test_refined_seed_equals_the_recorded_one(name, fg, bg, door):
-    arguments, expected = seed_case(name)
-    seed = refine_seed(*arguments, fg=fg, bg=bg, backend="cuda")
-    assert seed.dtype == np.uint8
-    assert (seed == expected).all()
+def test_refined_seed_equals_the_recorded_one(door):
+    for name, fg, bg in [("merge_cam", 0.30, 0.05), ("merge_amn", 0.45, 0.15)]:
+        arguments, expected = seed_case(name)
+        seed = refine_seed(*arguments, fg=fg, bg=bg, backend="cuda")
+        assert seed.dtype == np.uint8
+        assert (seed == expected).all()
 
 
 def same_lattice(ours, reference_lattice):
@@ -106,72 +110,78 @@ def same_lattice(ours, reference_lattice):
         assert (found[sure] == number[wanted[sure]]).all()
 
 
-@pytest.mark.parametrize("size", [(1, 1), (1, 17), (17, 1), (2, 3), (13, 11), (60, 80)])
-def test_the_lattice_is_that_of_the_cpu(size, door, photo):
-    image = photo[: size[0], : size[1]]
-    ours = Lattice.of_image(image, 50, 5, [5, 6, 7], backend="cuda")
-    features = reference.bilateral_features(image, 50, 5, [5, 6, 7])
-    same_lattice(ours.handle.lattices, reference.Lattice.build(features))
-    if native is not None:
-        cpu = Lattice.of_image(image, 50, 5, [5, 6, 7], backend="cpu").handle
-        assert ours.handle.vertices == cpu.vertices or image.shape[0] * image.shape[1] >= 32768  # bands have ghosts
+def test_the_lattice_is_that_of_the_cpu(door, photo):
+    for size in [(1, 1), (1, 17), (17, 1), (2, 3), (13, 11), (60, 80)]:
+        image = photo[: size[0], : size[1]]
+        ours = Lattice.of_image(image, 50, 5, [5, 6, 7], backend="cuda")
+        features = reference.bilateral_features(image, 50, 5, [5, 6, 7])
+        same_lattice(ours.handle.lattices, reference.Lattice.build(features))
+        if native is not None:
+            cpu = Lattice.of_image(image, 50, 5, [5, 6, 7], backend="cpu").handle
+            assert ours.handle.vertices == cpu.vertices or image.shape[0] * image.shape[1] >= 32768  # bands have ghosts
 
 
-@pytest.mark.parametrize("d", [1, 2, 3, 4, 5, 6])
-@pytest.mark.parametrize("scale", [1.0, 300.0, 50000.0])
-def test_any_dimension_and_range_equals_the_reference(d, scale, door):
-    features = (scale * np.random.default_rng(d).normal(size=(d, 301))).astype(np.float32)
-    features[:, 5] = features[:, 9]
-    values = np.random.default_rng(0).normal(size=(3, 301)).astype(np.float32)
-    expected = reference.Lattice.build(features)
-    ours = Lattice(features, backend="cuda")
-    same_lattice(ours.handle.lattices, expected)
-    for transpose in (False, True):
-        assert np.abs(ours.filter(values, transpose) - expected.filter(values, transpose)).max() <= 1e-5
-    words = cuda.pack(cuda.matrix_features(torch.from_numpy(features))).words
-    assert words == (1 if scale == 1 else words)
-    assert words > 1 or scale < 1000 or d < 4
+def test_any_dimension_and_range_equals_the_reference(door):
+    for scale in [1.0, 300.0, 50000.0]:
+        for d in [1, 2, 3, 4, 5, 6]:
+            features = (scale * np.random.default_rng(d).normal(size=(d, 301))).astype(np.float32)
+            features[:, 5] = features[:, 9]
+            values = np.random.default_rng(0).normal(size=(3, 301)).astype(np.float32)
+            expected = reference.Lattice.build(features)
+            ours = Lattice(features, backend="cuda")
+            same_lattice(ours.handle.lattices, expected)
+            for transpose in (False, True):
+                assert np.abs(ours.filter(values, transpose) - expected.filter(values, transpose)).max() <= 1e-5
+            words = cuda.pack(cuda.matrix_features(torch.from_numpy(features))).words
+            assert words == (1 if scale == 1 else words)
+            assert words > 1 or scale < 1000 or d < 4
 
 
-@pytest.mark.parametrize("d", [1, 2, 3, 4, 5, 6])
-def test_keys_of_the_widest_range_fit(d):
-    def packed(reach):
-        return cuda.pack(cuda.Features(d, [-reach] * d, [reach] * d, None, None))
+def test_keys_of_the_widest_range_fit():
+    for d in [1, 2, 3, 4, 5, 6]:
 
-    least, most = 1.0, 1e9  # the widest range that is allowed
-    for _ in range(60):
-        middle = (least + most) / 2
-        try:
-            packed(middle)
-            least = middle
-        except InputError:
-            most = middle
-    packing = packed(least)
-    assert packing.words <= cuda.MOST_WORDS
-    assert packing.words == 2 or d < 4
-    assert len(set(zip(packing.word, packing.shift, strict=True))) == d
+        def packed(reach, d=d):
+            return cuda.pack(cuda.Features(d, [-reach] * d, [reach] * d, None, None))
 
-
-@pytest.mark.parametrize("labels", [1, 2, 3, 4, 5, 6, 9, 21, 81, 255])
-@pytest.mark.parametrize("size", [(1, 1), (1, 17), (17, 1), (2, 3), (13, 11)])
-def test_small_pictures_equal_the_reference(size, labels, door, photo):
-    image, unary = photo[: size[0], : size[1]], smooth_unary(labels, *size)
-    expected = dense_crf(image, unary, iterations=3, backend="reference")
-    assert np.abs(dense_crf(image, unary, iterations=3, backend="cuda") - expected).max() <= 1e-5
+        least, most = 1.0, 1e9  # the widest range that is allowed
+        for _ in range(60):
+            middle = (least + most) / 2
+            try:
+                packed(middle)
+                least = middle
+            except InputError:
+                most = middle
+        packing = packed(least)
+        assert packing.words <= cuda.MOST_WORDS
+        assert packing.words == 2 or d < 4
+        assert len(set(zip(packing.word, packing.shift, strict=True))) == d
 
 
-@pytest.mark.parametrize("labels", [3, 4, 7])
-@pytest.mark.parametrize("normalization", NORMALIZATIONS)
-@pytest.mark.parametrize("kind", ["number", "vector", "matrix", "both"])
-def test_normalisations_and_compatibilities_equal_the_reference(kind, normalization, labels, door, photo):
-    random = np.random.default_rng(labels)
-    vector, matrix = -4 * random.random(labels), random.normal(size=(labels, labels))
-    gaussian = (3, {"number": 3, "vector": vector, "matrix": matrix, "both": vector}[kind])
-    bilateral = (50, 5, {"number": 10, "vector": 2 * vector, "matrix": 3, "both": matrix}[kind])
-    image, unary = photo[:21, :30], smooth_unary(labels, 21, 30)
-    settings = {"gaussian": gaussian, "bilateral": bilateral, "normalization": normalization, "iterations": 4}
-    ours = dense_crf(image, unary, backend="cuda", **settings)
-    assert np.abs(ours - dense_crf(image, unary, backend="reference", **settings)).max() <= 1e-4
+def test_small_pictures_equal_the_reference(door, photo):
+    for size in [(1, 1), (1, 17), (17, 1), (2, 3), (13, 11)]:
+        for labels in [1, 2, 3, 4, 5, 6, 9, 21, 81, 255]:
+            image, unary = photo[: size[0], : size[1]], smooth_unary(labels, *size)
+            expected = dense_crf(image, unary, iterations=3, backend="reference")
+            assert np.abs(dense_crf(image, unary, iterations=3, backend="cuda") - expected).max() <= 1e-5
+
+
+def test_normalisations_and_compatibilities_equal_the_reference(door, photo):
+    for kind in ["number", "vector", "matrix", "both"]:
+        for normalization in NORMALIZATIONS:
+            for labels in [3, 4, 7]:
+                random = np.random.default_rng(labels)
+                vector, matrix = -4 * random.random(labels), random.normal(size=(labels, labels))
+                gaussian = (3, {"number": 3, "vector": vector, "matrix": matrix, "both": vector}[kind])
+                bilateral = (50, 5, {"number": 10, "vector": 2 * vector, "matrix": 3, "both": matrix}[kind])
+                image, unary = photo[:21, :30], smooth_unary(labels, 21, 30)
+                settings = {
+                    "gaussian": gaussian,
+                    "bilateral": bilateral,
+                    "normalization": normalization,
+                    "iterations": 4,
+                }
+                ours = dense_crf(image, unary, backend="cuda", **settings)
+                assert np.abs(ours - dense_crf(image, unary, backend="reference", **settings)).max() <= 1e-4
 
 
 def test_three_matrices_on_lattices_of_features(door):
@@ -187,13 +197,13 @@ def test_three_matrices_on_lattices_of_features(door):
     assert np.abs(solved("cuda") - solved("reference")).max() <= 1e-5
 
 
-@pytest.mark.parametrize("labels", [3, 21])
-def test_twenty_runs_on_several_threads_give_the_same_bits(labels, door, photo):
-    door.workers = 4
-    unary = smooth_unary(labels, 60, 80)
-    once = dense_crf(photo[:60, :80], unary, iterations=3, backend="cuda")
-    for _ in range(20):
-        assert np.array_equal(once, dense_crf(photo[:60, :80], unary, iterations=3, backend="cuda"))
+def test_twenty_runs_on_several_threads_give_the_same_bits(door, photo):
+    for labels in [3, 21]:
+        door.workers = 4
+        unary = smooth_unary(labels, 60, 80)
+        once = dense_crf(photo[:60, :80], unary, iterations=3, backend="cuda")
+        for _ in range(20):
+            assert np.array_equal(once, dense_crf(photo[:60, :80], unary, iterations=3, backend="cuda"))
 
 
 def test_vertices_are_numbered_as_points_touch_them(door, photo):
@@ -251,21 +261,21 @@ def test_iterations_do_not_wait_for_the_gpu(door, photo, monkeypatch):
         dense_crf(photo[:20, :30], smooth_unary(labels, 20, 30), bilateral=(50, 5, compat), backend="cuda")
 
 
-@pytest.mark.parametrize("workers", [1, 5])
-def test_a_flat_picture_is_summed_in_pieces(workers, door):
-    door.workers = workers
-    image = np.full((150, 200, 3), 90, np.uint8)
-    lattice = Lattice.of_image(image, 1000, 5, [5, 5, 5], backend="cuda")
-    mesh = lattice.handle.lattices
-    assert mesh.count < 300
-    assert len(mesh.levels) == 3  # from thousands of points to hundreds of sums, to a few, to one
-    values = np.random.default_rng(0).random((2, 30000)).astype(np.float32)
-    expected = reference.Lattice.build(reference.bilateral_features(image, 1000, 5, [5, 5, 5])).filter(
-        values.astype(np.float64)
-    )
-    assert np.abs(lattice.filter(values) / expected - 1).max() <= 1e-5
-    assert all(len(level.begins) == level.count for level in mesh.levels)
-    assert max(int((level.ends - level.begins).max()) for level in mesh.levels) <= cuda.CHUNK
+def test_a_flat_picture_is_summed_in_pieces(door):
+    for workers in [1, 5]:
+        door.workers = workers
+        image = np.full((150, 200, 3), 90, np.uint8)
+        lattice = Lattice.of_image(image, 1000, 5, [5, 5, 5], backend="cuda")
+        mesh = lattice.handle.lattices
+        assert mesh.count < 300
+        assert len(mesh.levels) == 3  # from thousands of points to hundreds of sums, to a few, to one
+        values = np.random.default_rng(0).random((2, 30000)).astype(np.float32)
+        expected = reference.Lattice.build(reference.bilateral_features(image, 1000, 5, [5, 5, 5])).filter(
+            values.astype(np.float64)
+        )
+        assert np.abs(lattice.filter(values) / expected - 1).max() <= 1e-5
+        assert all(len(level.begins) == level.count for level in mesh.levels)
+        assert max(int((level.ends - level.begins).max()) for level in mesh.levels) <= cuda.CHUNK
 
 
 def test_a_table_that_is_too_full_is_replaced(door):
@@ -278,15 +288,15 @@ def test_a_table_that_is_too_full_is_replaced(door):
     )
 
 
-@pytest.mark.parametrize("labels", [2, 3, 4, 5, 21])
-def test_several_unaries_in_one_pass_equal_one_by_one(labels, door, photo):
-    crf = DenseCRF(photo[:40, :50], backend="cuda")
-    unaries = [smooth_unary(labels, 40, 50, seed) for seed in range(3)]
-    for together, unary in zip(crf.marginals(unaries, 4), unaries, strict=True):
-        assert np.array_equal(together, crf.marginals(unary, 4))
-    for best, unary in zip(crf.labels(unaries, 4), unaries, strict=True):
-        assert best.dtype == np.int32
-        assert np.array_equal(best, crf.marginals(unary, 4).argmax(0))
+def test_several_unaries_in_one_pass_equal_one_by_one(door, photo):
+    for labels in [2, 3, 4, 5, 21]:
+        crf = DenseCRF(photo[:40, :50], backend="cuda")
+        unaries = [smooth_unary(labels, 40, 50, seed) for seed in range(3)]
+        for together, unary in zip(crf.marginals(unaries, 4), unaries, strict=True):
+            assert np.array_equal(together, crf.marginals(unary, 4))
+        for best, unary in zip(crf.labels(unaries, 4), unaries, strict=True):
+            assert best.dtype == np.int32
+            assert np.array_equal(best, crf.marginals(unary, 4).argmax(0))
 
 
 def test_a_crf_keeps_its_lattices(door, photo):
@@ -315,25 +325,25 @@ def test_refined_seeds_of_a_batch_equal_one_by_one(door):
         refine_seed(images, activations[:2], keys, backend="cuda", **call)
 
 
-@pytest.mark.parametrize("kernels", [{}, {"gaussian": None}, {"gaussian": None, "bilateral": None}])
-def test_tensors_on_the_gpu_stay_there(kernels, tensors_are_on_gpu, photo):
-    image, unary = torch.from_numpy(photo[:40, :50].copy()), torch.from_numpy(smooth_unary(3, 40, 50))
-    answer = dense_crf(image, unary, **kernels)  # "auto"
-    assert isinstance(answer, torch.Tensor)
-    assert np.array_equal(answer.numpy(), dense_crf(image.numpy(), unary.numpy(), backend="cuda", **kernels))
-    crf = DenseCRF(image, **kernels)
-    assert crf.backend == "cuda"
-    assert torch.equal(crf.marginals(unary), answer)
-    assert torch.equal(crf.labels(unary), answer.argmax(0).int())
-    strided = unary.double().permute(1, 2, 0).contiguous().permute(2, 0, 1)
-    assert torch.equal(dense_crf(image, strided, **kernels), answer)
-    assert torch.equal(dense_crf(image, unary.requires_grad_(), **kernels), answer)
-    with pytest.raises(BackendError, match="call"):
-        dense_crf(image, unary, backend="cpu")
-    with pytest.raises(InputError, match="expected uint8"):
-        dense_crf(image.float(), unary)
-    with pytest.raises(InputError, match="as the image"):
-        dense_crf(image, unary[:, :5])
+def test_tensors_on_the_gpu_stay_there(tensors_are_on_gpu, photo):
+    for kernels in [{}, {"gaussian": None}, {"gaussian": None, "bilateral": None}]:
+        image, unary = torch.from_numpy(photo[:40, :50].copy()), torch.from_numpy(smooth_unary(3, 40, 50))
+        answer = dense_crf(image, unary, **kernels)  # "auto"
+        assert isinstance(answer, torch.Tensor)
+        assert np.array_equal(answer.numpy(), dense_crf(image.numpy(), unary.numpy(), backend="cuda", **kernels))
+        crf = DenseCRF(image, **kernels)
+        assert crf.backend == "cuda"
+        assert torch.equal(crf.marginals(unary), answer)
+        assert torch.equal(crf.labels(unary), answer.argmax(0).int())
+        strided = unary.double().permute(1, 2, 0).contiguous().permute(2, 0, 1)
+        assert torch.equal(dense_crf(image, strided, **kernels), answer)
+        assert torch.equal(dense_crf(image, unary.requires_grad_(), **kernels), answer)
+        with pytest.raises(BackendError, match="call"):
+            dense_crf(image, unary, backend="cpu")
+        with pytest.raises(InputError, match="expected uint8"):
+            dense_crf(image.float(), unary)
+        with pytest.raises(InputError, match="as the image"):
+            dense_crf(image, unary[:, :5])
 
 
 def test_seeds_and_features_on_the_gpu_stay_there(tensors_are_on_gpu):
@@ -355,52 +365,19 @@ def test_seeds_and_features_on_the_gpu_stay_there(tensors_are_on_gpu):
         mean_field(unary, [Pairwise(Lattice(features.numpy(), backend="reference"), 2.0)], 1)
 
 
-@pytest.mark.parametrize("tensors", [False, True])
-def test_pruning_keeps_the_most_probable_labels(tensors, tensors_are_on_gpu, photo):
-    unary = np.full((21, 40, 50), 9.0, np.float32)
-    unary[::2] = smooth_unary(11, 40, 50)
-    given = torch.from_numpy(unary) if tensors else unary
-    pruned = np.asarray(dense_crf(photo[:40, :50], given, prune=1e-3, backend="cuda"))
-    assert (pruned[1::2] == 0).all()
-    assert np.array_equal(pruned[::2], dense_crf(photo[:40, :50], unary[::2], backend="cuda"))
-    crf = DenseCRF(photo[:40, :50], backend="cuda")
-    assert np.array_equal(np.asarray(crf.labels(given, prune=1e-3)), pruned.argmax(0))
-    assert np.array_equal(np.asarray(crf.marginals(given, prune=1e-3)), pruned)
-    with pytest.raises(InputError, match="Potts"):
-        dense_crf(photo[:40, :50], given, prune=1e-3, bilateral=(50, 5, [1.0] * 21), backend="cuda")
-
-
-@pytest.mark.parametrize("value", [np.nan, -np.inf])
-@pytest.mark.parametrize("prune", [0.0, 0.5])
-def test_energies_that_are_not_numbers_are_refused(prune, value, door, photo):
-    unary = smooth_unary(3, 20, 30)
-    unary[1, 7, 9] = value
-    with pytest.raises(InputError, match="NaN or -inf"):
-        dense_crf([photo[:20, :30]] * 2, [smooth_unary(3, 20, 30), unary], prune=prune, backend="cuda")
-    unary[:, 7, 9] = np.inf
-    with pytest.raises(InputError, match="every label"):
-        DenseCRF(photo[:20, :30], backend="cuda").marginals(unary)
-
-
-@pytest.mark.parametrize(
-    "wrong",
-    [
-        {"gaussian": (0, 3)},
-        {"bilateral": (50, np.nan, 10)},
-        {"bilateral": (50, 5, [1.0, 2.0])},
-        {"bilateral": (50, 5, np.inf)},
-        {"bilateral": (50, 1e-8, 10)},
-        {"normalization": "both"},
-        {"prune": 1.0},
-    ],
-)
-def test_wrong_arguments_are_refused_as_on_the_cpu(wrong, door, photo):
-    messages = set()
-    for backend in ("reference" if native is None else "cpu", "cuda"):
-        with pytest.raises(InputError, match="expected") as caught:
-            dense_crf(photo[:8, :8], smooth_unary(3, 8, 8), backend=backend, **wrong)
-        messages.add(str(caught.value))
-    assert len(messages) == 1
+def test_pruning_keeps_the_most_probable_labels(tensors_are_on_gpu, photo):
+    for tensors in [False, True]:
+        unary = np.full((21, 40, 50), 9.0, np.float32)
+        unary[::2] = smooth_unary(11, 40, 50)
+        given = torch.from_numpy(unary) if tensors else unary
+        pruned = np.asarray(dense_crf(photo[:40, :50], given, prune=1e-3, backend="cuda"))
+        assert (pruned[1::2] == 0).all()
+        assert np.array_equal(pruned[::2], dense_crf(photo[:40, :50], unary[::2], backend="cuda"))
+        crf = DenseCRF(photo[:40, :50], backend="cuda")
+        assert np.array_equal(np.asarray(crf.labels(given, prune=1e-3)), pruned.argmax(0))
+        assert np.array_equal(np.asarray(crf.marginals(given, prune=1e-3)), pruned)
+        with pytest.raises(InputError, match="Potts"):
+            dense_crf(photo[:40, :50], given, prune=1e-3, bilateral=(50, 5, [1.0] * 21), backend="cuda")
 
 
 def test_what_the_gpu_has_no_room_for_is_refused(door, photo):
@@ -465,3 +442,21 @@ def test_the_estimate_covers_what_lattices_and_inference_keep(door, photo):
         )
         kept += sum(8 * width * mesh.count for mesh in meshes) + 4 * points * (3 * width + labels)
         assert kept <= cuda.estimated_bytes(points, [2, 5], labels)
+
+
+def test_bad_values_are_refused_as_by_the_reference(door):
+    for name, call in refusals():
+        messages = set()
+        for backend in ("reference", "cuda"):
+            with pytest.raises(InputError, match="expected") as caught:
+                call(backend)
+            messages.add(str(caught.value))
+        assert len(messages) == 1, (name, messages)
+
+
+def test_large_energies_equal_the_reference(door, photo):
+    for labels, scale in itertools.product((2, 3, 7), (2000, 1e10, 3e37)):
+        unary = np.random.default_rng(labels).normal(size=(labels, 9, 8)) * scale
+        unary[0, 3, 3] = np.inf
+        expected = dense_crf(photo[:9, :8], unary, iterations=3, backend="reference")
+        assert np.abs(dense_crf(photo[:9, :8], unary, iterations=3, backend="cuda") - expected).max() <= 2e-5
