@@ -418,6 +418,13 @@ class Config(Section):
         ),
     ] = "compat"
     data: Annotated[Data, Field(description="The data set.")]
+    trusted: Annotated[
+        Path | None,
+        Field(
+            description="Folder of trusted masks ID.png, for any of the images: each replaces the seed of its image in"
+            " train-amn and train-irn and is its final mask; 255 stays unknown. Relative to the file."
+        ),
+    ] = None
     run: Annotated[
         Path, Field(description="Run folder, for everything that the run writes; relative to the configuration file.")
     ]
@@ -542,7 +549,7 @@ def to_yaml(config: Config, folder: Path | None = None) -> str:
     return yaml.safe_dump(values, sort_keys=False)
 
 
-PATHS = ("run", "data.root", "weights", "train_seg.masks", "train_seg.weights", "eval_seg.data.root")
+PATHS = ("run", "data.root", "trusted", "weights", "train_seg.masks", "train_seg.weights", "eval_seg.data.root")
 
 
 def is_path(weights: str | None) -> bool:

@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 
 from amn_fast.data.base import IGNORE, list_ids
-from amn_fast.data.image import PICTURE_SUFFIXES, read_image, read_mask
+from amn_fast.data.image import read_image, read_mask
 from amn_fast.data.masks import describe_size, require_class_ids, write_mask
+from amn_fast.data.names import IMAGE_SUFFIXES, find_files
 from amn_fast.errors import InputError
 from amn_fast.files import locked, remove_leftovers
 from amn_fast.ops._arrays import thread_count
@@ -99,8 +100,8 @@ def find_pairs(images: Path, probabilities: Path, out: Path) -> tuple[list[Pair]
             raise InputError(f"{folder}: there is no such folder")
         if out.exists() and out.samefile(folder):
             raise InputError(f"{out}: is the folder of the masks and of the inputs, expected another one")
-    image_of = _by_stem(images, PICTURE_SUFFIXES)
-    probability_of = _by_stem(probabilities, PROBABILITY_SUFFIXES)
+    image_of = find_files(images, IMAGE_SUFFIXES, "images")
+    probability_of = find_files(probabilities, PROBABILITY_SUFFIXES, "files")
     strays = sorted(set(probability_of) - set(image_of))
     if strays:
         raise InputError(f"{probabilities}: {list_ids(strays)} without an image in {images}")
@@ -108,17 +109,6 @@ def find_pairs(images: Path, probabilities: Path, out: Path) -> tuple[list[Pair]
         raise InputError(f"{probabilities}: holds no NPY, NPZ or PNG file")
     pairs = [Pair(id, image_of[id], probability_of[id], out / f"{id}.png") for id in sorted(probability_of)]
     return pairs, sorted(set(image_of) - set(probability_of))
-
-
-def _by_stem(folder: Path, suffixes: frozenset[str]) -> dict[str, Path]:
-    found: dict[str, Path] = {}
-    for path in sorted(folder.iterdir()):
-        if path.suffix.lower() not in suffixes or path.name.startswith(".") or not path.is_file():
-            continue
-        if path.stem in found:
-            raise InputError(f"{found[path.stem]} and {path.name} have one name, expected one file for each")
-        found[path.stem] = path
-    return found
 
 
 def refine_folder(

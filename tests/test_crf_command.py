@@ -258,7 +258,7 @@ def test_strays_twins_and_missing_folders_are_named(folders):
     with pytest.raises(InputError, match="1 id \\('stray'\\) without an image"):
         find_pairs(*folders)
     (given / "stray.npy").rename(given / "a.npz")
-    with pytest.raises(InputError, match=r"a\.npy and a\.npz have one name"):
+    with pytest.raises(InputError, match=r"a\.npz and a\.npy: two files have the id 'a'"):
         find_pairs(*folders)
     with pytest.raises(InputError, match="no such folder"):
         find_pairs(images, given / "none", out)

@@ -109,7 +109,7 @@ class Squares:
     def image(self, id):
         return np.random.default_rng(int(id[1:])).integers(0, 256, (*self.size, 3), dtype=np.uint8)
 
-    def truth(self, id):
+    def ground_truth(self, id):
         truth = np.zeros(self.size, np.uint8)
         truth[10:30, 20:50] = 1
         truth[10:11, 20:50] = 255
@@ -149,7 +149,7 @@ def measured(images: Squares, classes: tuple[str, ...] = ("cat", "cup")) -> dict
     for id in images.ids:
         for key, label_map in (("refined_seed", images.seed(id)), ("mask", images.mask(id))):
             maps[key].add(label_map, shown)
-        truth = images.truth(id)
+        truth = images.ground_truth(id)
         if truth is None:
             continue
         for key in ("cam", "amn"):
@@ -453,8 +453,8 @@ def test_the_segmentation_network_has_a_section(metrics, tmp_path):
     for id in images.ids:
         masks = {"without_crf": np.zeros_like(images.mask(id)), "with_crf": images.mask(id)}
         for key, mask in masks.items():
-            confusions[key].add(mask, images.truth(id))
-        shown.append(Segmented(id, images.image(id), masks, images.truth(id), 0.25))
+            confusions[key].add(mask, images.ground_truth(id))
+        shown.append(Segmented(id, images.image(id), masks, images.ground_truth(id), 0.25))
     record: dict = {
         "dataset": {"name": "squares-val", "classes": ["cat", "cup"], "pictures": 4},
         "scored_pictures": 3,

@@ -115,7 +115,3 @@ def expected_images(kind: str, options: Mapping[str, Any], classes: tuple[str, .
         listed = PurePath(str(options.get("ids") or split)).stem
         return _COCO.get({"train14": "train2014", "val14": "val2014"}.get(listed, listed))
     return None
-
-
-expected_pictures = expected_images
-"""The former name of `expected_images`."""

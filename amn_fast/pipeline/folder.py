@@ -104,6 +104,13 @@ class Workspace:
         """The file that holds the part of image `id` in folder `kind`."""
         return self.root / kind / f"{id}{SUFFIXES[kind]}"
 
+    def trusted(self, id: str) -> Path | None:
+        """The trusted mask of image `id`; None where there is none."""
+        if self.config.trusted is None:
+            return None
+        path = self.config.trusted / f"{id}.png"
+        return path if path.is_file() else None
+
     def require(self, kind: str) -> None:
         """Check that folder `kind` covers every image.
 
@@ -190,6 +197,8 @@ def check_apart(work: Workspace, sources: dict[str, Path] | None = None) -> None
         inside["data folder of eval_seg"] = config.eval_seg.data.root
     if config.train_seg.masks is not None:
         around["folder of train_seg.masks"] = config.train_seg.masks
+    if config.trusted is not None:
+        around["folder of trusted"] = config.trusted
     for name, weights in (("weights", config.weights), ("train_seg.weights", config.train_seg.weights)):
         if weights is not None and is_path(weights):
             inside[name] = Path(weights)

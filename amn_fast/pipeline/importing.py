@@ -7,6 +7,7 @@ from amn_fast.config import Config
 from amn_fast.data.base import list_ids
 from amn_fast.data.image import read_mask
 from amn_fast.data.masks import check_labels, write_mask
+from amn_fast.data.names import find_files
 from amn_fast.data.published import read_published
 from amn_fast.data.store import write_activations
 from amn_fast.errors import InputError
@@ -141,7 +142,8 @@ def _check_complete(work: Workspace, stage: Stage, place: Path) -> None:
     if not stage.per_image:
         return
     suffix = _reference_suffix(stage)
-    missing = [id for id in work.dataset.ids if not (place / f"{id}{suffix}").is_file()]
+    files = find_files(place, {suffix}, "files")
+    missing = [id for id in work.dataset.ids if id not in files]
     if missing:
         raise InputError(f"{place}: {list_ids(missing)} without a file ID{suffix}")
 
@@ -152,16 +154,17 @@ def _reference_suffix(stage: Stage) -> str:
 
 def _importer(work: Workspace, stage: Stage, place: Path, new: New) -> Callable[[str], None]:
     kind, n_classes = stage.outputs[0].split("/")[0], len(work.dataset.classes)
+    files = find_files(place, {_reference_suffix(stage)}, "files")  # by id, whatever Unicode form the names have
 
     def activations(id: str) -> None:
         height, width = work.dataset.image(id).shape[:2]
-        found = read_published(place / f"{id}.npy", lambda _: (height, width), work.dataset.labels(id))
+        found = read_published(files[id], lambda _: (height, width), work.dataset.labels(id))
         if found.size != (height, width):
-            raise InputError(f"{place / id}.npy has maps of {found.size}, expected the image's size {(height, width)}")
+            raise InputError(f"{files[id]} has maps of {found.size}, expected the image's size {(height, width)}")
         write_activations(new(work.item(kind, id)), found)
 
     def label_map(id: str) -> None:
-        path, size = place / f"{id}.png", work.dataset.image(id).shape[:2]
+        path, size = files[id], work.dataset.image(id).shape[:2]
         seed = checked_labels(read_mask(path), size, n_classes, f"seed {path}")
         check_labels(path, seed, work.dataset.labels(id), work.dataset.classes)
         write_mask(new(work.item(kind, id)), seed)

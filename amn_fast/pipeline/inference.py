@@ -76,7 +76,10 @@ def _refine(work: Workspace, new: New, kind: str, settings: Seed) -> One:
 
 
 def make_masks(work: Workspace, new: New) -> One:
-    """Edge map and pseudo-mask of an image; the classes and their colours are written beside the masks."""
+    """Edge map and mask of an image: the trusted one where there is one, otherwise the pseudo-mask.
+
+    The classes and their colours are written beside the masks.
+    """
     config = work.config
     write_legend(work.root, work.dataset.classes)
     net = IrnNet(config.backbone).to(work.device)
@@ -91,7 +94,9 @@ def make_masks(work: Workspace, new: New) -> One:
             raise InputError(f"{path}: found activations of {found.size}, expected {image.shape[:2]} (height, width)")
         edge = irn.find_edge(net, image, config.edge.pad, work.device)
         write_edge(new(work.item("edge", id)), edge)
-        write_mask(new(work.item("masks", id)), mask.make_mask(found, edge, config.mask))
+        trusted = work.trusted(id)
+        made = mask.make_mask(found, edge, config.mask) if trusted is None else read_mask(trusted)
+        write_mask(new(work.item("masks", id)), made)
 
     return one
 

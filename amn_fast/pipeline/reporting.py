@@ -114,7 +114,7 @@ class RunImages:
     def image(self, id: str) -> NDArray[np.uint8]:
         return self._work.dataset.image(id)
 
-    def truth(self, id: str) -> NDArray[np.uint8] | None:
+    def ground_truth(self, id: str) -> NDArray[np.uint8] | None:
         return self._work.dataset.truth(id)
 
     def cam(self, id: str) -> NDArray[np.float32] | None:

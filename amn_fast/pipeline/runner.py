@@ -31,6 +31,7 @@ from amn_fast.pipeline.processes import joined, require_single
 from amn_fast.pipeline.records import RECORDS, Inputs, Item, Record
 from amn_fast.pipeline.staging import Staging
 from amn_fast.pipeline.table import STAGES, Stage, ancestors, stage_named, upstream
+from amn_fast.pipeline.trusted import check_trusted
 
 
 @dataclass
@@ -172,6 +173,7 @@ def validate(work: Workspace, stages: Sequence[Stage], sources: dict[str, Path] 
         missing = [id for id in ids if not (folder / f"{id}.png").is_file()]
         if missing:
             raise InputError(f"{folder}: {list_ids(missing)} of {len(ids)} have no mask")
+    check_trusted(work)
     files = [file for id in work.dataset.ids if (file := work.dataset.image_file(id)) is not None]
     if any(name.startswith("evaluated ") for name in names):
         check_names(work.evaluated)

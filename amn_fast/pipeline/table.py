@@ -13,7 +13,8 @@ from typing import Any
 from amn_fast.errors import InputError
 
 IMAGE, LABELS, TRUTH, MASK, CLASSES = "image", "label", "ground truth", "mask", "class names"
-"""Inputs from the data set; MASK is a file of the folder `train_seg.masks`."""
+TRUSTED = "trusted mask"
+"""Inputs from the data set; MASK is a file of the folder `train_seg.masks`, TRUSTED one of the folder `trusted`."""
 
 
 @dataclass(frozen=True)
@@ -102,7 +103,7 @@ STAGES: tuple[Stage, ...] = (
         "train-amn",
         "Train the activation manipulation network.",
         "trainings:train_amn",
-        inputs=(IMAGE, LABELS, CLASSES, "cam_seed/{id}.png"),
+        inputs=(IMAGE, LABELS, CLASSES, "cam_seed/{id}.png", TRUSTED),
         outputs=("weights/amn.safetensors",),
         settings=(*TRAINING, "train_amn"),
         trains=True,
@@ -135,7 +136,7 @@ STAGES: tuple[Stage, ...] = (
         "train-irn",
         "Train IRN's edges.",
         "trainings:train_irn",
-        inputs=(IMAGE, "amn_seed/{id}.png"),
+        inputs=(IMAGE, "amn_seed/{id}.png", TRUSTED),
         outputs=("weights/irn.safetensors",),
         settings=(*TRAINING, "train_irn"),
         trains=True,
@@ -145,7 +146,7 @@ STAGES: tuple[Stage, ...] = (
         "make-mask",
         "Propagate AMN's activations over IRN's edges and threshold them to pseudo-masks.",
         "inference:make_masks",
-        inputs=(IMAGE, "amn/{id}.npz", "weights/irn.safetensors"),
+        inputs=(IMAGE, "amn/{id}.npz", "weights/irn.safetensors", TRUSTED),
         outputs=("masks/{id}.png", "edge/{id}.npz"),
         settings=("edge", "mask"),
         per_image=True,

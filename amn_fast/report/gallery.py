@@ -37,7 +37,7 @@ LAYERS = {
     "amn": "AMN",
     "amn_seed": "Refined AMN seed",
     "mask": "Mask",
-    "truth": "Ground truth",
+    "ground_truth": "Ground truth",
 }
 """Methods of `RunImages`, and what the page calls their results."""
 
@@ -74,7 +74,7 @@ class RunImages(Protocol):
         """The pseudo-mask."""
         ...
 
-    def truth(self, id: str) -> NDArray[np.uint8] | None:
+    def ground_truth(self, id: str) -> NDArray[np.uint8] | None:
         """The ground-truth mask."""
         ...
 
@@ -86,14 +86,14 @@ class Segmented:
     Attributes:
         id, image: the image.
         masks: by the names of `SEGMENTATION`.
-        truth: None where there is none.
+        ground_truth: None where there is none.
         miou: of the last of the masks, where there is ground truth.
     """
 
     id: str
     image: NDArray[np.uint8]
     masks: Mapping[str, NDArray[np.uint8]]
-    truth: NDArray[np.uint8] | None
+    ground_truth: NDArray[np.uint8] | None
     miou: float | None
 
 
@@ -190,7 +190,7 @@ def image_row(images: RunImages, id: str, names: list[str], miou: float | None =
 def segmented_row(segmented: Segmented, names: list[str]) -> Row:
     """One image, and the labels of the segmentation network."""
     layers: dict[str, NDArray[Any] | None] = {SEGMENTATION[key]: mask for key, mask in segmented.masks.items()}
-    layers[LAYERS["truth"]] = segmented.truth
+    layers[LAYERS["ground_truth"]] = segmented.ground_truth
     return _row(segmented.id, segmented.image, layers, names, segmented.miou, THUMBNAIL)
 
 

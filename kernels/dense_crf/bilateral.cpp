@@ -35,7 +35,8 @@ void require_finite(const char* name, const float* values, int64_t count) {
 std::vector<int64_t> nearest_sources(int64_t count, int64_t full, float step) {
     std::vector<int64_t> sources(static_cast<size_t>(count));
     for (int64_t i = 0; i < count; ++i)
-        sources[static_cast<size_t>(i)] = std::min(static_cast<int64_t>(std::floor(static_cast<float>(i) * step)), full - 1);
+        sources[static_cast<size_t>(i)] =
+            std::min(static_cast<int64_t>(std::floor(static_cast<float>(i) * step)), full - 1);
     return sources;
 }
 
@@ -58,7 +59,8 @@ struct Pairs {
 // The features x / sigma_xy, y / sigma_xy, r, g, b / sigma_rgb of one image, sampled at rows and columns: (5, n).
 Buffer<float> features(const float* pixels, int64_t full_height, int64_t full_width, const std::vector<int64_t>& rows,
                        const std::vector<int64_t>& columns, double sigma_rgb, double sigma_xy) {
-    const auto height = static_cast<int64_t>(rows.size()), width = static_cast<int64_t>(columns.size()), n = height * width;
+    const auto height = static_cast<int64_t>(rows.size()), width = static_cast<int64_t>(columns.size()),
+               n = height * width;
     const auto xy = static_cast<float>(sigma_xy), rgb = static_cast<float>(sigma_rgb);
     if (!(xy > 0) || !(rgb > 0)) throw std::invalid_argument("a sigma is not greater than 0 in single precision");
     Buffer<float> result(static_cast<size_t>(5 * n));
@@ -90,8 +92,8 @@ AMN_CLONES void blend(const float* a, const float* b, float weight, int64_t coun
     for (int64_t i = 0; i < count; ++i) out[i] = (1 - weight) * a[i] + weight * b[i];
 }
 
-void sample_row(const float* plane, const Grid& grid, const Pairs& rows, const Pairs& columns, int64_t y, float* blended,
-                float* out) {
+void sample_row(const float* plane, const Grid& grid, const Pairs& rows, const Pairs& columns, int64_t y,
+                float* blended, float* out) {
     const auto at = static_cast<size_t>(y);
     blend(plane + rows.low[at] * grid.full_width, plane + rows.high[at] * grid.full_width, rows.weight[at],
           grid.full_width, blended);
@@ -157,7 +159,8 @@ Sampled sample(const Energy& e, int64_t image, const std::vector<int64_t>& near_
         if (!e.labels) continue;
         for (int64_t x = 0; x < g.width; ++x) {
             const bool free = e.labels[source + near_columns[static_cast<size_t>(x)]] == 255;
-            s.gate[static_cast<size_t>(y * g.width + x)] = free ? 1.0f : std::max(0.0f, region[x] - highest[static_cast<size_t>(x)]);
+            s.gate[static_cast<size_t>(y * g.width + x)] =
+                free ? 1.0f : std::max(0.0f, region[x] - highest[static_cast<size_t>(x)]);
         }
     }
     return s;
@@ -172,7 +175,8 @@ void bilateral_filter(const Guides& g, const float* values, int64_t channels, bo
         const float* mine = values + image * channels * n;
         require_finite("images", g.pixels + image * 3 * n, 3 * n);
         require_finite("values", mine, channels * n);
-        const auto matrix = features(g.pixels + image * 3 * n, g.height, g.width, rows, columns, g.sigma_rgb, g.sigma_xy);
+        const auto matrix =
+            features(g.pixels + image * 3 * n, g.height, g.width, rows, columns, g.sigma_rgb, g.sigma_xy);
         lattice_of(matrix, n, inside).filter(mine, out + image * channels * n, channels, inside, transpose);
     });
 }
@@ -189,8 +193,8 @@ std::vector<double> energies(const Energy& e, float* field, int threads) {
         const float* pixels = e.guides.pixels + image * 3 * full;
         require_finite("images", pixels, 3 * full);
         require_finite("segmentations or ROIs", s.values.data(), e.channels * n);
-        const auto matrix =
-            features(pixels, g.full_height, g.full_width, near_rows, near_columns, e.guides.sigma_rgb, e.guides.sigma_xy);
+        const auto matrix = features(pixels, g.full_height, g.full_width, near_rows, near_columns, e.guides.sigma_rgb,
+                                     e.guides.sigma_xy);
         const Lattice lattice = lattice_of(matrix, n, inside);
         float* filtered = field + image * e.channels * n;
         lattice.filter(s.values.data(), filtered, e.channels, inside, false);

@@ -37,8 +37,8 @@ void bind_bilateral(py::module_& m) {
             const Guides guides{floats(images), shape[0], shape[2], shape[3], sigma_rgb, sigma_xy};
             bilateral_filter(guides, floats(values), shape[1], transpose, reinterpret_cast<float*>(out), threads);
         },
-        py::kw_only(), py::arg("images"), py::arg("values"), py::arg("shape"), py::arg("sigma_rgb"), py::arg("sigma_xy"),
-        py::arg("transpose"), py::arg("out"), py::arg("threads"), unlocked);
+        py::kw_only(), py::arg("images"), py::arg("values"), py::arg("shape"), py::arg("sigma_rgb"),
+        py::arg("sigma_xy"), py::arg("transpose"), py::arg("out"), py::arg("threads"), unlocked);
     m.def(
         "bilateral_energies",
         [](std::uintptr_t images, std::uintptr_t probabilities, std::uintptr_t regions, std::uintptr_t labels,

@@ -2,10 +2,12 @@
 //
 // One image at a time. Its weights lie in the order in which a step reads them: for each block of kLanes pixels of a row
 // all neighbours' weights, kLanes numbers each. A step therefore reads one stream of weights once, for all channels of
-// the mask, and a mask's rows from the cache. The weights are kept, not made again in each step: making them takes 1.3
-// times as long as a step of 21 channels (512 x 512) and 5 times as long as one of 3 channels (224 x 224). Masks and image have margins, filled with the edge's value, so that no load
+// the mask, and a mask's rows from the cache. Masks and image have margins, filled with the edge's value, so that no load
 // asks where the image ends; rows outside are the first or the last row. No sum is reordered and no multiply-add
 // contracted: the bits depend neither on threads nor on the instruction set.
+//
+// The weights are kept, not made again in each step: making them takes 1.3 times as long as a step of 21 channels
+// (512 x 512) and 5 times as long as one of 3 channels (224 x 224).
 #include "local_refinement/cpu.hpp"
 
 #include <algorithm>
@@ -19,8 +21,8 @@ namespace amn::local_refinement {
 namespace {
 
 constexpr std::int64_t kLanes = 16;
-constexpr std::int64_t kBand = 8;    // rows per piece of work
-constexpr int kTogether = 4;         // channels that share a load of the weights
+constexpr std::int64_t kBand = 8;  // rows per piece of work
+constexpr int kTogether = 4;       // channels that share a load of the weights
 constexpr double kTiny = 1e-8, kColourScale = 0.3, kPamrScale = 0.1;
 
 struct Offset {
@@ -58,7 +60,9 @@ public:
     }
 
     F* row(std::int64_t channel, std::int64_t y) { return data_.data() + channel * plane + y * stride + margin; }
-    const F* row(std::int64_t channel, std::int64_t y) const { return data_.data() + channel * plane + y * stride + margin; }
+    const F* row(std::int64_t channel, std::int64_t y) const {
+        return data_.data() + channel * plane + y * stride + margin;
+    }
 
     void fill_margins(std::int64_t channel, std::int64_t y) {
         F* values = row(channel, y);
@@ -261,18 +265,19 @@ AMN_INLINE void step_row(const RowStep<F>& s) {
 
 // What one row gives to one neighbour's row: out[x + dx] += weight * value.
 template <class F>
-AMN_INLINE void scatter_row(const F* weights, std::int64_t weight_stride, const F* values, std::int64_t blocks, F* out) {
+AMN_INLINE void scatter_row(const F* weights, std::int64_t weight_stride, const F* values, std::int64_t blocks,
+                            F* out) {
     for (std::int64_t block = 0; block < blocks; ++block)
         for (std::int64_t i = 0; i < kLanes; ++i)
             out[block * kLanes + i] += weights[block * weight_stride + i] * values[block * kLanes + i];
 }
 
-#define AMN_ROW_FUNCTIONS(F)                                                                                          \
-    AMN_CLONES void par_block(const Block<F>& b) { block_affinity(b, true); }                                         \
-    AMN_CLONES void pamr_block(const Block<F>& b) { block_affinity(b, false); }                                       \
-    AMN_CLONES void gather(const RowStep<F>& s) { step_row(s); }                                                      \
-    AMN_CLONES void scatter(const F* w, std::int64_t stride, const F* values, std::int64_t blocks, F* out) {          \
-        scatter_row(w, stride, values, blocks, out);                                                                  \
+#define AMN_ROW_FUNCTIONS(F)                                                                                 \
+    AMN_CLONES void par_block(const Block<F>& b) { block_affinity(b, true); }                                \
+    AMN_CLONES void pamr_block(const Block<F>& b) { block_affinity(b, false); }                              \
+    AMN_CLONES void gather(const RowStep<F>& s) { step_row(s); }                                             \
+    AMN_CLONES void scatter(const F* w, std::int64_t stride, const F* values, std::int64_t blocks, F* out) { \
+        scatter_row(w, stride, values, blocks, out);                                                         \
     }
 AMN_ROW_FUNCTIONS(float)
 AMN_ROW_FUNCTIONS(double)
@@ -289,14 +294,23 @@ void image_weights(const Planes<F>& planes, const Rule& rule, int threads, Weigh
             neighbour_rows(planes, weights.neighbours, y, rows.data());
             const std::int64_t centres = rule.kind == Kind::pamr ? neighbours / 8 : 0;
             for (std::int64_t block = 0; block < weights.blocks; ++block) {
-                const Block<F> b{rows.data(), planes.row(0, y), block * kLanes, planes.plane, size.channels, neighbours,
-                                 centres, position.data(), static_cast<F>(rule.scale), differences.data(),
+                const Block<F> b{rows.data(),
+                                 planes.row(0, y),
+                                 block * kLanes,
+                                 planes.plane,
+                                 size.channels,
+                                 neighbours,
+                                 centres,
+                                 position.data(),
+                                 static_cast<F>(rule.scale),
+                                 differences.data(),
                                  weights.at(y, block)};
                 rule.kind == Kind::par ? par_block(b) : pamr_block(b);
             }
             F* last = weights.at(y, weights.blocks - 1);
             for (std::int64_t p = 0; p < neighbours; ++p)
-                std::fill(last + p * kLanes + (size.width - (weights.blocks - 1) * kLanes), last + (p + 1) * kLanes, F(0));
+                std::fill(last + p * kLanes + (size.width - (weights.blocks - 1) * kLanes), last + (p + 1) * kLanes,
+                          F(0));
         };
     });
 }
@@ -333,8 +347,7 @@ void step_transposed(const Weights<F>& weights, const Planes<F>& from, Planes<F>
     const std::int64_t channels = from.size.channels, height = from.size.height, width = from.size.width;
     over_rows(height, threads, [&] {
         return [&](std::int64_t y) {
-            for (std::int64_t c = 0; c < channels; ++c)
-                std::fill_n(to.row(c, y) - to.margin, to.stride, F(0));
+            for (std::int64_t c = 0; c < channels; ++c) std::fill_n(to.row(c, y) - to.margin, to.stride, F(0));
             for (std::int64_t p = 0; p < weights.count; ++p) {
                 const auto [dy, dx] = weights.neighbours[static_cast<std::size_t>(p)];
                 const std::int64_t first = y == 0 ? 0 : std::max<std::int64_t>(y - dy, 0);
@@ -382,7 +395,8 @@ void affinity(const F* image, Size size, const Dilations& dilations, const Rule&
         planes.read(image + i * size.channels * size.pixels(), true, threads);
         image_weights(planes, rule, threads, weights);
         F* to = out + i * weights.count * size.pixels();
-        each_run(weights, size, threads, [&](const F* lanes, std::int64_t at, std::int64_t n) { std::copy_n(lanes, n, to + at); });
+        each_run(weights, size, threads,
+                 [&](const F* lanes, std::int64_t at, std::int64_t n) { std::copy_n(lanes, n, to + at); });
     }
 }
 
@@ -409,9 +423,9 @@ void refine(const F* image, std::int64_t image_channels, const F* mask, Size siz
     });
 }
 
-#define AMN_INSTANTIATE(F)                                                                                        \
-    template void affinity(const F*, Size, const Dilations&, const Rule&, F*, int);                               \
-    template void propagate(const F*, const F*, Size, const Dilations&, Steps, F*, int);                          \
+#define AMN_INSTANTIATE(F)                                                               \
+    template void affinity(const F*, Size, const Dilations&, const Rule&, F*, int);      \
+    template void propagate(const F*, const F*, Size, const Dilations&, Steps, F*, int); \
     template void refine(const F*, std::int64_t, const F*, Size, const Dilations&, const Rule&, Steps, F*, int);
 AMN_INSTANTIATE(float)
 AMN_INSTANTIATE(double)

@@ -35,7 +35,8 @@ void affinity(const F* image, Size size, const Dilations& dilations, const Rule&
 
 // mask, out: (images, K, H, W); weights: (images, 8 * dilations, H, W).
 template <class F>
-void propagate(const F* weights, const F* mask, Size size, const Dilations& dilations, Steps steps, F* out, int threads);
+void propagate(const F* weights, const F* mask, Size size, const Dilations& dilations, Steps steps, F* out,
+               int threads);
 
 // The same with the affinities of images (images, image_channels, H, W). One image's affinity exists at a time.
 template <class F>
