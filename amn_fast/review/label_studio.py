@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from amn_fast.data.base import IGNORE
 from amn_fast.data.image import image_size
 from amn_fast.data.labels import read_json
-from amn_fast.data.masks import voc_palette
+from amn_fast.data.legend import css_colour
 from amn_fast.data.names import clean_id
 from amn_fast.errors import InputError
 from amn_fast.files import write_atomically, write_text
@@ -46,8 +46,7 @@ def label_config(job: Job) -> str:
         '  <BrushLabels name="mask" toName="image">',
     ]
     for label, name in labels.items():
-        colour = "#{:02x}{:02x}{:02x}".format(*voc_palette()[label])
-        lines.append(f"    <Label value={quoteattr(name)} background={quoteattr(colour)}/>")
+        lines.append(f"    <Label value={quoteattr(name)} background={quoteattr(css_colour(label))}/>")
     return "\n".join([*lines, "  </BrushLabels>", "</View>"]) + "\n"
 
 

@@ -123,7 +123,7 @@ class CudaLauncher:
         self._streams: dict[int, Any] = {}
 
     def launch(self, kernel: str, blocks: int, *arguments: Any, shared: int = 0) -> None:
-        """Queue a kernel of `blocks` blocks; `arguments` are tensors of the device, None, and whole numbers."""
+        """Queue a kernel of `blocks` blocks; `arguments` are tensors of the device, None, and integers."""
         from cuda.core import LaunchConfig, launch
 
         if not blocks:

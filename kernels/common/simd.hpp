@@ -27,7 +27,7 @@ namespace amn {
 // vectorise.
 AMN_INLINE float exp_nonpositive(float x) {
     const float clamped = x < -87.0f ? -87.0f : x;
-    const float magic = 12582912.0f;  // 1.5 * 2^23: adding it rounds to a whole number in the low bits
+    const float magic = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer in the low bits
     const float shifted = clamped * 1.44269504088896341f + magic;
     const float n = shifted - magic;
     const float r = (clamped - n * 0.693359375f) - n * -2.12194440e-4f;

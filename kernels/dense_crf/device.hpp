@@ -1,7 +1,7 @@
 // What the GPU kernels are written in: functions of a thread's place, made kernels by the macros below. Without a GPU
 // compiler the same functions run on the CPU under a stand-in, `simt.hpp`, that the tests bring.
 //
-// Kernels take 64-bit whole numbers, floats and pointers. No standard header: NVRTC has none.
+// Kernels take 64-bit integers, floats and pointers. No standard header: NVRTC has none.
 #pragma once
 
 #define AMN_EXPAND(...) __VA_ARGS__
@@ -136,7 +136,7 @@ AMN_DEVICE void add(Lanes<V>& to, float weight, const Lanes<V>& from) {
 }
 
 // An image's row in the table of images. The points of a batch lie one image after the other, each padded to a
-// whole number of fours as the published code does, the padding being points of zero features and zero weight.
+// multiple of four as pydensecrf does, the padding being points of zero features and zero weight.
 enum Field {
     first_point,  // of the batch
     points,

@@ -1,7 +1,7 @@
 // Lattice arithmetic for one point, shared by every kernel: plain functions without a standard header, so that a GPU
 // compiler can include them too. F is float, or a SIMD vector of floats (GCC and clang vector extensions): one source.
 //
-// The arithmetic is single precision, without fused multiply-add, in the published code's order of operations: another
+// The arithmetic is single precision, without fused multiply-add, in pydensecrf's order of operations: another
 // rounding puts points into other simplices. Build with -ffp-contract=off (nvcc and NVRTC: --fmad=false).
 #pragma once
 
@@ -13,7 +13,7 @@
 
 namespace amn::lattice {
 
-// Nearest whole number, ties to even, for |v| < 2^22: the sum has no bits left for a fraction.
+// Nearest integer, ties to even, for |v| < 2^22: the sum has no bits left for a fraction.
 template <class F>
 AMN_LATTICE_FN F round_even(F v) {
     constexpr float magic = 12582912.0f;  // 1.5 * 2^23

@@ -172,7 +172,7 @@ void Lattice::build_band(const Features& features, const typename Table::Packing
     using KeyType = typename Table::KeyType;
     const Passes& passes = best_passes();
     const int d = d_;
-    const int64_t padded = (n_ + 3) / 4 * 4;  // the published code embeds points in fours, the last filled with zeros
+    const int64_t padded = (n_ + 3) / 4 * 4;  // pydensecrf embeds points in fours, the last filled with zeros
     float feature[max_dimension * tile_points];
     int32_t quotient[max_dimension * tile_points], rank[(max_dimension + 1) * tile_points];
     KeyType step[max_dimension + 1];

@@ -19,7 +19,7 @@ from amn_fast.errors import InputError
 Array = np.ndarray[Any, np.dtype[Any]]
 
 MAX_COORDINATE = 2097152.0  # 2^21, as in embed.hpp
-PADDING = 4  # the published code embeds points in fours and fills the last group with zero features
+PADDING = 4  # pydensecrf embeds points in fours and fills the last group with zero features
 
 
 @dataclass
@@ -139,7 +139,7 @@ def elevation_scale(d: int, j: int) -> np.float32:
 
 
 def embed(features: Array) -> tuple[Array, Array, Array]:
-    """Where points (d, n) float32 lie in the lattice, in single precision as the published code computes it.
+    """Where points (d, n) float32 lie in the lattice, in single precision as pydensecrf computes it.
 
     Returns:
         base: (d + 1, n) int64, the remainder-0 vertex of the enclosing simplex.
@@ -159,7 +159,7 @@ def embed(features: Array) -> tuple[Array, Array, Array]:
 
     rounded = np.rint(inverse * elevated)
     base = rounded * np.float32(d + 1)
-    excess = rounded.sum(axis=0, dtype=np.float32)  # whole numbers: exact in any order
+    excess = rounded.sum(axis=0, dtype=np.float32)  # integers: exact in any order
     rank = np.zeros((d + 1, n), np.float32)
     distance = elevated - base
     for i in range(d):

@@ -91,7 +91,7 @@ public:
             for (;; at = (at + 1) & mask) {
                 const uint64_t slot = slots[at];
                 const bool found = slot >> id_bits == key;
-                // Whether a neighbour exists is anyone's guess, so that is no branch; that one slot tells is likely.
+                // Whether a neighbour exists is unpredictable, so that is no branch; one slot is likely to tell.
                 if (found | (slot == empty)) [[likely]]
                     return static_cast<uint32_t>(slot & id_mask) | (static_cast<uint32_t>(found) - 1);
             }

@@ -24,6 +24,7 @@ import numpy as np
 
 HERE = Path(__file__).resolve().parent
 LIMIT = 60.0  # seconds for one case
+START_LIMIT = 300.0  # seconds for the imports of a module
 MOST_FAILURES = 10
 
 
@@ -45,10 +46,14 @@ def try_case(module: str, seed: int) -> None:
 
 
 def work(module: str) -> None:
-    """A worker: for each seed, a line on standard input, a line with "" or a traceback in JSON on standard output."""
+    """A worker: for each seed, a line on standard input, a line with "" or a traceback in JSON on standard output.
+
+    The first answer says that it has started.
+    """
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what a case prints goes to standard error
     one = load(module)
+    print(json.dumps(""), file=answers, flush=True)
     for line in sys.stdin:
         problem = ""
         try:
@@ -71,15 +76,20 @@ class Worker:
         if self.process is None:
             command = [sys.executable, str(HERE), "--worker", self.module]
             self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+            if problem := self._answer(START_LIMIT):
+                return f"at the start: {problem}"
         assert self.process.stdin is not None
-        assert self.process.stdout is not None
-        line = ""
         with contextlib.suppress(BrokenPipeError):
             print(seed, file=self.process.stdin, flush=True)
-            if not select.select([self.process.stdout], [], [], self.limit)[0]:
-                self.stop()
-                return f"no answer within {self.limit:g} s"
-            line = self.process.stdout.readline()
+        return self._answer(self.limit)
+
+    def _answer(self, limit: float) -> str:
+        assert self.process is not None
+        assert self.process.stdout is not None
+        if not select.select([self.process.stdout], [], [], limit)[0]:
+            self.stop()
+            return f"no answer within {limit:g} s"
+        line = self.process.stdout.readline()
         if line:
             answer: str = json.loads(line)
             return answer

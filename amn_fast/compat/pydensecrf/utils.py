@@ -23,13 +23,13 @@ def unary_from_labels(
     `n_labels` does not count the 0. With zero_unsure=False label k goes to row k.
 
     Args:
-        labels: whole numbers of any type and shape; N is their number.
+        labels: integers of any type and shape; N is their number.
         n_labels: at least 2.
         gt_prob: between 0 and 1, both excluded.
         ignore_label: a value (255, say) that means "unknown" as well; not in pydensecrf.
 
     Raises:
-        InputError: a label is out of range or not a whole number, or `n_labels` or `gt_prob` is.
+        InputError: a label is out of range or not an integer, or `n_labels` or `gt_prob` is.
     """
     labels = np.asarray(labels)
     unary = energies.unary_from_labels(labels, n_labels, gt_prob, zero_unsure=zero_unsure, ignore_label=ignore_label)
@@ -69,7 +69,7 @@ def softmax_to_unary(sm: ArrayLike, GT_PROB: float = 1) -> Array:
 def create_pairwise_gaussian(sdims: Deviations, shape: Sequence[int]) -> Array:
     """Features (d, N) float32 of a grid: each point's coordinates divided by `sdims`.
 
-    The axes come in the order of `shape`, (y, x) for a picture; `DenseCRF2D.addPairwiseGaussian` takes (x, y). The
+    The axes come in the order of `shape`, (y, x) for an image; `DenseCRF2D.addPairwiseGaussian` takes (x, y). The
     lattice depends on that order, so the two answer slightly differently.
 
     Args:
@@ -88,7 +88,7 @@ def create_pairwise_gaussian(sdims: Deviations, shape: Sequence[int]) -> Array:
 def create_pairwise_bilateral(sdims: Deviations, schan: Deviations, img: ArrayLike, chdim: int = -1) -> Array:
     """Features (d + C, N) float32 of an image: coordinates divided by `sdims`, then channels divided by `schan`.
 
-    The axes come in the image's order, (y, x) for a picture; `DenseCRF2D.addPairwiseBilateral` takes (x, y). The
+    The axes come in the image's order, (y, x) for an image; `DenseCRF2D.addPairwiseBilateral` takes (x, y). The
     lattice depends on that order, so the two answer slightly differently.
 
     Args:

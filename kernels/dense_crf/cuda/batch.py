@@ -31,7 +31,7 @@ def over(items: int) -> int:
 
 
 class Batch:
-    """Images whose points lie one after the other, each padded to a whole number of fours."""
+    """Images whose points lie one after the other, each padded to a multiple of four."""
 
     def __init__(self, launcher: Launcher, points: Sequence[int], widths: Sequence[int]) -> None:
         self.launcher = launcher
