@@ -35,6 +35,7 @@ bench: $(VENV)/bench.stamp
 lint: $(VENV)/lint.stamp
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/clang-format --dry-run -Werror $(shell find kernels tests -name '*.[ch]pp' -o -name '*.cu')
 	$(BIN)/mypy
 
 # The documentation, in site/; a warning or a broken link fails.

@@ -34,8 +34,8 @@ static std::map<std::string, std::vector<std::string>> compiled_instruction_sets
     cloned.insert(cloned.end(), {"avx2", "avx512"});
 #endif
 #endif
-    return {{"dense_crf", named}, {"random_walk", named}, {"pixel_loss", cloned}, {"pair_loss", cloned},
-            {"merge", cloned}};
+    return {
+        {"dense_crf", named}, {"random_walk", named}, {"pixel_loss", cloned}, {"pair_loss", cloned}, {"merge", cloned}};
 }
 
 PYBIND11_MODULE(_native, m) {

@@ -13,7 +13,7 @@ from amn_fast.data.masks import write_mask
 from amn_fast.data.published import write_published
 from amn_fast.data.store import read_activations
 from amn_fast.errors import InputError
-from amn_fast.files import write_atomically
+from amn_fast.files import write_atomically, write_json
 from amn_fast.models import MultiScale, published_state_dict
 from amn_fast.pipeline.engine import for_each
 from amn_fast.pipeline.folder import Workspace
@@ -24,6 +24,8 @@ from amn_fast.pipeline.training import load_weights
 
 REFERENCE_BACKBONE = "resnet50"
 LABELS = "cls_labels.npy"
+MARKER = "export.json"
+"""Tells a folder of exports from one of the reference implementations."""
 
 
 def export(config: Config, folder: Path) -> dict[str, str]:
@@ -31,13 +33,14 @@ def export(config: Config, folder: Path) -> dict[str, str]:
 
     Every stage that is up to date under `config` is written: `sess/res50_{cam,amn,irn}.pth`, `result/cam`, `ir_label`,
     `amn_cam`, `amn_ir_label` and `sem_seg` (grey PNGs of ids: the reference code reads a palette as colours), and
-    `cls_labels.npy`. Existing files are replaced, each at once.
+    `cls_labels.npy`. Files of an earlier export are replaced, each at once.
 
     Returns:
         by place, "written" or why it is not there.
 
     Raises:
-        InputError: no stage is up to date under this configuration, or a file of the run is damaged.
+        InputError: no stage is up to date under this configuration, a file of the run is damaged, or `folder` holds
+            such files that no export wrote.
     """
     work = Workspace(config)
     stages = [stage for stage in STAGES if stage.reference]
@@ -49,9 +52,13 @@ def export(config: Config, folder: Path) -> dict[str, str]:
             done.add(stage)
     if not done:
         raise InputError(f"run folder {config.run} holds no finished stage under this configuration, nothing to export")
+    places = {stage: stage.reference.replace("*", "res50_") for stage in stages}
+    present = [place for place in (*places.values(), LABELS) if (folder / place).exists()]
+    if present and not (folder / MARKER).exists():
+        raise InputError(f"{folder}: holds {', '.join(present)} that no export wrote, expected another folder")
+    write_json(folder / MARKER, {"made_by": "amn-fast", "run": str(config.run.absolute())})
     outcome = {}
-    for stage in stages:
-        place = stage.reference.replace("*", "res50_")
+    for stage, place in places.items():
         if stage not in done:
             outcome[place] = f"{stage.name} is not done"
         elif place.endswith(".pth") and config.backbone != REFERENCE_BACKBONE:

@@ -139,7 +139,12 @@ def _run(work: Workspace, stages: Sequence[Stage], overwrite: bool, alone: bool)
             raise InputError(loss)
         if due and not writable:
             raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(work.root))
-        ran = [_advance(work, stage, overwrite) for stage in stages]
+        ran: list[bool] = []
+        for stage in stages:
+            if stage in due or any(ran):  # until something is computed, the plan's word stands
+                ran.append(_advance(work, stage, overwrite))
+            else:
+                _skip(stage)
         if any(stage.scores for stage in stages):
             from amn_fast.pipeline.reporting import publish
 
@@ -185,17 +190,22 @@ def require_upstream(work: Workspace, stage: Stage) -> None:
     Raises:
         InputError: one is not; the message names it and says what changed.
     """
-    for needed in reversed(upstream(stage, input_names(work.config, stage))):
-        found = status_of(work, needed)
-        if not found.up_to_date:
-            reasons = [*found.new_settings, *found.changed, *_named(found.damaged)]
-            why = f" ({'; '.join(reasons)})" if reasons else ""
-            raise InputError(
-                f"{stage.name} needs the outputs of {needed.name}, and {work.root} has none under this configuration"
-                f"{why}; run `amn-fast {needed.name}` first, or `amn-fast run` for all stages"
-            )
-        if found.record is None or not found.record.imported:
-            require_upstream(work, needed)
+    waiting, seen = [stage], set()
+    while waiting:
+        for needed in reversed(upstream(last := waiting.pop(), input_names(work.config, last))):
+            if needed.name in seen:
+                continue
+            seen.add(needed.name)
+            found = status_of(work, needed)
+            if not found.up_to_date:
+                reasons = [*found.new_settings, *found.changed, *_named(found.damaged)]
+                why = f" ({'; '.join(reasons)})" if reasons else ""
+                raise InputError(
+                    f"{last.name} needs the outputs of {needed.name}, and {work.root} has none under this"
+                    f" configuration{why}; run `amn-fast {needed.name}` first, or `amn-fast run` for all stages"
+                )
+            if found.record is None or not found.record.imported:
+                waiting.append(needed)
 
 
 def plan(work: Workspace, stages: Sequence[Stage]) -> tuple[list[Stage], str]:
@@ -248,7 +258,7 @@ def _advance(work: Workspace, stage: Stage, overwrite: bool) -> bool:
     """Bring one stage up to date. Returns whether there was anything to do."""
     found = status_of(work, stage)
     if found.up_to_date:
-        console.print(f"{stage.name}: skipped (up to date)", style="dim")
+        _skip(stage)
         return False
     if not overwrite and (loss := loss_of(work, stage, found)):  # an earlier stage came out different than before
         raise InputError(loss)
@@ -271,6 +281,10 @@ def _advance(work: Workspace, stage: Stage, overwrite: bool) -> bool:
     commit(work, stage, staging, found, measured)
     work.log("done", stage=stage.name, **measured)
     return True
+
+
+def _skip(stage: Stage) -> None:
+    console.print(f"{stage.name}: skipped (up to date)", style="dim")
 
 
 def prepare(work: Workspace, stage: Stage) -> None:

@@ -70,7 +70,8 @@ private:
     static Pool& created() {
         auto* pool = new Pool;
 #if !defined(_WIN32)
-        pthread_atfork([] { shared().mutex_.lock(); }, [] { shared().mutex_.unlock(); }, [] { shared().mutex_.unlock(); });
+        pthread_atfork([] { shared().mutex_.lock(); }, [] { shared().mutex_.unlock(); },
+                       [] { shared().mutex_.unlock(); });
 #endif
         return *pool;
     }
@@ -78,7 +79,9 @@ private:
     // A process's first call at 3 labels, 375 x 500, takes 72 ms with huge pages and 85 without. Of the much larger
     // blocks that 81 labels need, the system may spend longer on making room (840 ms) than the pages save (670 ms without).
     static constexpr size_t most_in_huge_pages = size_t{16} << 20;
-    static std::align_val_t alignment(size_t bytes) { return std::align_val_t{bytes < huge_page ? size_t{64} : huge_page}; }
+    static std::align_val_t alignment(size_t bytes) {
+        return std::align_val_t{bytes < huge_page ? size_t{64} : huge_page};
+    }
 
     std::mutex mutex_;
     std::multimap<size_t, void*> free_;

@@ -148,9 +148,9 @@ struct Pack<2> {  // two floats in the low half of four lanes, the others 0
 #if defined(__SSE2__)
         double two;
         __builtin_memcpy(&two, p, 8);
-        return {{(T)_mm_castpd_ps(_mm_set_sd(two))}};
+        return {{(T)_mm_castpd_ps(_mm_set_sd(two)) }};
 #else
-        return {{T{p[0], p[1], 0, 0}}};
+        return {{ T{p[0], p[1], 0, 0} }};
 #endif
     }
     void store(float* p) const {

@@ -54,7 +54,8 @@ LatticePtr lattice_of_image(const py::array_t<uint8_t>& image, double sx, double
 }
 
 Floats filter(const Lattice& lattice, const Floats& values, bool transpose, int threads) {
-    if (values.ndim() != 2 || values.shape(1) != lattice.points()) throw py::value_error("values must be (channels, n)");
+    if (values.ndim() != 2 || values.shape(1) != lattice.points())
+        throw py::value_error("values must be (channels, n)");
     auto out = pooled<float>({values.shape(0), values.shape(1)});
     const float* in = values.data();
     float* result = out.mutable_data();
@@ -121,8 +122,8 @@ py::list mean_field_energies(const std::vector<Floats>& unaries, const std::vect
 }
 
 py::list mean_field_labels(const std::vector<py::array_t<uint8_t, py::array::c_style>>& maps, int64_t labels,
-                           float energy_right, float energy_wrong, const std::vector<KernelTuple>& terms, int iterations,
-                           bool best, int threads) {
+                           float energy_right, float energy_wrong, const std::vector<KernelTuple>& terms,
+                           int iterations, bool best, int threads) {
     if (maps.empty() || labels < 2 || labels > 256) throw py::value_error("labels must be 2..256");
     const int64_t n = maps[0].size();
     std::vector<Unary> problems;

@@ -18,10 +18,12 @@ constexpr i32 block_threads = 256;
 
 struct Place {
     u32 block, thread;
+    // clang-format off: it takes the two sides of #if for one line
 #if defined(__CUDACC__)
     __device__
 #endif
     i64 index() const { return static_cast<i64>(block) * block_threads + thread; }
+    // clang-format on
 };
 
 }  // namespace amn::gpu
@@ -32,24 +34,24 @@ struct Place {
 #define AMN_UNROLL _Pragma("unroll")
 
 // A kernel of one call, which sees its place as `at`.
-#define AMN_KERNEL(name, parameters, call)                                                                      \
-    extern "C" __global__ void __launch_bounds__(amn::gpu::block_threads, 1) name parameters {                     \
-        const amn::gpu::Place at{blockIdx.x, threadIdx.x};                                                      \
-        AMN_EXPAND call;                                                                                        \
+#define AMN_KERNEL(name, parameters, call)                                                     \
+    extern "C" __global__ void __launch_bounds__(amn::gpu::block_threads, 1) name parameters { \
+        const amn::gpu::Place at{blockIdx.x, threadIdx.x};                                     \
+        AMN_EXPAND call;                                                                       \
     }
 
 // A kernel of three calls, each begun when all threads of the block have ended the one before; they share the block's
 // memory, `shared`.
-#define AMN_KERNEL_IN_STEPS(name, parameters, first, second, third)                                             \
-    extern "C" __global__ void __launch_bounds__(amn::gpu::block_threads, 1) name parameters {                     \
-        extern __shared__ float4 amn_shared[];                                                                  \
-        float* const shared = reinterpret_cast<float*>(amn_shared);                                             \
-        const amn::gpu::Place at{blockIdx.x, threadIdx.x};                                                      \
-        AMN_EXPAND first;                                                                                       \
-        __syncthreads();                                                                                        \
-        AMN_EXPAND second;                                                                                      \
-        __syncthreads();                                                                                        \
-        AMN_EXPAND third;                                                                                       \
+#define AMN_KERNEL_IN_STEPS(name, parameters, first, second, third)                            \
+    extern "C" __global__ void __launch_bounds__(amn::gpu::block_threads, 1) name parameters { \
+        extern __shared__ float4 amn_shared[];                                                 \
+        float* const shared = reinterpret_cast<float*>(amn_shared);                            \
+        const amn::gpu::Place at{blockIdx.x, threadIdx.x};                                     \
+        AMN_EXPAND first;                                                                      \
+        __syncthreads();                                                                       \
+        AMN_EXPAND second;                                                                     \
+        __syncthreads();                                                                       \
+        AMN_EXPAND third;                                                                      \
     }
 
 namespace amn::gpu {

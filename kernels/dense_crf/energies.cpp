@@ -31,7 +31,8 @@ Examined examine(const float* energies, int64_t labels, int64_t n, int threads, 
             std::fill(suspicion, suspicion + count, 0.0f);
             for (int64_t l = 0; l < labels; ++l) {
                 const float* plane = energies + l * n + first;
-                for (int64_t p = 0; p < count; ++p) suspicion[p] += plane[p] * 1.66e35f * 0.0f;  // NaN beyond large_energy
+                for (int64_t p = 0; p < count; ++p)
+                    suspicion[p] += plane[p] * 1.66e35f * 0.0f;  // NaN beyond large_energy
             }
             float sum = 0;
             for (int64_t p = 0; p < count; ++p) sum += suspicion[p];

@@ -100,20 +100,18 @@ AMN_DEVICE void slice(Place at, const i64* term, i64 total, i64 groups, float* o
 
 using namespace amn::gpu;
 
-#define AMN_OF_WIDTH(V)                                                                                            \
-    AMN_KERNEL(splat_##V,                                                                                          \
-               (i64 count, i64 groups, const i32* begins, const i32* ends, const i32* targets,                     \
-                const i32* row_points, const float* row_weights, const float* values, float* rows,                 \
-                float* partial),                                                                                   \
-               (splat<V>(at, count, groups, begins, ends, targets, row_points, row_weights, values, rows,          \
-                         partial)))                                                                                \
-    AMN_KERNEL(sum_partial_##V,                                                                                    \
-               (i64 count, i64 groups, const i32* begins, const i32* ends, const i32* targets, float* rows,        \
-                float* partial),                                                                                   \
-               (sum_partial<V>(at, count, groups, begins, ends, targets, rows, partial)))                          \
-    AMN_KERNEL(blur_##V, (i64 count, i64 groups, const i32* neighbours, const float* from, float* to),             \
-               (blur<V>(at, count, groups, neighbours, from, to)))                                                 \
-    AMN_KERNEL(slice_##V, (const i64* term, i64 total, i64 groups, float* out),                                    \
+#define AMN_OF_WIDTH(V)                                                                                               \
+    AMN_KERNEL(splat_##V,                                                                                             \
+               (i64 count, i64 groups, const i32* begins, const i32* ends, const i32* targets, const i32* row_points, \
+                const float* row_weights, const float* values, float* rows, float* partial),                          \
+               (splat<V>(at, count, groups, begins, ends, targets, row_points, row_weights, values, rows, partial)))  \
+    AMN_KERNEL(                                                                                                       \
+        sum_partial_##V,                                                                                              \
+        (i64 count, i64 groups, const i32* begins, const i32* ends, const i32* targets, float* rows, float* partial), \
+        (sum_partial<V>(at, count, groups, begins, ends, targets, rows, partial)))                                    \
+    AMN_KERNEL(blur_##V, (i64 count, i64 groups, const i32* neighbours, const float* from, float* to),                \
+               (blur<V>(at, count, groups, neighbours, from, to)))                                                    \
+    AMN_KERNEL(slice_##V, (const i64* term, i64 total, i64 groups, float* out),                                       \
                (slice<V>(at, term, total, groups, out)))
 AMN_OF_WIDTH(1)
 AMN_OF_WIDTH(2)

@@ -34,8 +34,8 @@ AMN_DEVICE bool same(const u64* a, const u64* b, i64 words) {
 
 // Keys and barycentric weights of a point's d + 1 entries.
 template <int D>
-AMN_DEVICE void embed(Place at, const i32* tiles, const i64* images, i64 total, const float* sigmas,
-                      const float* scale, const i64* plan, i64 words, u64* keys, float* weights) {
+AMN_DEVICE void embed(Place at, const i32* tiles, const i64* images, i64 total, const float* sigmas, const float* scale,
+                      const i64* plan, i64 words, u64* keys, float* weights) {
     const Pixel pixel = pixel_of(at.block, at.thread, tiles, images);
     if (!pixel.there) return;
     float feature[D];
@@ -91,8 +91,8 @@ AMN_DEVICE i64 place_of(u32 entry, i64 sides, i64 total) {
 }
 
 // Each entry's slot; slots get the lowest entry of their key. A table that is too full sets `overflow`.
-AMN_DEVICE void insert(Place at, const i32* tiles, const i64* images, i64 total, i64 sides, const u64* keys,
-                       i64 words, u32* table, u32* slots, i64 most_steps, u32* overflow) {
+AMN_DEVICE void insert(Place at, const i32* tiles, const i64* images, i64 total, i64 sides, const u64* keys, i64 words,
+                       u32* table, u32* slots, i64 most_steps, u32* overflow) {
     const u32 tile = at.block / static_cast<u32>(sides), r = at.block % static_cast<u32>(sides);
     const Pixel pixel = pixel_of(tile, at.thread, tiles, images);
     if (!pixel.there) return;
@@ -196,10 +196,10 @@ AMN_DEVICE void make_rows(Place at, i64 count, i64 total, const i32* sorted_vert
 
 using namespace amn::gpu;
 
-#define AMN_EMBED(D)                                                                                               \
-    AMN_KERNEL(embed_##D,                                                                                          \
-               (const i32* tiles, const i64* images, i64 total, const float* sigmas, const float* scale,     \
-                const i64* plan, i64 words, u64* keys, float* weights),                                            \
+#define AMN_EMBED(D)                                                                                     \
+    AMN_KERNEL(embed_##D,                                                                                \
+               (const i32* tiles, const i64* images, i64 total, const float* sigmas, const float* scale, \
+                const i64* plan, i64 words, u64* keys, float* weights),                                  \
                (embed<D>(at, tiles, images, total, sigmas, scale, plan, words, keys, weights)))
 AMN_EMBED(1)
 AMN_EMBED(2)
@@ -214,8 +214,7 @@ AMN_KERNEL(insert_entries,
            (insert(at, tiles, images, total, sides, keys, words, table, slots, most_steps, overflow)))
 
 AMN_KERNEL(mark_first_entries,
-           (const i32* tiles, const i64* images, i64 total, i64 sides, const u32* table, const u32* slots,
-            i32* first),
+           (const i32* tiles, const i64* images, i64 total, i64 sides, const u32* table, const u32* slots, i32* first),
            (mark_firsts(at, tiles, images, total, sides, table, slots, first)))
 
 AMN_KERNEL(number_vertices,
@@ -226,10 +225,10 @@ AMN_KERNEL(number_vertices,
 AMN_KERNEL(find_all_neighbours,
            (i64 count, i64 sides, i64 total, const i64* images, const u64* keys, i64 words, const i64* plan,
             const u32* table, const i32* numbers, const i32* first_places, const i32* owners, i32* neighbours),
-           (find_neighbours(at, count, sides, total, images, keys, words, plan, table, numbers, first_places,
-                            owners, neighbours)))
+           (find_neighbours(at, count, sides, total, images, keys, words, plan, table, numbers, first_places, owners,
+                            neighbours)))
 
 AMN_KERNEL(make_splat_rows,
-           (i64 count, i64 total, const i32* sorted_vertices, const i64* places, const float* weights,
-            i32* row_points, float* row_weights, i32* row_firsts),
+           (i64 count, i64 total, const i32* sorted_vertices, const i64* places, const float* weights, i32* row_points,
+            float* row_weights, i32* row_firsts),
            (make_rows(at, count, total, sorted_vertices, places, weights, row_points, row_weights, row_firsts)))

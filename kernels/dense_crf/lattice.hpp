@@ -90,7 +90,7 @@ private:
     Buffer<float> weight_;
     std::vector<Axis> axes_;
     std::vector<std::pair<uint32_t, uint32_t>> ghosts_;  // (ghost's row, first row)
-    mutable std::atomic<float*> mass_{nullptr};  // no lock, which a fork could leave taken
+    mutable std::atomic<float*> mass_{nullptr};          // no lock, which a fork could leave taken
     mutable Buffer<float> mass_owner_;
 };
 

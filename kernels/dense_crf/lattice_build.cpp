@@ -83,10 +83,10 @@ Bits hashes_of(const Table& table) {
     if constexpr (!Table::packed) {
         return Bits(1);
     } else {
-    const int log_bits = std::max(static_cast<int>(std::bit_width(16 * table.size())), 64 - table.hash_shift());
-    Bits bits(int64_t{1} << log_bits, 64 - log_bits);
-    for (size_t i = 0; i < table.size(); ++i) bits.set(table.key(i).hash() >> bits.hash_shift());
-    return bits;
+        const int log_bits = std::max(static_cast<int>(std::bit_width(16 * table.size())), 64 - table.hash_shift());
+        Bits bits(int64_t{1} << log_bits, 64 - log_bits);
+        for (size_t i = 0; i < table.size(); ++i) bits.set(table.key(i).hash() >> bits.hash_shift());
+        return bits;
     }
 }
 
@@ -257,7 +257,7 @@ void Lattice::build_axis(const Table& table, const typename Table::Packing& pack
         for (int64_t v = 0; v < rows_; ++v) {
             auto key = table.key(v);
             key += (key.word[0] & packing.remainder_mask) == static_cast<uint64_t>(d_) ? packing.wrap[number]
-                                                                                        : packing.step[number];
+                                                                                       : packing.step[number];
             next[v] = ghost[v] ? no_row : table.find(key, table.start(key));
             follows.set(std::min<int64_t>(next[v], rows_));
         }

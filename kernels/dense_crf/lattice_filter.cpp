@@ -100,7 +100,8 @@ void Lattice::filter(const float* values, float* out, int64_t channels, int thre
     };
     run_team(std::min<int>(threads, static_cast<int>(bands_.size())), [&](const Member& me) {
         for (int64_t channel = 0; channel < channels;) {
-            const int log_width = std::min(4, static_cast<int>(std::bit_width(static_cast<uint64_t>(channels - channel))) - 1);
+            const int log_width =
+                std::min(4, static_cast<int>(std::bit_width(static_cast<uint64_t>(channels - channel))) - 1);
             if (!filter_block(me, channel, log_width)) return;
             channel += int64_t{1} << log_width;
         }

@@ -110,11 +110,13 @@ private:
     void fill_unary(int64_t first, int64_t count, float* tile) const {
         if (problems_[0].energies) {
             if (channels_.implicit)
-                gather(first, count, tile, far_below, [](const Unary& u) { return u.energies; },
-                       [](float energy, float last) { return last - energy; });
+                gather(
+                    first, count, tile, far_below, [](const Unary& u) { return u.energies; },
+                    [](float energy, float last) { return last - energy; });
             else
-                gather(first, count, tile, far_below, [](const Unary& u) { return u.energies; },
-                       [](float energy, float) { return std::isinf(energy) ? far_below : -energy; });
+                gather(
+                    first, count, tile, far_below, [](const Unary& u) { return u.energies; },
+                    [](float energy, float) { return std::isinf(energy) ? far_below : -energy; });
             return;
         }
         if (channels_.lanes != channels_.own * count_ || count < tile_points)
@@ -235,8 +237,7 @@ private:
     }
 
     void apply_compat(const std::vector<float>& compat, int64_t count, const float* from, const Tile& tile) const {
-        if (from != tile.logits)
-            std::memcpy(tile.logits, from, tile_points * channels_.lanes * sizeof(float));
+        if (from != tile.logits) std::memcpy(tile.logits, from, tile_points * channels_.lanes * sizeof(float));
         const int labels = channels_.own;
         const bool diagonal = static_cast<int>(compat.size()) == labels;
         for (int m = 0; m < count_; ++m) {
@@ -287,9 +288,9 @@ private:
             for (int l = 0; l < static_cast<int>(alike_.channel.size()); ++l) {
                 const int c = alike_.channel[l];
                 const bool implied = c == channels_.own;
-                const auto [at, stride] =
-                    implied ? std::pair<int, int>(static_cast<int>(last_place(m, 0)), channels_.group ? channels_.width[0] : 1)
-                            : channels_.place(m, c);
+                const auto [at, stride] = implied ? std::pair<int, int>(static_cast<int>(last_place(m, 0)),
+                                                                        channels_.group ? channels_.width[0] : 1)
+                                                  : channels_.place(m, c);
                 const float* q = (implied ? tile.other : tile.logits) + at;
                 if (problem.marginals) {
                     float* out = problem.marginals + l * n_ + first;

@@ -66,8 +66,8 @@ AMN_DEVICE void update_wide(Place at, float* shared, const i64* terms, i64 term_
         split(item, problems, point, problem);
         float top = -3.0e38f;
         for (i32 g = me; g < static_cast<i32>(groups); g += members) {
-            const Lanes<4> own = logits_of<4>(terms, term_count, total, problems * stride, base, point,
-                                              problem * stride + 4 * g, 4 * g);
+            const Lanes<4> own =
+                logits_of<4>(terms, term_count, total, problems * stride, base, point, problem * stride + 4 * g, 4 * g);
             put(logits + 4 * g, own);
             AMN_UNROLL
             for (int v = 0; v < 4; ++v) top = greater(top, own.lane[v]);
@@ -150,8 +150,8 @@ AMN_DEVICE void examine(Place at, const i32* tiles, const i64* images, i64 probl
 
 // Planes (labels, points) to rows: the updates' base (-energy, or the last label's energy less it where that has no
 // channel), or the marginals to start from as an update would have left them.
-AMN_DEVICE void load(Place at, const i32* tiles, const i64* images, i64 problems, i64 labels, i64 stride,
-                     i64 implicit, i64 marginals, const i64* planes, float* out) {
+AMN_DEVICE void load(Place at, const i32* tiles, const i64* images, i64 problems, i64 labels, i64 stride, i64 implicit,
+                     i64 marginals, const i64* planes, float* out) {
     const Pixel pixel = pixel_of(at.block, at.thread, tiles, images);
     if (!pixel.there) return;
     const i64 channels = labels - implicit;
@@ -201,24 +201,22 @@ AMN_DEVICE void answer(Place at, const i32* tiles, const i64* images, i64 proble
 
 }  // namespace amn::gpu
 
-#define AMN_UPDATE(V)                                                                                              \
-    AMN_KERNEL(update_##V,                                                                                         \
-               (const i64* terms, i64 term_count, i64 total, i64 problems, i64 implicit, const float* base,        \
-                float* out, float* last),                                                                          \
+#define AMN_UPDATE(V)                                                                                       \
+    AMN_KERNEL(update_##V,                                                                                  \
+               (const i64* terms, i64 term_count, i64 total, i64 problems, i64 implicit, const float* base, \
+                float* out, float* last),                                                                   \
                (update<V>(at, terms, term_count, total, problems, implicit, base, out, last)))
 AMN_UPDATE(1)
 AMN_UPDATE(2)
 AMN_UPDATE(4)
 
-AMN_KERNEL_IN_STEPS(update_many,
-                    (const i64* terms, i64 term_count, i64 total, i64 problems, i64 groups, i64 team, i64 implicit,
-                     const float* base, float* out, float* last),
-                    (update_wide<0>(at, shared, terms, term_count, total, problems, groups, team, implicit, base, out,
-                                    last)),
-                    (update_wide<1>(at, shared, terms, term_count, total, problems, groups, team, implicit, base, out,
-                                    last)),
-                    (update_wide<2>(at, shared, terms, term_count, total, problems, groups, team, implicit, base, out,
-                                    last)))
+AMN_KERNEL_IN_STEPS(
+    update_many,
+    (const i64* terms, i64 term_count, i64 total, i64 problems, i64 groups, i64 team, i64 implicit, const float* base,
+     float* out, float* last),
+    (update_wide<0>(at, shared, terms, term_count, total, problems, groups, team, implicit, base, out, last)),
+    (update_wide<1>(at, shared, terms, term_count, total, problems, groups, team, implicit, base, out, last)),
+    (update_wide<2>(at, shared, terms, term_count, total, problems, groups, team, implicit, base, out, last)))
 
 AMN_KERNEL(mix_labels,
            (i64 items, i64 labels, i64 stride, const float* matrix, const float* filtered, const float* base,

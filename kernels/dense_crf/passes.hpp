@@ -64,7 +64,7 @@ struct Passes {
     void (*softmax_blocks)(const Blocks& blocks, float copies, int64_t points, float* tile, float* last);
 };
 
-const Passes& best_passes();          // the fastest for this machine, or the ones in use
-bool use_passes(const char* name);   // "baseline", "avx2", "avx512"; false: unknown, or not for this machine
+const Passes& best_passes();        // the fastest for this machine, or the ones in use
+bool use_passes(const char* name);  // "baseline", "avx2", "avx512"; false: unknown, or not for this machine
 
 }  // namespace amn::dense_crf

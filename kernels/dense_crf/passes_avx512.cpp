@@ -3,7 +3,8 @@
 #include <type_traits>
 #include <utility>
 #if defined(__clang__)
-#pragma clang attribute push(__attribute__((target("avx2,fma,bmi2,avx512f,avx512dq,avx512bw,avx512vl"))), apply_to = function)
+#pragma clang attribute push(__attribute__((target("avx2,fma,bmi2,avx512f,avx512dq,avx512bw,avx512vl"))), \
+                             apply_to = function)
 #else
 #pragma GCC target("avx2,fma,bmi2,avx512f,avx512dq,avx512bw,avx512vl")
 #endif

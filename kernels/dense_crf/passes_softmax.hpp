@@ -76,8 +76,10 @@ inline Vec<4> to_four(T v, F f) {
 // Lane i is v[i]'s lanes put together.
 template <class F>
 inline Vec<4> across(const Vec<4>* v, F f) {
-    const Vec<4> ab = f(__builtin_shufflevector(v[0], v[1], 0, 1, 4, 5), __builtin_shufflevector(v[0], v[1], 2, 3, 6, 7));
-    const Vec<4> cd = f(__builtin_shufflevector(v[2], v[3], 0, 1, 4, 5), __builtin_shufflevector(v[2], v[3], 2, 3, 6, 7));
+    const Vec<4> ab =
+        f(__builtin_shufflevector(v[0], v[1], 0, 1, 4, 5), __builtin_shufflevector(v[0], v[1], 2, 3, 6, 7));
+    const Vec<4> cd =
+        f(__builtin_shufflevector(v[2], v[3], 0, 1, 4, 5), __builtin_shufflevector(v[2], v[3], 2, 3, 6, 7));
     return f(__builtin_shufflevector(ab, cd, 0, 2, 4, 6), __builtin_shufflevector(ab, cd, 1, 3, 5, 7));
 }
 
@@ -86,7 +88,8 @@ inline Pack<16> repeat_each(Vec<4> v) {
 #if AMN_LANES == 16
     return {{__builtin_shufflevector(v, v, 0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3)}};
 #elif AMN_LANES == 8
-    return {{__builtin_shufflevector(v, v, 0, 0, 0, 0, 1, 1, 1, 1), __builtin_shufflevector(v, v, 2, 2, 2, 2, 3, 3, 3, 3)}};
+    return {
+        {__builtin_shufflevector(v, v, 0, 0, 0, 0, 1, 1, 1, 1), __builtin_shufflevector(v, v, 2, 2, 2, 2, 3, 3, 3, 3)}};
 #else
     return {{splat<Vec<4>>(v[0]), splat<Vec<4>>(v[1]), splat<Vec<4>>(v[2]), splat<Vec<4>>(v[3])}};
 #endif

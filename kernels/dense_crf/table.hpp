@@ -22,9 +22,7 @@ struct Key {
         for (int i = 0; i < Words; ++i) word[i] += other.word[i];
         return *this;
     }
-    uint64_t hash() const {
-        return lattice::hash_of<Words>(word.data(), Words);
-    }
+    uint64_t hash() const { return lattice::hash_of<Words>(word.data(), Words); }
 };
 
 // An array that grows, from the pool.
@@ -55,7 +53,7 @@ private:
 template <int Words>
 struct PackingOf {
     std::array<int, 32> word{}, shift{};
-    std::array<int32_t, 32> bias{};  // added to quotients: fields are never negative, margin included
+    std::array<int32_t, 32> bias{};     // added to quotients: fields are never negative, margin included
     std::array<Key<Words>, 33> step{};  // to the next vertex along an axis, where the remainder is below d
     std::array<Key<Words>, 33> wrap{};  // the same from remainder d, which wraps to 0
     uint64_t remainder_mask = 0;
@@ -69,7 +67,8 @@ public:
     using KeyType = Key<1>;
     using Packing = PackingOf<1>;
 
-    PackedTable(const Packing& packing, size_t expected) : id_bits_(packing.id_bits), id_mask_((uint64_t{1} << packing.id_bits) - 1), keys_(expected) {
+    PackedTable(const Packing& packing, size_t expected)
+        : id_bits_(packing.id_bits), id_mask_((uint64_t{1} << packing.id_bits) - 1), keys_(expected) {
         resize(std::bit_width(2 * expected - 1));
     }
     // Where the search for a key starts: known early, it can be fetched early.

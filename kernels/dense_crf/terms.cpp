@@ -26,14 +26,15 @@ Term prepare(const Kernel& kernel, bool weigh, int threads) {
     term.offset = lattice.offset();
     term.splat = Buffer<float>(n * vertices);
     const double factor = weigh ? static_cast<double>(kernel.compat[0]) * lattice.alpha() : lattice.alpha();
-    const bool even = factor > 0 && (kernel.normalization == Normalization::symmetric ||
-                                     kernel.normalization == Normalization::none);
+    const bool even =
+        factor > 0 && (kernel.normalization == Normalization::symmetric || kernel.normalization == Normalization::none);
     if (!even) term.slice_own = Buffer<float>(n * vertices);
     term.slice = even ? term.splat.data() : term.slice_own.data();
     if (!weigh) term.compat = &kernel.compat;
     const float* mass = kernel.normalization == Normalization::none ? nullptr : lattice.mass(threads);
     const auto kind = kernel.normalization;
-    const float root = static_cast<float>(even ? std::sqrt(factor) : 1.0), whole = static_cast<float>(even ? 1.0 : factor);
+    const float root = static_cast<float>(even ? std::sqrt(factor) : 1.0),
+                whole = static_cast<float>(even ? 1.0 : factor);
     const auto weigh_part = [&](int64_t part) {
         constexpr int64_t step = 64;
         float before[step], after[step];

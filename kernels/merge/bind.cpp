@@ -15,7 +15,8 @@ using Maps = std::vector<std::tuple<std::uintptr_t, std::int64_t, std::int64_t>>
 template <class F>
 std::vector<amn::merge::Scale<F>> scales(const Maps& maps) {
     std::vector<amn::merge::Scale<F>> result;
-    for (const auto& [address, height, width] : maps) result.push_back({reinterpret_cast<const F*>(address), height, width});
+    for (const auto& [address, height, width] : maps)
+        result.push_back({reinterpret_cast<const F*>(address), height, width});
     return result;
 }
 
@@ -23,7 +24,8 @@ template <class F>
 void bind(py::module_& m, const char* cam_name, const char* amn_name) {
     m.def(
         cam_name,
-        [](const Maps& maps, const std::vector<std::int64_t>& kept, std::uintptr_t out, Size size, Size extent, int threads) {
+        [](const Maps& maps, const std::vector<std::int64_t>& kept, std::uintptr_t out, Size size, Size extent,
+           int threads) {
             amn::merge::cam<F>(scales<F>(maps), kept, {reinterpret_cast<F*>(out), size, extent}, threads);
         },
         py::kw_only(), py::arg("maps"), py::arg("kept"), py::arg("out"), py::arg("size"), py::arg("extent"),

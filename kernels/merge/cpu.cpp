@@ -87,7 +87,8 @@ AMN_INLINE F join_lanes(F* lanes, const Join& join) {
 }
 
 template <class F>
-AMN_INLINE void sum_scales(const RowSource<F>* sources, std::int64_t scales, std::int64_t x, std::int64_t padded, F* sum) {
+AMN_INLINE void sum_scales(const RowSource<F>* sources, std::int64_t scales, std::int64_t x, std::int64_t padded,
+                           F* sum) {
     for (std::int64_t first = 0; first < padded; first += kLanes) {
         F lanes[kLanes] = {};
         for (std::int64_t s = 0; s < scales; ++s) {
@@ -137,7 +138,8 @@ AMN_INLINE void sum_row(const RowSource<F>* sources, std::int64_t scales, std::i
 }
 
 template <class F>
-AMN_INLINE void softmax_row(const RowSource<F>* sources, std::int64_t scales, std::int64_t padded, const RowTarget<F>& t) {
+AMN_INLINE void softmax_row(const RowSource<F>* sources, std::int64_t scales, std::int64_t padded,
+                            const RowTarget<F>& t) {
     for (std::int64_t x = 0; x < t.columns; ++x) {
         sum_scales(sources, scales, x, padded, t.values);
         const F inverse = 1 / exponentials(t.values, padded);
@@ -145,15 +147,15 @@ AMN_INLINE void softmax_row(const RowSource<F>* sources, std::int64_t scales, st
     }
 }
 
-#define AMN_ROW_FUNCTIONS(F)                                                                                      \
-    AMN_CLONES void blend_rows(const F* a, const F* b, F weight, F scale, std::int64_t n, F* out) {               \
-        blend(a, b, weight, scale, n, out);                                                                       \
-    }                                                                                                             \
-    AMN_CLONES void write_sums(const RowSource<F>* s, std::int64_t n, std::int64_t padded, const RowTarget<F>& t) { \
-        sum_row(s, n, padded, t);                                                                                 \
-    }                                                                                                             \
+#define AMN_ROW_FUNCTIONS(F)                                                                                           \
+    AMN_CLONES void blend_rows(const F* a, const F* b, F weight, F scale, std::int64_t n, F* out) {                    \
+        blend(a, b, weight, scale, n, out);                                                                            \
+    }                                                                                                                  \
+    AMN_CLONES void write_sums(const RowSource<F>* s, std::int64_t n, std::int64_t padded, const RowTarget<F>& t) {    \
+        sum_row(s, n, padded, t);                                                                                      \
+    }                                                                                                                  \
     AMN_CLONES void write_softmax(const RowSource<F>* s, std::int64_t n, std::int64_t padded, const RowTarget<F>& t) { \
-        softmax_row(s, n, padded, t);                                                                             \
+        softmax_row(s, n, padded, t);                                                                                  \
     }
 AMN_ROW_FUNCTIONS(float)
 AMN_ROW_FUNCTIONS(double)
@@ -193,15 +195,17 @@ Extremes<F> all_rows(const std::vector<Layer<F>>& layers, std::int64_t padded, F
                     const auto& places = layers[s].rows;
                     const std::int64_t n = layers[s].width * padded;
                     const auto at = static_cast<std::size_t>(y);
-                    blend_rows(layers[s].cells.data() + places.low[at] * n, layers[s].cells.data() + places.high[at] * n,
-                               places.weight[at], scale, n, rows[s].data());
+                    blend_rows(layers[s].cells.data() + places.low[at] * n,
+                               layers[s].cells.data() + places.high[at] * n, places.weight[at], scale, n,
+                               rows[s].data());
                 }
                 F* out = target.out + y * width;
                 write(sources.data(), static_cast<std::int64_t>(sources.size()), padded,
                       RowTarget<F>{out, height * width, width, kept.data(), static_cast<std::int64_t>(kept.size()),
                                    values.data()});
                 for (std::size_t k = 0; k < kept.size(); ++k)
-                    found[static_cast<std::size_t>(band)].add(k, out + static_cast<std::int64_t>(k) * height * width, width);
+                    found[static_cast<std::size_t>(band)].add(k, out + static_cast<std::int64_t>(k) * height * width,
+                                                              width);
             }
         };
     };
@@ -228,13 +232,13 @@ std::vector<std::int64_t> count_up(std::size_t n) {
 }  // namespace
 
 template <class F>
-void cam(const std::vector<Scale<F>>& scales, const std::vector<std::int64_t>& kept, const Target<F>& target, int threads) {
+void cam(const std::vector<Scale<F>>& scales, const std::vector<std::int64_t>& kept, const Target<F>& target,
+         int threads) {
     if (kept.empty()) return;
     const std::int64_t padded = pad(kept.size());
     const auto layers = layers_of(scales, kept, padded, F(0), target);
-    const auto extremes =
-        all_rows(layers, padded, F(1), count_up(kept.size()), target, threads,
-                 [](const auto* s, auto n, auto p, const auto& t) { write_sums(s, n, p, t); });
+    const auto extremes = all_rows(layers, padded, F(1), count_up(kept.size()), target, threads,
+                                   [](const auto* s, auto n, auto p, const auto& t) { write_sums(s, n, p, t); });
     const auto [height, width] = target.size;
     const auto one_row = [&](std::int64_t row) {
         const auto k = static_cast<std::size_t>(row / height);
@@ -251,9 +255,8 @@ void amn(const std::vector<Scale<F>>& scales, std::int64_t channels, const std::
     const std::int64_t padded = pad(static_cast<std::size_t>(channels));
     const F nothing = F(-1e30);  // a padding channel's logit: its exponential is 0
     const auto layers = layers_of(scales, count_up(static_cast<std::size_t>(channels)), padded, nothing, target);
-    const auto extremes =
-        all_rows(layers, padded, F(1) / static_cast<F>(scales.size()), kept, target, threads,
-                 [](const auto* s, auto n, auto p, const auto& t) { write_softmax(s, n, p, t); });
+    const auto extremes = all_rows(layers, padded, F(1) / static_cast<F>(scales.size()), kept, target, threads,
+                                   [](const auto* s, auto n, auto p, const auto& t) { write_softmax(s, n, p, t); });
     const auto [height, width] = target.size;
     const auto rows = nearest_index(seed_size[0], height), columns = nearest_index(seed_size[1], width);
     const auto one_row = [&](std::int64_t row) {
@@ -267,9 +270,9 @@ void amn(const std::vector<Scale<F>>& scales, std::int64_t channels, const std::
     parallel_for(static_cast<std::int64_t>(kept.size()) * height, threads, [&] { return one_row; });
 }
 
-#define AMN_INSTANTIATE(F)                                                                                          \
-    template void cam(const std::vector<Scale<F>>&, const std::vector<std::int64_t>&, const Target<F>&, int);       \
-    template void amn(const std::vector<Scale<F>>&, std::int64_t, const std::vector<std::int64_t>&,                 \
+#define AMN_INSTANTIATE(F)                                                                                    \
+    template void cam(const std::vector<Scale<F>>&, const std::vector<std::int64_t>&, const Target<F>&, int); \
+    template void amn(const std::vector<Scale<F>>&, std::int64_t, const std::vector<std::int64_t>&,           \
                       const std::uint8_t*, std::array<std::int64_t, 2>, const Target<F>&, int);
 AMN_INSTANTIATE(float)
 AMN_INSTANTIATE(double)

@@ -22,7 +22,8 @@ struct Target {
 
 // Sum over scales of the kept channels, each divided by its maximum + 1e-5.
 template <class F>
-void cam(const std::vector<Scale<F>>& scales, const std::vector<std::int64_t>& kept, const Target<F>& target, int threads);
+void cam(const std::vector<Scale<F>>& scales, const std::vector<std::int64_t>& kept, const Target<F>& target,
+         int threads);
 
 // Softmax over all channels of the mean over scales; of the kept channels. Where the seed (seed_size, dense), sampled by
 // Pillow's nearest rule, is not 0: (p - minimum) / (maximum - minimum + 1e-5).

@@ -34,8 +34,8 @@ void bind(py::module_& m, const char* name) {
                                  reinterpret_cast<F*>(edge_gradient), reinterpret_cast<F*>(displacement_gradient));
     };
     py::class_<Problem<F>>(m, name)
-        .def(py::init(make), py::kw_only(), py::arg("edge"), py::arg("displacement"), py::arg("labels"), py::arg("shape"),
-             py::arg("radius"), py::arg("ignore_index"), py::arg("threads"))
+        .def(py::init(make), py::kw_only(), py::arg("edge"), py::arg("displacement"), py::arg("labels"),
+             py::arg("shape"), py::arg("radius"), py::arg("ignore_index"), py::arg("threads"))
         .def("forward", forward, py::call_guard<amn::GilRelease>())
         .def("backward", backward, py::call_guard<amn::GilRelease>());
 }

@@ -64,8 +64,8 @@ struct Pairs {
 enum Kind : std::int32_t { kBackground, kForeground, kNegative, kNone };
 
 template <class F>
-AMN_INLINE void displacement_signs(const Row<F>& row, std::int64_t first, std::int64_t n, const std::int32_t* kind, int component,
-                                   std::int64_t& total) {
+AMN_INLINE void displacement_signs(const Row<F>& row, std::int64_t first, std::int64_t n, const std::int32_t* kind,
+                                   int component, std::int64_t& total) {
     std::int32_t fore[kChunk], back[kChunk];
     const F* d = row.displacement + component * row.plane + first;
     const F along = component == 0 ? row.dy : row.dx;
@@ -158,8 +158,7 @@ struct Image {
     std::vector<Key<F>> key;
     std::vector<std::int32_t> label, tally;
     explicit Image(std::int64_t pixels)
-        : key(static_cast<std::size_t>(pixels)),
-          label(static_cast<std::size_t>(pixels)),
+        : key(static_cast<std::size_t>(pixels)), label(static_cast<std::size_t>(pixels)),
           tally(static_cast<std::size_t>((planes + 1) * pixels)) {}
 
     void read(const Problem<F>& p, std::int64_t b) {
@@ -179,10 +178,8 @@ template <class F>
 struct Decided {
     F affinity, free, together, apart;
     explicit Decided(F logit)
-        : affinity(1 / (1 + std::exp(logit))),
-          free(1 / (1 + std::exp(-logit))),
-          together(-std::log(affinity + F(kTiny))),
-          apart(-std::log(free + F(kTiny))) {}
+        : affinity(1 / (1 + std::exp(logit))), free(1 / (1 + std::exp(-logit))),
+          together(-std::log(affinity + F(kTiny))), apart(-std::log(free + F(kTiny))) {}
 };
 
 }  // namespace
@@ -275,10 +272,11 @@ void backward(const Problem<F>& p, const std::int32_t* tallies, const std::array
         for (std::int64_t i = 0; i < pixels; ++i) {
             const Decided<F> d(p.edge[b * pixels + i]);
             const F slope = d.affinity * d.free;
-            const double together = weights[0] * tally[background * pixels + i] + weights[1] * tally[foreground * pixels + i];
+            const double together =
+                weights[0] * tally[background * pixels + i] + weights[1] * tally[foreground * pixels + i];
             const double apart = weights[2] * tally[negative * pixels + i];
-            edge_gradient[b * pixels + i] = static_cast<F>(together * (slope / (d.affinity + F(kTiny))) -
-                                                           apart * (slope / (d.free + F(kTiny))));
+            edge_gradient[b * pixels + i] =
+                static_cast<F>(together * (slope / (d.affinity + F(kTiny))) - apart * (slope / (d.free + F(kTiny))));
             for (int c = 0; c < 2; ++c)
                 displacement_gradient[(2 * b + c) * pixels + i] =
                     static_cast<F>(weights[3] * tally[(foreground_y + c) * pixels + i] +

@@ -35,8 +35,8 @@ void bind_pixel_loss(py::module_& m) {
         .def_readonly("pixels", &Sums::pixels)
         .def_readonly("highest_label", &Sums::highest_label);
     py::class_<Problem>(m, "PixelLoss")
-        .def(py::init(&problem), py::kw_only(), py::arg("logits"), py::arg("type"), py::arg("shape"), py::arg("strides"),
-             py::arg("labels"), py::arg("label_size"), py::arg("label_strides"), py::arg("eps"),
+        .def(py::init(&problem), py::kw_only(), py::arg("logits"), py::arg("type"), py::arg("shape"),
+             py::arg("strides"), py::arg("labels"), py::arg("label_size"), py::arg("label_strides"), py::arg("eps"),
              py::arg("ignore_index"), py::arg("threads"))
         .def(
             "forward",

@@ -111,21 +111,21 @@ AMN_INLINE void softmax_gradient(F* values, std::int64_t channels, const F* high
 }
 
 // The functions that the machine's instruction set chooses: one tile each.
-#define AMN_TILE_FUNCTIONS(T, F)                                                                                      \
-    AMN_CLONES void forward_tile(const T* source, std::int64_t channels, std::int64_t size, std::int64_t cs,          \
-                                 std::int64_t ps, F* values, F* highest, F* sum, F* total) {                          \
-        load(source, channels, size, cs, ps, values);                                                                 \
-        softmax_sums(values, channels, highest, sum, total);                                                          \
-    }                                                                                                                 \
-    AMN_CLONES void backward_tile(const T* source, std::int64_t channels, std::int64_t size, std::int64_t cs,         \
-                                  std::int64_t ps, F* values, const F* highest, const F* log_sum, const F* weight,    \
-                                  F other) {                                                                          \
-        load(source, channels, size, cs, ps, values);                                                                 \
-        softmax_gradient(values, channels, highest, log_sum, weight, other);                                          \
-    }                                                                                                                 \
-    AMN_CLONES void store_tile(const F* values, std::int64_t channels, std::int64_t size, std::int64_t cs,            \
-                               std::int64_t ps, T* target) {                                                          \
-        store(values, channels, size, cs, ps, target);                                                                \
+#define AMN_TILE_FUNCTIONS(T, F)                                                                                   \
+    AMN_CLONES void forward_tile(const T* source, std::int64_t channels, std::int64_t size, std::int64_t cs,       \
+                                 std::int64_t ps, F* values, F* highest, F* sum, F* total) {                       \
+        load(source, channels, size, cs, ps, values);                                                              \
+        softmax_sums(values, channels, highest, sum, total);                                                       \
+    }                                                                                                              \
+    AMN_CLONES void backward_tile(const T* source, std::int64_t channels, std::int64_t size, std::int64_t cs,      \
+                                  std::int64_t ps, F* values, const F* highest, const F* log_sum, const F* weight, \
+                                  F other) {                                                                       \
+        load(source, channels, size, cs, ps, values);                                                              \
+        softmax_gradient(values, channels, highest, log_sum, weight, other);                                       \
+    }                                                                                                              \
+    AMN_CLONES void store_tile(const F* values, std::int64_t channels, std::int64_t size, std::int64_t cs,         \
+                               std::int64_t ps, T* target) {                                                       \
+        store(values, channels, size, cs, ps, target);                                                             \
     }
 AMN_TILE_FUNCTIONS(float, float)
 AMN_TILE_FUNCTIONS(double, double)
@@ -135,9 +135,10 @@ AMN_TILE_FUNCTIONS(BFloat16, float)
 
 // The labels of a tile's pixels, -1 for those that count nowhere. Returns the highest, -1 where none counts.
 class Labels {
-   public:
+public:
     explicit Labels(const Problem& p)
-        : problem_(p), rows_(nearest_index(p.label_size[0], p.shape[2])), columns_(nearest_index(p.label_size[1], p.shape[3])) {}
+        : problem_(p), rows_(nearest_index(p.label_size[0], p.shape[2])),
+          columns_(nearest_index(p.label_size[1], p.shape[3])) {}
 
     int read(const Tile& tile, int* label) const {
         const auto [batch_stride, row_stride, column_stride] = problem_.label_strides;
@@ -154,7 +155,7 @@ class Labels {
         return highest;
     }
 
-   private:
+private:
     const Problem& problem_;
     std::vector<std::int64_t> rows_, columns_;
 };
@@ -172,7 +173,8 @@ struct TileSums {
 template <class F, class OneTile>
 void on_tiles(const Grid& grid, const Problem& p, const OneTile& one_tile) {
     parallel_for(grid.tiles, p.threads, [&] {
-        return [&one_tile, buffers = Buffers<F>(p.shape[1])](std::int64_t number) mutable { one_tile(number, buffers); };
+        return
+            [&one_tile, buffers = Buffers<F>(p.shape[1])](std::int64_t number) mutable { one_tile(number, buffers); };
     });
 }
 
@@ -225,7 +227,7 @@ Sums forward_typed(const Problem& p, F* normaliser) {
 // Labels are checked again: since the forward pass they may have changed. Each tile's labels are read once.
 template <class T, class F>
 int backward_typed(const Problem& p, const F* normaliser, std::array<double, 2> weights, T* gradient,
-                    const std::array<std::int64_t, 4>& gs) {
+                   const std::array<std::int64_t, 4>& gs) {
     const auto [batch, channels, height, width] = p.shape;
     const Grid grid(p, gs);
     const Labels labels(p);
@@ -281,12 +283,13 @@ Sums forward(const Problem& p, void* normaliser) {
 }
 
 int backward(const Problem& p, const void* normaliser, std::array<double, 2> weights, void* gradient,
-              const std::array<std::int64_t, 4>& strides) {
+             const std::array<std::int64_t, 4>& strides) {
     const auto* single = static_cast<const float*>(normaliser);
     switch (p.type) {
         case Type::f32: return backward_typed(p, single, weights, static_cast<float*>(gradient), strides);
         case Type::f64:
-            return backward_typed(p, static_cast<const double*>(normaliser), weights, static_cast<double*>(gradient), strides);
+            return backward_typed(p, static_cast<const double*>(normaliser), weights, static_cast<double*>(gradient),
+                                  strides);
         case Type::f16: return backward_typed(p, single, weights, static_cast<Half*>(gradient), strides);
         case Type::bf16: return backward_typed(p, single, weights, static_cast<BFloat16*>(gradient), strides);
     }

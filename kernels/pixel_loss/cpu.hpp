@@ -35,6 +35,6 @@ Sums forward(const Problem& problem, void* normaliser);
 // memory without gaps. Returns the highest of the sampled labels, `ignore_index` apart; if it is not below the number of
 // channels, the gradient has no meaning.
 int backward(const Problem& problem, const void* normaliser, std::array<double, 2> weights, void* gradient,
-              const std::array<std::int64_t, 4>& gradient_strides);
+             const std::array<std::int64_t, 4>& gradient_strides);
 
 }  // namespace amn::pixel_loss

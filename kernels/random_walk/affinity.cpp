@@ -110,8 +110,9 @@ Affinities::Affinities(const float* edge, int64_t height_, int64_t width_, int64
             float* out = row + p * stride;
             std::fill(out, out + columns, 1.0F);
             for (const Piece& piece : plan[p]) {
-                const float* part = piece.plane < 0 ? weight.data() + (y + piece.start.dy) * stride + left + piece.start.dx
-                                                    : row + piece.start.dy * row_size + piece.plane * stride + piece.start.dx;
+                const float* part = piece.plane < 0
+                                        ? weight.data() + (y + piece.start.dy) * stride + left + piece.start.dx
+                                        : row + piece.start.dy * row_size + piece.plane * stride + piece.start.dx;
                 for (int64_t x = 0; x < columns; ++x) out[x] = part[x] < out[x] ? part[x] : out[x];
             }
             double* here = sums.data() + y * stride + left;

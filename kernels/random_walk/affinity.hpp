@@ -34,10 +34,10 @@ struct Affinities {
 
     int64_t height, width, reach;
     std::vector<Offset> offsets;
-    int64_t left;      // zeros before the first pixel of a row, at least reach
-    int64_t columns;   // pixels of a row, padded
-    int64_t stride;    // left + columns
-    int64_t row_size;  // numbers in a row of all planes
+    int64_t left;              // zeros before the first pixel of a row, at least reach
+    int64_t columns;           // pixels of a row, padded
+    int64_t stride;            // left + columns
+    int64_t row_size;          // numbers in a row of all planes
     std::vector<double> open;  // (height, width): 1 - edge
     Numbers values;
 

@@ -44,7 +44,8 @@ private:
 };
 
 RowFunction row_function(const std::string& instructions) {
-    if (!supports(instructions)) throw std::invalid_argument("this machine has no instruction set '" + instructions + "'");
+    if (!supports(instructions))
+        throw std::invalid_argument("this machine has no instruction set '" + instructions + "'");
 #ifdef AMN_X86_DISPATCH
     if (instructions == "avx512") return row_avx512;
     if (instructions == "avx2") return row_avx2;

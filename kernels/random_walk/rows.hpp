@@ -23,14 +23,14 @@ struct Row {
     const Line* lines;
     int64_t line_count, reach, columns;
     const float* affinities;
-    const float* scale;         // 2 / column sum
-    int64_t maps, map_size;     // maps in this call (1 to 4), numbers from one map to the next
-    const float* now;           // t_k
-    float* next;                // t_{k+1}
-    float* change;              // in: t_k - t_{k-1}, out: t_{k+1} - t_k
-    bool fresh;                 // a step of the plain walk, or the first of the recurrence
+    const float* scale;      // 2 / column sum
+    int64_t maps, map_size;  // maps in this call (1 to 4), numbers from one map to the next
+    const float* now;        // t_k
+    float* next;             // t_{k+1}
+    float* change;           // in: t_k - t_{k-1}, out: t_{k+1} - t_k
+    bool fresh;              // a step of the plain walk, or the first of the recurrence
     int64_t results, result_size;
-    float* result;              // result_e += weight_e t_{k+1}
+    float* result;  // result_e += weight_e t_{k+1}
     const float* weight;
 };
 

@@ -94,3 +94,12 @@ def test_a_run_without_outputs(images, tmp_path):
     with pytest.raises(InputError, match="holds no finished stage under this configuration, nothing to export"):
         export(config, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_files_of_the_reference_code_are_not_replaced(finished, tmp_path):
+    (tmp_path / "result" / "cam").mkdir(parents=True)
+    (tmp_path / "result" / "cam" / "demo_000.npy").write_bytes(b"theirs")
+    with pytest.raises(InputError, match="holds result/cam that no export wrote, expected another folder"):
+        export(finished, tmp_path)
+    assert [path.name for path in tmp_path.rglob("*.*")] == ["demo_000.npy"]
+    assert export(finished, tmp_path / "mine") == export(finished, tmp_path / "mine")

@@ -108,6 +108,7 @@ def test_a_run_is_complete(finished):
     assert (metrics["seed"], metrics["dataset"]["images"], metrics["dataset"]["scored"]) == (finished.seed, 11, 11)
     assert metrics["dataset"]["images_per_class"] == [int(n) for n in sum(dataset.labels(id) for id in dataset.ids)]
     assert len(metrics["training"]["amn"]["loss"]) == finished.train_amn.epochs
+    assert all(0 <= share <= 1 for share in metrics["training"]["cam"]["accuracy"])
     assert "demo_003" in (finished.run / "report.html").read_text()
     assert read_config(finished.run / "config.yaml") == finished
 

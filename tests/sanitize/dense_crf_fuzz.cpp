@@ -45,7 +45,9 @@ bool problem(uint64_t seed) {
     const int64_t height = large ? between(random, 170, 200) : between(random, 1, 40);
     const int64_t width = large ? between(random, 195, 220) : between(random, 1, 40);
     const int64_t n = height * width;
-    const int64_t labels = large ? between(random, 1, 6) : between(random, 0, 9) ? between(random, 1, 30) : between(random, 31, 99);
+    const int64_t labels = large                   ? between(random, 1, 6)
+                           : between(random, 0, 9) ? between(random, 1, 30)
+                                                   : between(random, 31, 99);
     const int threads = static_cast<int>(between(random, 1, 4));
     std::normal_distribution<float> normal;
 
@@ -58,12 +60,14 @@ bool problem(uint64_t seed) {
             std::shared_ptr<const Lattice> lattice;
             const int64_t kind = between(random, 0, 2);
             if (kind == 0) {
-                lattice = std::make_shared<Lattice>(Features(height, width, deviation(random), deviation(random)), threads);
+                lattice =
+                    std::make_shared<Lattice>(Features(height, width, deviation(random), deviation(random)), threads);
             } else if (kind == 1) {
                 const int64_t strides[3] = {width * 3, 3, 1};
                 const double colours[3] = {deviation(random), deviation(random), deviation(random)};
                 lattice = std::make_shared<Lattice>(
-                    Features(image.data(), height, width, strides, deviation(random), deviation(random), colours), threads);
+                    Features(image.data(), height, width, strides, deviation(random), deviation(random), colours),
+                    threads);
             } else {
                 const int d = static_cast<int>(between(random, 1, between(random, 0, 5) ? 8 : 32));
                 std::vector<float> matrix(d * n);
@@ -141,11 +145,15 @@ void recorded(const char* path) {
     const int64_t strides[3] = {width * 3, 3, 1};
     for (const int threads : {1, 2, 3}) {
         std::vector<Kernel> kernels{
-            {std::make_shared<Lattice>(Features(height, width, numbers[0], numbers[1]), threads), Normalization::symmetric,
-             {static_cast<float>(numbers[2])}, true},
+            {std::make_shared<Lattice>(Features(height, width, numbers[0], numbers[1]), threads),
+             Normalization::symmetric,
+             {static_cast<float>(numbers[2])},
+             true},
             {std::make_shared<Lattice>(
                  Features(image.data(), height, width, strides, numbers[3], numbers[4], numbers + 5), threads),
-             Normalization::symmetric, {static_cast<float>(numbers[8])}, true}};
+             Normalization::symmetric,
+             {static_cast<float>(numbers[8])},
+             true}};
         mean_field({{.energies = energies.data(), .marginals = q.data()}}, labels, n, kernels, shape[3], threads);
         for (size_t i = 0; i < q.size(); ++i)
             if (!(std::abs(q[i] - expected[i]) <= 1e-4f)) fail(path, 0);
@@ -168,7 +176,7 @@ int main(int count, char** arguments) {
                 for (uint64_t i = 0; i < rounds / 50; ++i) problem(first + t * rounds / 3 + i);
             });
         callers.clear();
-        std::printf("%s: %d recorded cases, %llu random problems, %llu of them refused for their range\n", name, count - 3,
-                    static_cast<unsigned long long>(rounds), static_cast<unsigned long long>(refused));
+        std::printf("%s: %d recorded cases, %llu random problems, %llu of them refused for their range\n", name,
+                    count - 3, static_cast<unsigned long long>(rounds), static_cast<unsigned long long>(refused));
     }
 }

@@ -31,7 +31,9 @@ int cuInit(unsigned) { return 0; }
 int cuDriverGetVersion(int* version) { return *version = 13000, 0; }
 int cuDeviceGetCount(int* count) { return *count = 1, 0; }
 int cuDeviceGet(int* device, int ordinal) { return *device = ordinal, 0; }
-int cuDeviceGetAttribute(int* value, int attribute, int) { return *value = attribute == 75 ? 9 : attribute == 76 ? 0 : 1024, 0; }
+int cuDeviceGetAttribute(int* value, int attribute, int) {
+    return *value = attribute == 75 ? 9 : attribute == 76 ? 0 : 1024, 0;
+}
 int cuDevicePrimaryCtxRetain(void** found, int) { return *found = context, 0; }
 int cuDevicePrimaryCtxRelease_v2(int) { return 0; }
 int cuCtxGetCurrent(void** found) { return *found = context, 0; }
@@ -39,7 +41,11 @@ int cuCtxSetCurrent(void*) { return 0; }
 int cuCtxGetDevice(int* device) { return *device = 0, 0; }
 int cuStreamGetCtx(void*, void** found) { return *found = context, 0; }
 int cuLibraryLoadData(void** library, const void* code, void*, void*, unsigned, void*, void*, unsigned) {
-    if (std::memcmp(code, "\x7f" "ELF", 4)) return 200;
+    if (std::memcmp(code,
+                    "\x7f"
+                    "ELF",
+                    4))
+        return 200;
     return *library = context, 0;
 }
 int cuLibraryUnload(void*) { return 0; }

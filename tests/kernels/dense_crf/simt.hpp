@@ -104,20 +104,19 @@ struct Registered {
 
 }  // namespace simt
 
-#define AMN_KERNEL(name, parameters, call)                                                          \
-    extern "C" void name parameters {                                                               \
-        simt::over_blocks([&](simt::Turn turn, float*) {                                            \
-            simt::over_threads(turn, [&](amn::gpu::Place at) { AMN_EXPAND call; });                \
-        });                                                                                         \
-    }                                                                                               \
+#define AMN_KERNEL(name, parameters, call)                                                                             \
+    extern "C" void name parameters {                                                                                  \
+        simt::over_blocks(                                                                                             \
+            [&](simt::Turn turn, float*) { simt::over_threads(turn, [&](amn::gpu::Place at) { AMN_EXPAND call; }); }); \
+    }                                                                                                                  \
     static const simt::Registered name##_registered(#name, name);
 
-#define AMN_KERNEL_IN_STEPS(name, parameters, first, second, third)                                 \
-    extern "C" void name parameters {                                                               \
-        simt::over_blocks([&](simt::Turn turn, float* shared) {                                     \
-            simt::over_threads(turn, [&](amn::gpu::Place at) { AMN_EXPAND first; });               \
-            simt::over_threads(turn, [&](amn::gpu::Place at) { AMN_EXPAND second; });              \
-            simt::over_threads(turn, [&](amn::gpu::Place at) { AMN_EXPAND third; });               \
-        });                                                                                         \
-    }                                                                                               \
+#define AMN_KERNEL_IN_STEPS(name, parameters, first, second, third)                   \
+    extern "C" void name parameters {                                                 \
+        simt::over_blocks([&](simt::Turn turn, float* shared) {                       \
+            simt::over_threads(turn, [&](amn::gpu::Place at) { AMN_EXPAND first; });  \
+            simt::over_threads(turn, [&](amn::gpu::Place at) { AMN_EXPAND second; }); \
+            simt::over_threads(turn, [&](amn::gpu::Place at) { AMN_EXPAND third; });  \
+        });                                                                           \
+    }                                                                                 \
     static const simt::Registered name##_registered(#name, name);
