@@ -216,7 +216,7 @@ def _mask_of(pair: Pair, settings: Settings) -> Array:
         raise InputError(f"{pair.probabilities}: {error}") from error
     if len(names) == 1:
         return np.full(image.shape[:2], names[0], np.uint8)
-    crf = DenseCRF(image, gaussian=settings.gaussian, bilateral=settings.bilateral)
+    crf = DenseCRF(image, gaussian=settings.gaussian, bilateral=settings.bilateral, threads=1)
     best: Array = names[crf.labels(unary, settings.iterations)]
     return best
 

@@ -66,7 +66,7 @@ def crf_inference_label(
         True
     """
     unary = unary_from_labels(labels, n_labels, gt_prob, zero_unsure=False)
-    crf = DenseCRF(img, gaussian=(3, 3), bilateral=(50, 5, 10))
+    crf = DenseCRF(img, gaussian=(3, 3), bilateral=(50, 5, 10), threads=1)
     return np.asarray(crf.labels(unary, t)).astype(np.int64)
 
 
@@ -97,5 +97,5 @@ def crf_inference(
     unary = unary_from_softmax(probs)
     if len(unary) != labels:
         raise InputError(f"probs have shape {unary.shape}, expected ({labels}, H, W) for labels={labels}")
-    crf = DenseCRF(img, gaussian=(3 / scale, 3), bilateral=(80 / scale, 13, 10))
+    crf = DenseCRF(img, gaussian=(3 / scale, 3), bilateral=(80 / scale, 13, 10), threads=1)
     return np.asarray(crf.marginals(unary, t))

@@ -8,7 +8,9 @@
 
 // Marks a function to be compiled for the x86-64 baseline, AVX2 and AVX-512. What it calls must be AMN_INLINE.
 // Elsewhere (arm64, musl, Windows) the baseline has the vectors that the compiler knows: on arm64 that is NEON.
-#if defined(__x86_64__) && defined(__GLIBC__) && (defined(__clang__) ? __clang_major__ >= 18 : __GNUC__ >= 12)
+// Not under ThreadSanitizer: the choice would run before the sanitizer has started.
+#if defined(__x86_64__) && defined(__GLIBC__) && !defined(__SANITIZE_THREAD__) && \
+    (defined(__clang__) ? __clang_major__ >= 18 : __GNUC__ >= 12)
 #define AMN_CLONES __attribute__((target_clones("default", "avx2", "arch=x86-64-v4")))
 #define AMN_HAS_CLONES 1
 #else
