@@ -2,6 +2,7 @@
 
 import os
 import resource
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
@@ -12,6 +13,7 @@ import torch
 from amn_fast._console import errors as console
 from amn_fast._console import progress_bar as progress
 from amn_fast.ops._arrays import thread_count
+from amn_fast.pipeline.folder import Workspace
 from amn_fast.steps.items import naming_image
 
 __all__ = ["console", "cores", "for_each", "make_deterministic", "naming_image", "progress", "track"]
@@ -49,6 +51,29 @@ def track(title: str, items: Iterable[T], total: int) -> Iterator[T]:
         for item in items:
             yield item
             bar.advance(task)
+
+
+class Warnings:
+    """Remarks on single images: all go to log.jsonl, the first ones to the console too.
+
+    Args:
+        event: their name in the log.
+    """
+
+    SHOWN = 5
+
+    def __init__(self, work: Workspace, event: str) -> None:
+        self._work, self._event, self._count, self._lock = work, event, 0, threading.Lock()
+
+    def add(self, id: str, text: str) -> None:
+        """Take a remark on image `id`; several threads may."""
+        with self._lock:
+            self._work.log(self._event, image=id, warning=text)
+            self._count += 1
+            if self._count <= self.SHOWN:
+                console.print(f"warning: {text}")
+            if self._count == self.SHOWN:
+                console.print(f"warning: further images are in {self._work.root / 'log.jsonl'}")
 
 
 def make_deterministic() -> None:

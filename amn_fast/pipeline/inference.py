@@ -16,6 +16,7 @@ from amn_fast.data.store import read_activations, read_strided, write_activation
 from amn_fast.errors import InputError
 from amn_fast.files import write_atomically
 from amn_fast.models import AmnNet, CamNet, IrnNet
+from amn_fast.pipeline.engine import Warnings
 from amn_fast.pipeline.folder import Workspace
 from amn_fast.pipeline.training import load_weights
 from amn_fast.steps import amn, cam, irn, mask, seed
@@ -68,8 +69,13 @@ def refine_amn_seed(work: Workspace, new: New) -> One:
 
 
 def _refine(work: Workspace, new: New, kind: str, settings: Seed) -> One:
+    warnings = Warnings(work, "constant activations")
+
     def one(id: str) -> None:
         found = read_activations(work.item(kind, id), enlarge=False)
+        if flat := seed.constant_classes(found):
+            names = ", ".join(work.dataset.classes[key - 1] for key in flat)
+            warnings.add(id, f"image {id}: the activation of {names} is the same at all pixels and marks no object")
         write_mask(new(work.item(f"{kind}_seed", id)), seed.refine(work.dataset.image(id), found, settings))
 
     return one

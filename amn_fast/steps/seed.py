@@ -13,3 +13,8 @@ def refine(image: NDArray[np.uint8], found: Activations, settings: Seed) -> NDAr
     return refine_seed(
         image, found.full, found.keys, fg=settings.fg, bg=settings.bg, bilateral=settings.bilateral, threads=1
     )
+
+
+def constant_classes(found: Activations) -> list[int]:
+    """The keys whose activation has one value at all pixels: such a map says nothing about where the class is."""
+    return [int(key) for key, plane in zip(found.keys, found.full, strict=True) if plane.min() == plane.max()]

@@ -198,8 +198,8 @@ def change(rng: np.random.Generator, root: Path, run: Path) -> str:
             path.write_bytes(b"")
         elif kind == "delete":
             path.unlink()
-        else:
-            shutil.copyfile(outputs[rng.integers(len(outputs))], path) if len(outputs) > 1 else None
+        elif others := [output for output in outputs if output != path]:
+            shutil.copyfile(others[rng.integers(len(others))], path)
     return kind
 
 

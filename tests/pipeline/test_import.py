@@ -9,7 +9,8 @@ import torch
 
 from amn_fast.data import open_dataset
 from amn_fast.data.image import read_mask
-from amn_fast.data.published import read_published
+from amn_fast.data.published import read_published, write_published
+from amn_fast.data.store import Activations
 from amn_fast.errors import InputError
 from amn_fast.models import DeepLabV2, IrnNet, MultiScale, published_state_dict
 from amn_fast.ops.mask import make_mask
@@ -186,3 +187,22 @@ def test_imported_outputs_stand_for_these_images_and_labels(published, images, m
     fresh = configure(tmp_path / "tiny.yaml", my_images, tmp_path / "fresh", *RESNET)
     with pytest.raises(InputError, match=r"demo_003\.npy: keys are .*, expected \[0, 1, 2\]"):
         import_before(fresh, published, "refine-seed")
+
+
+def test_constant_activations_are_named(published, images, tmp_path, capsys):
+    """Such an image becomes background; the first few are printed, all are in the log."""
+    source = shutil.copytree(published, tmp_path / "published")
+    files = sorted((source / "result" / "cam").glob("*.npy"))[:6]
+    dataset = open_dataset("folder", images, classes="classes.txt", ids="ids.txt", masks="masks")
+    for file in files:
+        found = read_published(file, lambda id: dataset.image(id).shape[:2])
+        flat = Activations(found.keys, np.zeros_like(found.strided), np.zeros_like(found.full))
+        write_published(file, flat, background=False)
+    config = configure(tmp_path / "c.yaml", images, tmp_path / "run")
+    import_before(config, source, "refine-seed")
+    run_stage(config, "refine-seed")
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning: image ")]
+    expected = [file.stem for file in files if dataset.labels(file.stem).any()]
+    assert len(lines) == min(5, len(expected))
+    logged = [json.loads(line) for line in (config.run / "log.jsonl").read_text().splitlines()]
+    assert sorted(line["image"] for line in logged if line["event"] == "constant activations") == expected

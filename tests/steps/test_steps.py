@@ -16,7 +16,7 @@ from amn_fast.config import AmnInference, Mask
 from amn_fast.data.augment import item_generator
 from amn_fast.data.store import Activations, StridedActivations
 from amn_fast.errors import InputError
-from amn_fast.steps import amn, mask, seg
+from amn_fast.steps import amn, mask, seed, seg
 from amn_fast.steps.cam import no_activations
 from amn_fast.steps.items import MaskDataset, SeedDataset, checked_labels
 
@@ -51,6 +51,14 @@ def test_a_mask_needs_the_maps_at_stride_four_and_the_size_alone():
     assert set(np.unique(labels)) == {0, 2, 5}
     np.testing.assert_array_equal(labels, mask.make_mask(without, edge, settings))
     assert not mask.make_mask(no_activations(21, 30), edge, settings).any()
+
+
+def test_constant_activations_are_found():
+    planes = np.zeros((4, 3, 4), np.float32)
+    planes[1], planes[2, 1, 1], planes[3, 0, 0] = 1, 0.5, 1e-6
+    found = Activations(np.array([2, 3, 5, 9], np.uint8), planes[:, :1, :1], planes)
+    assert seed.constant_classes(found) == [2, 3]
+    assert seed.constant_classes(no_activations(3, 4)) == []
 
 
 def labels_at(labels, size):
