@@ -1,6 +1,7 @@
 """What the outputs of a stage depend on: settings and inputs, and in words what has changed of them."""
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -93,6 +94,34 @@ def inputs_of(work: Workspace, stage: Stage, id: str) -> Inputs:
             for path in {name.replace("{id}", one) for one in ids}:
                 found[path] = UNKNOWN if written is None else written.get(path, "")
     return found
+
+
+def previous_output(
+    work: Workspace, stage: Stage, output: str, settings: tuple[str, ...], inputs: tuple[str, ...]
+) -> Callable[[str], Path | None]:
+    """For a stage with an output that depends on some of its settings and inputs only.
+
+    Returns:
+        the function of an id that gives the file of that output from the last run; None where one of these settings
+        and inputs has changed since then, or the file is not as it was written.
+    """
+    record = work.record(stage)
+
+    def part(found: dict[str, Any]) -> dict[str, Any]:
+        return {key: value for key, value in found.items() if key.split(".")[0] in ("format", *settings)}
+
+    same_settings = record is not None and part(record.settings) == part(settings_of(work, stage))
+
+    def previous(id: str) -> Path | None:
+        item = record.items.get(id) if record and same_settings else None
+        if item is None:
+            return None
+        path, now = output.replace("{id}", id), inputs_of(work, stage, id)
+        names = [f"{IMAGE}:{id}" if name == IMAGE else name.replace("{id}", id) for name in inputs]
+        same = all(item.inputs.get(name) == now[name] for name in names)
+        return work.root / path if same and work.contents.hash(work.root / path) == item.outputs.get(path) else None
+
+    return previous
 
 
 def _content(work: Workspace, dataset: Dataset, kind: str, id: str) -> str:

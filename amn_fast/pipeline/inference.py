@@ -16,8 +16,10 @@ from amn_fast.data.store import read_activations, read_strided, write_activation
 from amn_fast.errors import InputError
 from amn_fast.files import write_atomically
 from amn_fast.models import AmnNet, CamNet, IrnNet
+from amn_fast.pipeline.dependencies import previous_output
 from amn_fast.pipeline.engine import Warnings
 from amn_fast.pipeline.folder import Workspace
+from amn_fast.pipeline.table import IMAGE, stage_named
 from amn_fast.pipeline.training import load_weights
 from amn_fast.steps import amn, cam, irn, mask, seed
 from amn_fast.steps.items import checked_labels
@@ -84,13 +86,17 @@ def _refine(work: Workspace, new: New, kind: str, settings: Seed) -> One:
 def make_masks(work: Workspace, new: New) -> One:
     """Edge map and mask of an image: the trusted one where there is one, otherwise the pseudo-mask.
 
-    The classes and their colours are written beside the masks.
+    The classes and their colours are written beside the masks. Where only the settings of the mask have changed, the
+    edge maps of the last run serve again.
     """
     config = work.config
     write_legend(work.root, work.dataset.classes)
     net = IrnNet(config.backbone).to(work.device)
     load_weights(work.weights("irn"), net)
     net.eval()
+    previous = previous_output(
+        work, stage_named("make-mask"), "edge/{id}.npz", settings=("edge",), inputs=(IMAGE, "weights/irn.safetensors")
+    )
 
     def one(id: str) -> None:
         image = work.dataset.image(id)
@@ -98,7 +104,8 @@ def make_masks(work: Workspace, new: New) -> One:
         found = read_strided(path)
         if found.size != image.shape[:2]:
             raise InputError(f"{path}: found activations of {found.size}, expected {image.shape[:2]} (height, width)")
-        edge = irn.find_edge(net, image, config.edge.pad, work.device)
+        kept = previous(id)
+        edge = irn.find_edge(net, image, config.edge.pad, work.device) if kept is None else read_edge(kept)
         write_edge(new(work.item("edge", id)), edge)
         trusted = work.trusted(id)
         made = mask.make_mask(found, edge, config.mask) if trusted is None else read_mask(trusted)

@@ -270,6 +270,25 @@ def test_only_images_that_changed_are_computed_again(copy_of_run, finished):
     assert "masks/demo_001.png" in events(config.run)[-1]["because"][0]
 
 
+def test_edge_maps_are_computed_again_only_where_what_they_depend_on_changed(copy_of_run, monkeypatch):
+    config, _ = copy_of_run("run")
+    computed, before = [], results(config.run)
+    find_edge = inference.irn.find_edge
+    monkeypatch.setattr(inference.irn, "find_edge", lambda *given: computed.append(1) or find_edge(*given))
+
+    def count(*settings):
+        computed.clear()
+        pipeline.run(read_config(config.run / "config.yaml", settings), overwrite=True)
+        return len(computed)
+
+    assert count("mask.background=0.6") == 0
+    assert {name.split("/")[0] for name, data in results(config.run).items() if data != before[name]} == {"masks"}
+    spoil(config.run / "edge/demo_004.npz")
+    assert count("mask.background=0.25") == 1
+    assert results(config.run) == before
+    assert count("edge.pad=64", "mask.background=0.6") == count("train_irn.lr=0.01") == len(dataset_of(config).ids)
+
+
 def test_overwrite_replaces_and_removes_what_is_not_made_any_more(copy_of_run, my_images, tmp_path):
     copied, _ = copy_of_run("run")
     quick = ("train_cam.epochs=1", "train_amn.epochs=1")
