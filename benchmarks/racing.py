@@ -28,11 +28,13 @@ class Method:
         name: as the table shows it.
         run: computes it; the result is thrown away.
         threads: how many threads it may use.
+        in_process: False if other processes do part of the work; the memory of this one then says nothing.
     """
 
     name: str
     run: Callable[[], object]
     threads: int = 1
+    in_process: bool = True
 
 
 @dataclass
@@ -177,7 +179,7 @@ class Race:
             before = torch.cuda.memory_allocated()
             method.run()
             return (torch.cuda.max_memory_allocated() - before) / MIB
-        return host_peak_mib(method.run)
+        return host_peak_mib(method.run) if method.in_process else None
 
     def _bandwidth(self, moved: int, seconds: float) -> float | None:
         if self.device != "cuda" or not moved:

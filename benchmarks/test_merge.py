@@ -5,39 +5,13 @@ AMN's code resizes every channel of every scale to the size of the image and cho
 
 import pytest
 import torch
-import torch.nn.functional as F
 from problems import COCO, VOC, name_of
+from published_steps import published_amn, published_cam
 from racing import Method
-from torch import Tensor
 
 from amn_fast.kernels.merge.reference import strided_size
 from amn_fast.kernels.pixel_loss.reference import sample_labels
 from amn_fast.ops.merge import merge_amn, merge_cam
-
-TINY = 1e-5
-
-
-def resized(maps: list[Tensor], size: tuple[int, int]) -> Tensor:
-    return torch.stack([F.interpolate(m[None], size, mode="bilinear", align_corners=False)[0] for m in maps])
-
-
-def published_cam(maps: list[Tensor], size: tuple[int, int], valid: list[int]) -> tuple[Tensor, Tensor]:
-    padded = ((size[0] - 1) // 16 + 1) * 16, ((size[1] - 1) // 16 + 1) * 16
-    strided = resized(maps, strided_size(*size)).sum(0)[valid]
-    full = resized(maps, padded).sum(0)[valid, : size[0], : size[1]]
-    return strided / (strided.amax((1, 2), True) + TINY), full / (full.amax((1, 2), True) + TINY)
-
-
-def published_amn(
-    maps: list[Tensor], size: tuple[int, int], valid: list[int], small: Tensor, seed: Tensor
-) -> tuple[Tensor, Tensor]:
-    answers = []
-    for grid, labels in ((strided_size(*size), small), (size, seed)):
-        p = resized(maps, grid).mean(0).softmax(0)[[0] + [k + 1 for k in valid]]
-        low, high = p.amin((1, 2), True), p.amax((1, 2), True)
-        answers.append(torch.where(labels != 0, (p - low) / (high - low + TINY), p))
-    return answers[0], answers[1]
-
 
 CASES = [(20, VOC, [7, 14]), pytest.param(80, COCO, [2, 16, 59], marks=pytest.mark.full)]
 

@@ -5,6 +5,7 @@ import os
 import numpy as np
 import pytest
 from problems import name_of, smooth_maps
+from published_steps import sparse_steps
 from racing import Method
 
 from amn_fast.kernels.random_walk import reference
@@ -18,25 +19,6 @@ CASES = [(VOC, 1), (VOC, 2), pytest.param(FULL, 2, marks=pytest.mark.full)]
 def problem(size: tuple[int, int], maps: int) -> tuple[np.ndarray, np.ndarray]:
     edge = smooth_maps(1, *size, seed=1)[0] ** 4
     return smooth_maps(maps, *size), edge
-
-
-def sparse_steps(x: np.ndarray, edge: np.ndarray) -> np.ndarray:
-    """256 products with the sparse transition matrix, which is built anew as in every other method."""
-    from scipy import sparse
-
-    height, width = edge.shape
-    index = np.arange(height * width).reshape(height, width)
-    rows, columns, values = [index.ravel()], [index.ravel()], [np.ones(height * width)]
-    for plane, (dy, dx) in zip(reference.affinities(edge), reference.half_plane(5), strict=True):
-        y, x_of = np.nonzero(plane)
-        one, other, weight = index[y, x_of], index[y + dy, x_of + dx], plane[y, x_of] ** 10
-        rows, columns, values = [*rows, one, other], [*columns, other, one], [*values, weight, weight]
-    matrix = sparse.csr_array((np.concatenate(values), (np.concatenate(rows), np.concatenate(columns))))
-    transposed = (matrix / matrix.sum(0)).T.tocsr().astype(np.float32)
-    flat = np.ascontiguousarray((x * (1 - edge)).reshape(len(x), -1).T)
-    for _ in range(256):
-        flat = transposed @ flat
-    return flat.T.reshape(x.shape)
 
 
 @pytest.mark.parametrize(("size", "maps"), CASES)

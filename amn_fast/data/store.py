@@ -5,7 +5,7 @@ Each file is an `.npz` with `keys` (K,) uint8 labels, `strided` (K, h, w) and `f
 in it is a pickle.
 
 A compact file holds `size` (H, W) in place of `full`, which is most of the bytes. Masks need no more; seeds are not
-made from it. `benchmarks/bench_activation_store.py` measures both forms and what they change.
+made from it. `benchmarks/test_store.py` measures both forms and what they change.
 """
 
 import zipfile
