@@ -52,7 +52,8 @@ def pair_loss(
     The affinity of a pair is 1 - the highest sigmoid(edge logit) on the straight path between its pixels. Its target is
     1 for pairs of one label (bg_pos: both background, fg_pos: one class) and 0 for pairs of different labels (neg).
     The target of the difference of a pair's displacements is the pair's own offset on one class (dp_fg) and 0 on the
-    background (dp_bg). A kind without pairs contributes 0. On the CPU it uses `torch.get_num_threads()` threads.
+    background (dp_bg). A kind without pairs contributes 0. A pair with an ignored end contributes nothing, whatever
+    its values; a NaN in a counted pair gives NaN. On the CPU it uses `torch.get_num_threads()` threads.
 
     Args:
         edge_logits: (B, 1, h, w) floating tensor, before the sigmoid.

@@ -182,6 +182,31 @@ struct Decided {
           together(-std::log(affinity + F(kTiny))), apart(-std::log(free + F(kTiny))) {}
 };
 
+// 0 without pairs, also where the value is NaN.
+AMN_INLINE double times(std::int32_t pairs, double value) { return pairs == 0 ? 0 : pairs * value; }
+
+// The displacement errors of the pairs that a pixel with an infinite or NaN displacement has: signs cannot state them,
+// since the sum of signs is also 0 where no pair counts.
+template <class F>
+void add_infinite(const Problem<F>& p, const std::vector<Offset>& offsets, std::int64_t b, std::int64_t pixel,
+                  std::array<double, 5>& sum) {
+    const std::int64_t reach = p.radius - 1, pixels = p.height * p.width;
+    const std::uint8_t* labels = p.labels + b * pixels;
+    const F* moved = p.displacement + 2 * b * pixels;
+    const auto add = [&](std::int64_t y, std::int64_t x, Offset o) {
+        if (y < 0 || y >= p.height - reach || x < reach || x >= p.width - reach) return;
+        const std::int64_t one = y * p.width + x, other = (y + o.dy) * p.width + x + o.dx;
+        if (labels[one] == p.ignore_index || labels[one] != labels[other]) return;
+        for (int c = 0; c < 2; ++c)
+            sum[labels[one] == 0 ? 4 : 3] +=
+                std::abs(static_cast<double>(moved[c * pixels + one]) - static_cast<double>(moved[c * pixels + other]));
+    };
+    for (const auto& o : offsets) {
+        add(pixel / p.width, pixel % p.width, o);
+        add(pixel / p.width - o.dy, pixel % p.width - o.dx, o);
+    }
+}
+
 }  // namespace
 
 template <class F>
@@ -238,10 +263,12 @@ Sums forward(const Problem<F>& p, std::int32_t* tallies) {
         std::array<double, 5> sum{};
         for (std::int64_t i = 0; i < pixels; ++i) {
             const Decided<F> d(p.edge[b * pixels + i]);
-            sum[0] += tally[background * pixels + i] * static_cast<double>(d.together);
-            sum[1] += tally[foreground * pixels + i] * static_cast<double>(d.together);
-            sum[2] += tally[negative * pixels + i] * static_cast<double>(d.apart);
+            sum[0] += times(tally[background * pixels + i], static_cast<double>(d.together));
+            sum[1] += times(tally[foreground * pixels + i], static_cast<double>(d.together));
+            sum[2] += times(tally[negative * pixels + i], static_cast<double>(d.apart));
+            if (!std::isfinite(moved[i]) || !std::isfinite(moved[pixels + i])) add_infinite(p, offsets, b, i, sum);
             for (int c = 0; c < 2; ++c) {
+                if (!std::isfinite(moved[c * pixels + i])) continue;
                 sum[3] += tally[(foreground_y + c) * pixels + i] * static_cast<double>(moved[c * pixels + i]);
                 sum[4] += tally[(background_y + c) * pixels + i] * static_cast<double>(moved[c * pixels + i]);
             }
@@ -272,11 +299,11 @@ void backward(const Problem<F>& p, const std::int32_t* tallies, const std::array
         for (std::int64_t i = 0; i < pixels; ++i) {
             const Decided<F> d(p.edge[b * pixels + i]);
             const F slope = d.affinity * d.free;
-            const double together =
-                weights[0] * tally[background * pixels + i] + weights[1] * tally[foreground * pixels + i];
-            const double apart = weights[2] * tally[negative * pixels + i];
+            const double together = slope / (d.affinity + F(kTiny)), apart = slope / (d.free + F(kTiny));
             edge_gradient[b * pixels + i] =
-                static_cast<F>(together * (slope / (d.affinity + F(kTiny))) - apart * (slope / (d.free + F(kTiny))));
+                static_cast<F>(times(tally[background * pixels + i], weights[0] * together) +
+                               times(tally[foreground * pixels + i], weights[1] * together) -
+                               times(tally[negative * pixels + i], weights[2] * apart));
             for (int c = 0; c < 2; ++c)
                 displacement_gradient[(2 * b + c) * pixels + i] =
                     static_cast<F>(weights[3] * tally[(foreground_y + c) * pixels + i] +

@@ -28,24 +28,25 @@ def _offset_sums(
     for y, x in path(offset)[1:]:
         step = shifted(edge, y, x)
         highest = torch.where((step > highest) | step.isnan(), step, highest)
-    affinity = torch.sigmoid(-highest)  # 1 - sigmoid(highest), without the cancellation
-    free = torch.sigmoid(highest)  # 1 - affinity
-
     source, target = shifted(labels, 0, 0), shifted(labels, dy, dx)
     valid = (source != ignore_index) & (target != ignore_index)
     same = valid & (source == target)
     kinds = torch.stack([same & (source == 0), same & (source != 0), valid & (source != target)])
-    background, foreground, negative = kinds.to(edge.dtype)
+    background, foreground, negative = kinds
 
+    # A pair that counts nowhere is left out before the arithmetic: 0 · NaN is NaN, in the gradient too.
+    highest = torch.where(valid, highest, 0)
+    affinity = torch.sigmoid(-highest)  # 1 - sigmoid(highest), without the cancellation
+    free = torch.sigmoid(highest)  # 1 - affinity
     together, apart = -torch.log(affinity + TINY), -torch.log(free + TINY)
     difference = shifted(displacement, 0, 0) - shifted(displacement, dy, dx)
     away = difference - difference.new_tensor([dy, dx])[:, None, None]
     sums = [
-        (background * together).sum(),
-        (foreground * together).sum(),
-        (negative * apart).sum(),
-        (foreground[:, None] * away.abs()).sum(),
-        (background[:, None] * difference.abs()).sum(),
+        torch.where(background, together, 0).sum(),
+        torch.where(foreground, together, 0).sum(),
+        torch.where(negative, apart, 0).sum(),
+        torch.where(foreground[:, None], away, 0).abs().sum(),
+        torch.where(background[:, None], difference, 0).abs().sum(),
     ]
     return torch.stack(sums), kinds.flatten(1).sum(1)
 
@@ -56,8 +57,9 @@ def pair_sums(
     """The five losses summed over their pairs, and the numbers of pairs.
 
     A pair is a source pixel i in rows [0, h - r), columns [r, w - r), r = radius - 1, and a pixel j one offset of the
-    half-plane away. Its affinity is 1 - the highest sigmoid(edge logit) on the path from i to j. One offset at a time,
-    and again in the backward pass: nothing per pair is kept.
+    half-plane away. Its affinity is 1 - the highest sigmoid(edge logit) on the path from i to j. A pair that counts
+    nowhere contributes nothing to sums and gradients, whatever its values; a NaN in a counted pair gives NaN. One
+    offset at a time, and again in the backward pass: nothing per pair is kept.
 
     Args:
         edge_logits: (B, 1, h, w).

@@ -74,6 +74,7 @@ def displacement_kernel(
     offsets,
     tallies,
     counts,  # (B, blocks, 5) int32
+    infinite,  # (B, blocks, 2): the sums of foreground and background errors that are infinite or NaN
     height,
     width,
     n_offsets,
@@ -104,6 +105,8 @@ def displacement_kernel(
     negative = tl.zeros((BLOCK,), tl.int32)
     signs_y = tl.zeros((BLOCK,), tl.int32)
     signs_x = tl.zeros((BLOCK,), tl.int32)
+    fore_infinite = tl.zeros((BLOCK,), infinite.dtype.element_ty)
+    back_infinite = tl.zeros((BLOCK,), infinite.dtype.element_ty)
     for o in range(n_offsets):
         dy, dx = tl.load(offsets + 4 * o), tl.load(offsets + 4 * o + 1)
         for end in tl.static_range(2):  # 0: this pixel is the source, 1: it is the other end
@@ -135,6 +138,10 @@ def displacement_kernel(
                 negative += (kind == 2).to(tl.int32)
                 signs_y += tl.where(kind == 1, away_sign_y * dy, 0)
                 signs_x += tl.where(kind == 1, away_sign_x * dx, 0)
+                error = tl.abs(difference_y) + tl.abs(difference_x)
+                error = tl.where(error - error == 0, 0, error)
+                fore_infinite += tl.where(kind == 1, error, 0)
+                back_infinite += tl.where(kind == 0, error, 0)
     out = tallies + image * 7 * pixels + pixel
     tl.store(out + 3 * pixels, fore_y, mask=inside)
     tl.store(out + 4 * pixels, fore_x, mask=inside)
@@ -146,6 +153,9 @@ def displacement_kernel(
     tl.store(counts + 2, tl.sum(negative, 0))
     tl.store(counts + 3, tl.sum(signs_y, 0))
     tl.store(counts + 4, tl.sum(signs_x, 0))
+    infinite += (image * tl.num_programs(0) + tl.program_id(0)) * 2
+    tl.store(infinite, tl.sum(fore_infinite, 0))
+    tl.store(infinite + 1, tl.sum(back_infinite, 0))
 
 
 @lru_cache(maxsize=16)
@@ -161,6 +171,11 @@ def _walk(radius: int, width: int, device: torch.device) -> tuple[Tensor, Tensor
     return tuple(table.to(device, non_blocking=True) for table in tables)  # type: ignore[return-value]
 
 
+def times(tallies: Tensor, values: Tensor) -> Tensor:
+    """Their product; 0 without pairs, also where the value is NaN."""
+    return torch.where(tallies == 0, 0, tallies * values)
+
+
 def forward(
     edge: Tensor, displacement: Tensor, labels: Tensor, radius: int, ignore_index: int
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -172,20 +187,22 @@ def forward(
     tallies = labels.new_zeros((images, PLANES, height, width), dtype=torch.int32)
     blocks = triton.cdiv(height * width, BLOCK)
     counts = labels.new_zeros((images, blocks, COUNTS), dtype=torch.int32)
+    infinite = edge.new_zeros((images, blocks, 2))
     offsets, paths = _walk(radius, width, labels.device)
     constants = {"REACH": radius - 1, "IGNORE": ignore_index, "BLOCK": BLOCK}
     if images:
         grid = (blocks, images)
         deciding_kernel[grid](edge, labels, offsets, paths, tallies, height, width, len(offsets), **constants)
         displacement_kernel[grid](
-            displacement, labels, offsets, tallies, counts, height, width, len(offsets), **constants
+            displacement, labels, offsets, tallies, counts, infinite, height, width, len(offsets), **constants
         )
     numbers = counts.sum((0, 1))  # int64
     affinity, free = torch.sigmoid(-edge[:, 0]), torch.sigmoid(edge[:, 0])
     losses = torch.stack([-torch.log(affinity + TINY)] * 2 + [-torch.log(free + TINY)], 1).double()
-    decided = (tallies[:, :3] * losses).sum((0, 2, 3))
+    decided = times(tallies[:, :3], losses).sum((0, 2, 3))
     moved = displacement[:, None].double()
-    signed = (tallies[:, 3:].unflatten(1, (2, 2)) * moved).sum((0, 2, 3, 4))
+    moved = torch.where(moved.isfinite(), moved, 0)
+    signed = (tallies[:, 3:].unflatten(1, (2, 2)) * moved).sum((0, 2, 3, 4)) + infinite.double().sum((0, 1))
     signed = signed - torch.stack([numbers[3] + numbers[4], torch.zeros_like(numbers[3])])
     return torch.cat([decided, signed]).to(edge.dtype), numbers[:3].clone(), tallies
 
@@ -193,8 +210,7 @@ def forward(
 def backward(weights: Tensor, edge: Tensor, tallies: Tensor) -> tuple[Tensor, Tensor]:
     """The gradients of Σ weights[k] · sums[k] for the edge (B, 1, h, w) and the displacement (B, 2, h, w)."""
     affinity, free = torch.sigmoid(-edge), torch.sigmoid(edge)
-    slope = affinity * free
-    together = weights[0] * tallies[:, 0:1] + weights[1] * tallies[:, 1:2]
-    apart = weights[2] * tallies[:, 2:3]
-    edge_gradient = together * (slope / (affinity + TINY)) - apart * (slope / (free + TINY))
+    together, apart = affinity * free / (affinity + TINY), affinity * free / (free + TINY)
+    edge_gradient = times(tallies[:, 0:1], weights[0] * together) + times(tallies[:, 1:2], weights[1] * together)
+    edge_gradient = edge_gradient - times(tallies[:, 2:3], weights[2] * apart)
     return edge_gradient, weights[3] * tallies[:, 3:5] + weights[4] * tallies[:, 5:7]

@@ -35,19 +35,13 @@ def compare(function: Any, arguments: dict[str, Any], tolerance: float) -> None:
         if isinstance(answers[0], str) or isinstance(other, str):
             assert answers[0] == other, (shown(arguments), answers[0], other)
             continue
-        if function is pair_terms and not all(map(is_finite, arguments.values())):
-            continue  # the loss is NaN or not as a value without a pair is multiplied by 0 or skipped
         for exact, found in zip(answers[0], other, strict=True):
             assert exact.shape == found.shape, shown(arguments)
             finite = np.isfinite(exact)  # infinite logits may give infinity or NaN
             assert np.array_equal(finite, np.isfinite(found)), (shown(arguments), exact, found)
-            error = np.abs(found - exact, where=finite, out=np.zeros(exact.shape)).max(initial=0)
+            error = np.abs(np.subtract(found, exact, where=finite, out=np.zeros(exact.shape))).max(initial=0)
             scale = np.abs(exact, where=finite, out=np.zeros(exact.shape)).max(initial=1e-4)  # float16 is coarse below
             assert error <= tolerance * scale, (shown(arguments), error / scale)
-
-
-def is_finite(value: Any) -> bool:
-    return not isinstance(value, torch.Tensor) or bool(torch.isfinite(value).all())
 
 
 def answer(function: Any, arguments: dict[str, Any]) -> Any:
@@ -164,7 +158,8 @@ def walk_options(rng: np.random.Generator) -> dict[str, Any]:
 
 
 def edges(rng: np.random.Generator, h: int, w: int) -> torch.Tensor:
-    values = rng.random((h, w)) ** float(rng.choice([0.3, 1, 6]))
+    """Single precision, as the kernels read them: a beta below 1 would show the rounding of an edge next to 1."""
+    values = (rng.random((h, w)) ** float(rng.choice([0.3, 1, 6]))).astype(np.float32)
     values[rng.random((h, w)) < 0.1] = 1
     return layout(rng, torch.from_numpy(values).to(getattr(torch, DTYPES[int(rng.integers(len(DTYPES)))])))
 

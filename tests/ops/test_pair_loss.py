@@ -148,13 +148,39 @@ def test_affinities_of_0_and_1_have_bounded_gradients(logit, backend):
 
 
 @each({"backend": BACKENDS})
-def test_a_nan_edge_is_not_hidden(backend):
-    for place in ((0, 9), (12, 9), (8, 0), (5, 17)):
-        edge, displacement, labels = random_case()
-        labels.fill_(0)
-        edge[1, 0, place[0], place[1]] = float("nan")
-        reached = pair_loss(edge, displacement, labels, radius=5, backend=backend).bg_pos.isnan()
-        assert reached, place
+def test_infinity_and_nan_show_where_a_pair_counts_and_nowhere_else(backend):
+    """The label of image 1, the pixel, its label, the terms that a NaN in its edge and in its displacement reaches."""
+    table = [
+        (0, (0, 9), 0, {"bg_pos"}, {"dp_bg"}),
+        (0, (12, 9), 0, {"bg_pos"}, {"dp_bg"}),
+        (3, (8, 0), 3, {"fg_pos"}, {"dp_fg"}),
+        (3, (5, 17), 3, {"fg_pos"}, {"dp_fg"}),
+        (3, (5, 9), 4, {"fg_pos", "neg"}, set()),  # a class of one pixel
+        (3, (12, 0), 3, set(), set()),  # too far from all sources
+        (255, (5, 9), 255, set(), set()),
+        (255, (5, 9), 3, set(), set()),
+    ]
+    for around, (y, x), label, of_edge, of_displacement in table:
+        edge, displacement, labels = clean = random_case()
+        labels[1] = around
+        labels[1, y, x] = label
+        unspoiled = gradients(clean, backend, radius=4)
+        for spoiled, reached in ((0, of_edge), (1, of_displacement)):
+            for value in (math.nan, math.inf):
+                case = [edge.clone(), displacement.clone(), labels]
+                case[spoiled][1, 0, y, x] = value
+                terms, *found = gradients(case, backend, radius=4)
+                _, *expected = gradients(case, "reference", radius=4)
+                message = (around, (y, x), label, spoiled, value)
+                bounded = spoiled == 0 and math.isinf(value)  # affinities of 0 and 1
+                shown = {name for name, term in terms._asdict().items() if not term.isfinite()}
+                assert shown == (set() if bounded else reached), message
+                assert all(terms._asdict()[name].isnan() == math.isnan(value) for name in shown), message
+                torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-8, equal_nan=True, msg=str(message))
+                assert found[0].isnan().sum() == (math.isnan(value) and spoiled == 0 and bool(reached)), message
+                if not reached:
+                    assert terms == unspoiled[0], message
+                    assert all(map(torch.equal, found, unspoiled[1:])), message
 
 
 @each({"backend": BACKENDS})

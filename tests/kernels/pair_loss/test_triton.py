@@ -19,6 +19,6 @@ def test_compiles_without_spills(maps, spilled_bytes):
     constants = {"REACH": 9, "IGNORE": 255, "BLOCK": kernels.BLOCK}
     tables = {"labels": "*u8", "offsets": "*i32", "tallies": "*i32"}
     deciding = tables | {"edge": f"*{maps}", "paths": "*i32"}
-    displacement = tables | {"displacement": f"*{maps}", "counts": "*i32"}
+    displacement = tables | {"displacement": f"*{maps}", "counts": "*i32", "infinite": f"*{maps}"}
     assert max(spilled_bytes(kernels.deciding_kernel, deciding, constants).values()) == 0
     assert max(spilled_bytes(kernels.displacement_kernel, displacement, constants).values()) == 0
