@@ -49,6 +49,11 @@ def remove_leftovers(folder: Path | str) -> None:
             file.unlink()
 
 
+def holds_leftovers_alone(folder: Path) -> bool:
+    """Whether `folder` is one, with nothing in it but temporary files of killed calls of `write_atomically`."""
+    return folder.is_dir() and all(_TEMPORARY.fullmatch(file.name) for file in folder.iterdir())
+
+
 @contextmanager
 def locked(path: Path) -> Iterator[bool]:
     """Hold the lock file `path`, which is made when it is not there, against other processes.

@@ -1,6 +1,10 @@
 """Fill the marked figures of README.md and docs/ from the results in benchmarks/results/.
 
+    pytest benchmarks        # on a quiet machine; writes benchmarks/results/default.json
     python docs/figures.py
+
+README's figures and the page `benchmarks` come from default.json. Until it exists, README quotes older recorded runs,
+and the page says that there is none. The other figures are those of recorded runs of the dates beside them.
 
 A mark is a pair of comments, `<!-- figure: NAME -->text<!-- /figure -->`; NAME is a key of `FIGURES`. A test holds the
 committed texts to this script.
@@ -13,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
 MARK = re.compile(r"(?P<start><!-- figure: (?P<name>\w+) -->)(?P<text>.*?)(?P<end><!-- /figure -->)", re.DOTALL)
 
 
@@ -27,7 +32,46 @@ def fill(text: str) -> str:
 
 
 def _results(name: str) -> dict[str, Any]:
-    return json.loads((ROOT / "benchmarks" / "results" / f"{name}.json").read_text())
+    return json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
+
+
+def _default_run() -> dict[str, Any] | None:
+    """The result of `pytest benchmarks`, if there is one.
+
+    Raises:
+        ValueError: default.json holds another profile, such as the tiny sizes of `--quick`.
+    """
+    if not (RESULTS / "default.json").exists():
+        return None
+    found = _results("default")
+    if found["profile"] != "default":
+        raise ValueError(f"{RESULTS / 'default.json'}: found profile {found['profile']!r}, expected 'default'")
+    return found
+
+
+def _default_rows(run: dict[str, Any], operation: str, case: str, **values: Any) -> list[dict[str, Any]]:
+    """The rows on the CPU of an operation, of cases that start with `case`, and with these values.
+
+    Raises:
+        ValueError: there is none.
+    """
+    wanted = {"operation": operation, "device": "cpu"} | values
+    rows = [row for row in run["rows"] if row["case"].startswith(case)]
+    rows = [row for row in rows if all(row[key] == value for key, value in wanted.items())]
+    if not rows:
+        raise ValueError(
+            f"{RESULTS / 'default.json'}: found no row with case {case!r}, {wanted}; run the whole profile"
+        )
+    return rows
+
+
+def _default_crf(run: dict[str, Any], threads: int) -> list[dict[str, Any]]:
+    return _default_rows(run, "dense_crf", "375x500, ", method="pydensecrf2", threads=1, ours_threads=threads)
+
+
+def _source(run: dict[str, Any]) -> str:
+    machine = run["machine"]
+    return f"{machine['cpu']}, {machine['date']}, commit {machine['commit']},\n`benchmarks/results/default.json`"
 
 
 def _crf_rows(threads: int, maps: int = 1) -> list[dict[str, Any]]:
@@ -36,16 +80,26 @@ def _crf_rows(threads: int, maps: int = 1) -> list[dict[str, Any]]:
 
 
 def crf_ratios(threads: int) -> str:
-    ratios = [row["ratio"] for row in _crf_rows(threads)]
+    run = _default_run()
+    ratios = [row["ratio"] for row in (_default_crf(run, threads) if run else _crf_rows(threads))]
     return f"{min(ratios):.1f} to {max(ratios):.1f} times"
+
+
+def crf_source() -> str:
+    run = _default_run()
+    if run is None:
+        return "identical argmax; AMD EPYC Zen 4, 2026-11-25,\n`benchmarks/results/dense_crf_375x500.json`"
+    error = max(row["error"] for threads in (1, 2) for row in _default_crf(run, threads))
+    return f"marginals within {error:.0e}; {_source(run)}"
 
 
 def crf_table() -> str:
     alone = _results("dense_crf_375x500")["alone"]
     first, memory = ([row for row in alone if row["what"].startswith(what)] for what in ("first call", "peak memory"))
     lines = [
-        "| labels | amn_fast, 1 thread | pydensecrf | ratio, 1 thread | ratio, 2 threads "
-        "| ratio, two label maps, 1 thread | ratio, first call, 1 thread | peak memory added, amn_fast / pydensecrf |",
+        "| labels | amn_fast, 1 thread | pydensecrf, 1 thread | ratio, 1 thread each | ratio, 2 threads against 1 "
+        "| ratio, two label maps, 1 thread each | ratio, first call, 1 thread each "
+        "| peak memory added, amn_fast / pydensecrf |",
         "|---|---|---|---|---|---|---|---|",
     ]
     columns = (_crf_rows(1), _crf_rows(2), _crf_rows(1, maps=2), first, memory)
@@ -79,8 +133,17 @@ def _walk(size: str, maps: int, method: str) -> dict[str, Any]:
 
 
 def walk_own() -> str:
+    run = _default_run()
+    if run is not None:
+        row = _default_rows(run, "random_walk", "94x125, K = 1", ours_threads=1)[0]
+        return f"{row['ours_ms']:.0f} ms and {_mib(row['ours_mib'])} MiB"
     row = _walk("94 x 125", 1, "amn_fast")
     return f"{row['seconds'] * 1e3:.0f} ms and {row['mib']:.0f} MiB"
+
+
+def walk_source() -> str:
+    run = _default_run()
+    return "2026-11-25" if run is None else _source(run)
 
 
 def walk_dense() -> str:
@@ -117,6 +180,35 @@ def eval_seg() -> str:
     )
 
 
+def default_table() -> str:
+    """Every row of the default run; each side's threads stand beside its time."""
+    run = _default_run()
+    if run is None:
+        return _block(["No default run is recorded yet."])
+    machine = run["machine"]
+    lines = [
+        f"{machine['cpu']}, {machine['cpus']} CPUs, load {machine['load']} at the end, {machine['date']}, commit"
+        f" {machine['commit']}, PyTorch {machine['torch']}, `benchmarks/results/default.json`.",
+        "",
+        "| operation | case | other | other, ms (threads) | amn_fast, ms (threads) | ratio [interval] "
+        "| memory added, other / amn_fast, MiB | largest error |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for row in run["rows"]:
+        low, high = row["interval"]
+        lines.append(
+            f"| {row['operation']}{' (GPU)' if row['device'] == 'cuda' else ''} | {row['case']} | {row['method']} "
+            f"| {row['ms']:.1f} ({row['threads']}) | {row['ours_ms']:.1f} ({row['ours_threads']}) "
+            f"| {row['ratio']:.1f} [{low:.1f}, {high:.1f}] | {_mib(row['mib'])} / {_mib(row['ours_mib'])} "
+            f"| {row['error']:.0e} |"
+        )
+    return _block(lines)
+
+
+def _mib(value: float | None) -> str:
+    return "?" if value is None else f"{value:.0f}"
+
+
 def _block(lines: list[str]) -> str:
     """A table stands in its own paragraph."""
     return "\n\n" + "\n".join(lines) + "\n\n"
@@ -125,6 +217,7 @@ def _block(lines: list[str]) -> str:
 FIGURES: dict[str, Callable[[], str]] = {
     "crf_one_thread": lambda: crf_ratios(1),
     "crf_two_threads": lambda: crf_ratios(2),
+    "crf_source": crf_source,
     "crf_table": crf_table,
     "crf_lists": crf_lists,
     "crf_present_21": lambda: crf_present(21),
@@ -132,9 +225,11 @@ FIGURES: dict[str, Callable[[], str]] = {
     "crf_pruned_21": lambda: crf_pruned(21),
     "crf_pruned_81": lambda: crf_pruned(81),
     "walk_own": walk_own,
+    "walk_source": walk_source,
     "walk_dense": walk_dense,
     "walk_table": walk_table,
     "eval_seg": eval_seg,
+    "default_table": default_table,
 }
 
 

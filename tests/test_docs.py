@@ -1,6 +1,7 @@
 """README, documentation and examples: code runs, commands and settings exist, links resolve, figures match results."""
 
 import importlib.util
+import json
 import re
 import runpy
 import shlex
@@ -172,6 +173,48 @@ def test_links_resolve():
 def test_figures_are_those_of_the_results():
     for page, text in PAGES.items():
         assert figures().fill(text) == text, f"{page}: run `python docs/figures.py`"
+
+
+def test_figures_of_a_default_run_replace_the_recorded_ones(tmp_path):
+    machine = {"cpu": "Slow CPU", "cpus": 2, "load": 0.1, "date": "2031-01-02", "commit": "abc", "torch": "9.9"}
+
+    def row(operation, case, method, ours_threads, ratio, **other):
+        measured = {
+            "ms": 12 * ratio,
+            "ours_ms": 12.0,
+            "ratio": ratio,
+            "interval": [ratio - 1, ratio + 1],
+            "error": 3e-6,
+        }
+        shown = {"operation": operation, "case": case, "method": method, "device": "cpu", "threads": 1}
+        return shown | measured | {"ours_threads": ours_threads, "mib": None, "ours_mib": 4.2} | other
+
+    rows = [
+        row("dense_crf", "375x500, 2 labels", "pydensecrf2", 1, 3.0),
+        row("dense_crf", "375x500, 81 labels", "pydensecrf2", 1, 5.0),
+        row("dense_crf", "375x500, 2 labels", "pydensecrf2", 2, 6.0, error=2e-5),
+        row("dense_crf", "375x500, 2 labels", "pydensecrf2", 2, 99.0, device="cuda"),
+        row("random_walk", "94x125, K = 1", "SciPy sparse", 1, 30.0),
+    ]
+    module = figures()
+    module.RESULTS = tmp_path
+    result = {"profile": "default", "machine": machine, "rows": rows}
+    (tmp_path / "default.json").write_text(json.dumps(result))
+    found = {name: module.FIGURES[name]() for name in ("crf_one_thread", "crf_two_threads", "walk_own", "walk_source")}
+    source = "Slow CPU, 2031-01-02, commit abc,\n`benchmarks/results/default.json`"
+    expected = ("3.0 to 5.0 times", "6.0 to 6.0 times", "12 ms and 4 MiB", source)
+    assert tuple(found.values()) == expected
+    assert module.FIGURES["crf_source"]() == f"marginals within 2e-05; {source}"
+    table = module.FIGURES["default_table"]()
+    assert (
+        "| dense_crf | 375x500, 2 labels | pydensecrf2 | 72.0 (1) | 12.0 (2) | 6.0 [5.0, 7.0] | ? / 4 | 2e-05 |"
+        in table
+    )
+    assert "| dense_crf (GPU) |" in table
+    for broken, message in ((result | {"profile": "quick"}, "profile 'quick'"), (result | {"rows": []}, "no row with")):
+        (tmp_path / "default.json").write_text(json.dumps(broken))
+        with pytest.raises(ValueError, match=message):
+            module.FIGURES["crf_one_thread"]()
 
 
 EXAMPLES = {

@@ -46,7 +46,7 @@ def random_walk(
     Args:
         x: (K, h, w) activations, finite and within the range of float32; an array or tensor of real numbers, of any
             dtype and memory layout. Or a list of them, of different sizes: the images are spread over the threads.
-        edge: (h, w) or (1, h, w) edge map in [0, 1]; a list when x is one.
+        edge: (h, w) or (1, h, w) edge map in [0, 1], read in single precision; a list when x is one.
         radius: in pixels of the map, 1..64.
         beta: exponent of the affinities, above 0.
         exp_times: the walk takes 2^exp_times steps; 0..30, for method "steps" 0..20.

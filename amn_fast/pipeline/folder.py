@@ -15,7 +15,7 @@ from amn_fast.config import Config, is_path
 from amn_fast.data import open_dataset
 from amn_fast.data.base import Dataset, list_ids, require_complete
 from amn_fast.errors import InputError
-from amn_fast.files import locked, write_json
+from amn_fast.files import holds_leftovers_alone, locked, write_json
 from amn_fast.pipeline.contents import Contents
 from amn_fast.pipeline.processes import Processes
 from amn_fast.pipeline.records import RECORDS, Record, read_record, write_record
@@ -170,7 +170,8 @@ def check_free(config: Config) -> None:
     if not root.is_dir() or is_run_folder(root):
         return
     demo = config.data.root.resolve() if config.data.kind == "demo" else None  # the demo makes its own images
-    others = sorted(path.name for path in root.iterdir() if path.name != ".lock" and path.resolve() != demo)
+    begun = root / RECORDS if holds_leftovers_alone(root / RECORDS) else None  # by a run that was killed at once
+    others = sorted(p.name for p in root.iterdir() if p.name != ".lock" and p != begun and p.resolve() != demo)
     if others:
         shown = ", ".join(others[:3]) + (", ..." if len(others) > 3 else "")
         raise InputError(

@@ -158,7 +158,8 @@ def walk_options(rng: np.random.Generator) -> dict[str, Any]:
 
 
 def edges(rng: np.random.Generator, h: int, w: int) -> torch.Tensor:
-    values = rng.random((h, w)) ** float(rng.choice([0.3, 1, 6]))
+    """Single precision, as the kernels read them: a beta below 1 would show the rounding of an edge next to 1."""
+    values = (rng.random((h, w)) ** float(rng.choice([0.3, 1, 6]))).astype(np.float32)
     values[rng.random((h, w)) < 0.1] = 1
     return layout(rng, torch.from_numpy(values).to(getattr(torch, DTYPES[int(rng.integers(len(DTYPES)))])))
 

@@ -24,7 +24,7 @@ from amn_fast.data.image import read_mask
 from amn_fast.data.masks import check_masks, write_mask
 from amn_fast.errors import InputError
 from amn_fast.pipeline import engine, inference, runner
-from amn_fast.pipeline.folder import Workspace, check_names
+from amn_fast.pipeline.folder import Workspace, check_free, check_names
 from amn_fast.pipeline.records import read_record, write_record
 from amn_fast.pipeline.runner import plan
 from amn_fast.pipeline.table import ancestors
@@ -896,3 +896,16 @@ def test_processes_that_load_images_change_nothing(images, finished, tmp_path):
     pipeline.run_stage(config, "train-cam")
     weights = (config.run / "weights" / "cam.safetensors").read_bytes()
     assert weights == (finished.run / "weights" / "cam.safetensors").read_bytes()
+
+
+def test_a_run_that_was_killed_at_its_first_write_does_not_block_the_next(tmp_path):
+    """The folder of records is made before the file that marks it."""
+    config = read_config("voc6", [f"run={tmp_path / 'run'}"])
+    records = config.run / "stages"
+    records.mkdir(parents=True)
+    check_free(config)
+    (records / f".amn-fast-{'0' * 16}.tmp").write_text("{")
+    check_free(config)
+    (records / "notes.txt").write_text("mine")
+    with pytest.raises(InputError, match=r"holds 1 files that no run has made \(stages\)"):
+        check_free(config)
