@@ -5,13 +5,14 @@ import json
 import math
 import threading
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import as_completed
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from amn_fast._pool import thread_pool
 from amn_fast.data.base import IGNORE, list_ids
 from amn_fast.data.image import read_image, read_mask
 from amn_fast.data.masks import describe_size, require_class_ids, write_mask
@@ -173,20 +174,15 @@ def _refine_all(
     for _ in range(len(pairs) - len(due)):
         advance()
     failures: list[str] = []
-    with ThreadPoolExecutor(threads) as pool:
-        futures = [pool.submit(_refine, pair, record, mask_of) for pair in due]
-        try:
-            for future in as_completed(futures):
-                try:
-                    future.result()
-                except InputError as error:
-                    failures.append(str(error))
-                except MemoryError:
-                    failures.append("there is not enough memory for an image")
-                advance()
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
+    with thread_pool(threads) as pool:
+        for future in as_completed([pool.submit(_refine, pair, record, mask_of) for pair in due]):
+            try:
+                future.result()
+            except InputError as error:
+                failures.append(str(error))
+            except MemoryError:
+                failures.append("there is not enough memory for an image")
+            advance()
     if failures:
         more = "" if len(failures) <= 3 else f"; and {len(failures) - 3} more"
         reasons = "; ".join(sorted(failures)[:3])

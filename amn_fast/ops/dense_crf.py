@@ -9,12 +9,12 @@ tensors are copied to the GPU, and answers back.
 """
 
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple, overload
 
 import numpy as np
 from numpy.typing import ArrayLike
 
+from amn_fast._pool import thread_pool
 from amn_fast.errors import InputError
 from amn_fast.ops import _arrays, _detour
 from amn_fast.ops.lattice import Lattice, check_image, crf_backend, float32, gpu, not_differentiable, sigma
@@ -271,7 +271,7 @@ def each_image(run: Callable[..., Any], threads: int | None, *arguments: Sequenc
     calls = zip(*arguments, [max(1, available // max(1, count))] * count, strict=True)
     if workers <= 1:
         return [run(*one) for one in calls]
-    with ThreadPoolExecutor(workers) as pool:
+    with thread_pool(workers) as pool:
         return list(pool.map(lambda one: run(*one), calls))
 
 

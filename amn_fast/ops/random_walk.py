@@ -6,13 +6,13 @@ pixels, and by default only as often as a Chebyshev expansion of the matrix powe
 """
 
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from amn_fast import _native
+from amn_fast._pool import thread_pool
 from amn_fast.errors import InputError
 from amn_fast.kernels.random_walk import reference
 from amn_fast.ops._arrays import as_array, choice, choose_backend, integer, is_tensor, number, thread_count
@@ -190,15 +190,8 @@ def walk_arrays(xs: Sequence[Any], edges: Sequence[Any], settings: WalkSettings)
     tasks = list(zip(names("x", xs), xs, names("edge", edges), edges, strict=True))
     if workers == 1:
         return [walk_one(*task) for task in tasks]
-    with ThreadPoolExecutor(workers) as pool:
-        futures = [pool.submit(walk_one, *task) for task in tasks]
-        try:
-            return [future.result() for future in futures]
-        except BaseException:  # Ctrl-C too, which reaches this thread and not the workers
-            if stop is not None:
-                stop.set()
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
+    with thread_pool(workers, stop.set if stop is not None else lambda: None) as pool:
+        return [future.result() for future in [pool.submit(walk_one, *task) for task in tasks]]
 
 
 def names(name: str, parts: Sequence[Any]) -> list[str]:

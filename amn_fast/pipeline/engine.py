@@ -4,7 +4,7 @@ import os
 import resource
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import as_completed
 from pathlib import Path
 from typing import TypeVar
 
@@ -12,6 +12,7 @@ import torch
 
 from amn_fast._console import errors as console
 from amn_fast._console import progress_bar as progress
+from amn_fast._pool import thread_pool
 from amn_fast.ops._arrays import thread_count
 from amn_fast.pipeline.folder import Workspace
 from amn_fast.steps.items import naming_image
@@ -34,14 +35,11 @@ def for_each(title: str, ids: Iterable[str], work: Callable[[str], None], thread
         with naming_image(id):
             work(id)
 
-    with progress() as bar, ThreadPoolExecutor(threads) as pool:
+    with progress() as bar, thread_pool(threads) as pool:
         task = bar.add_task(title, total=len(ids), note="")
-        try:
-            for future in as_completed([pool.submit(named, id) for id in ids]):
-                future.result()
-                bar.advance(task)
-        finally:  # an error or Ctrl-C waits for the images in work, not for the rest
-            pool.shutdown(wait=False, cancel_futures=True)
+        for future in as_completed([pool.submit(named, id) for id in ids]):
+            future.result()
+            bar.advance(task)
 
 
 def track(title: str, items: Iterable[T], total: int) -> Iterator[T]:

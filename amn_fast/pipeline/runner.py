@@ -4,11 +4,11 @@ import errno
 import os
 import time
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from amn_fast._pool import thread_pool
 from amn_fast.config import Config, to_yaml
 from amn_fast.data.base import list_ids
 from amn_fast.errors import InputError
@@ -178,7 +178,7 @@ def validate(work: Workspace, stages: Sequence[Stage], sources: dict[str, Path] 
     if any(name.startswith("evaluated ") for name in names):
         check_names(work.evaluated)
         files += [file for id in work.evaluated.ids if (file := work.evaluated.image_file(id)) is not None]
-    with ThreadPoolExecutor(cores()) as pool:
+    with thread_pool(cores()) as pool:
         list(pool.map(work.contents.hash, files))
 
 

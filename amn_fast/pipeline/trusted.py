@@ -1,10 +1,10 @@
 """Trusted masks: drawn or corrected by people, for some of the images; full masks, scribbles or points."""
 
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 
+from amn_fast._pool import thread_pool
 from amn_fast.data.base import list_ids
 from amn_fast.data.image import image_size, read_mask
 from amn_fast.data.masks import check_mask
@@ -31,7 +31,7 @@ def check_trusted(work: Workspace) -> None:
     strange = sorted(set(files) - set(work.dataset.ids))
     if strange:
         raise InputError(f"{folder}: {list_ids(strange)} of {len(files)} trusted masks belong to no image")
-    with ThreadPoolExecutor(cores()) as pool:
+    with thread_pool(cores()) as pool:
         list(pool.map(lambda id: _check(work, id, files[id]), files))
 
 

@@ -3,7 +3,6 @@
 import base64
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -13,6 +12,7 @@ import matplotlib
 import numpy as np
 from numpy.typing import NDArray
 
+from amn_fast._pool import thread_pool
 from amn_fast.data.legend import css_colour
 from amn_fast.data.masks import voc_palette
 from amn_fast.errors import InputError
@@ -161,11 +161,8 @@ def write_gallery(
         write_text(folder / pages[number]["file"], render(rows=rows, number=number + 1, pages=pages))
 
     _remove_pages(folder, {page["file"] for page in pages})
-    with ThreadPoolExecutor(threads) as pool:
-        try:
-            list(pool.map(write, range(len(pages))))
-        finally:  # an error or Ctrl-C waits for the pages in work, not for the rest
-            pool.shutdown(wait=False, cancel_futures=True)
+    with thread_pool(threads) as pool:
+        list(pool.map(write, range(len(pages))))
     return {"shown": len(ids), "images": len(images.ids), "pages": pages}
 
 

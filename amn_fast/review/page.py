@@ -14,7 +14,6 @@ import shutil
 import threading
 import zlib
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from amn_fast._pool import thread_pool
 from amn_fast.config import Config
 from amn_fast.data import open_dataset
 from amn_fast.data.base import IGNORE, Dataset
@@ -32,6 +32,7 @@ from amn_fast.data.masks import check_ids, describe_size
 from amn_fast.data.store import read_activations
 from amn_fast.errors import InputError
 from amn_fast.files import write_atomically, write_text
+from amn_fast.ops._arrays import thread_count
 from amn_fast.review.decisions import Decision, read_decisions
 from amn_fast.review.doubt import doubt
 from amn_fast.review.source import run_config, unknown_name
@@ -99,12 +100,8 @@ def build_page(run: Path | str, *, advance: Callable[[], object] = lambda: None)
         advance()
         return item
 
-    with ThreadPoolExecutor() as pool:
-        try:
-            items = list(pool.map(item_of, dataset.ids))
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
+    with thread_pool(thread_count(None)) as pool:
+        items = list(pool.map(item_of, dataset.ids))
     log.rewrite(dataset.ids)
     labels = {**dict(enumerate(dataset.classes, 1)), IGNORE: unknown_name(dataset.classes)}
     data = {

@@ -200,7 +200,7 @@ def test_the_page_in_a_browser(make_run, browser, tmp_path):
         return browser.find_elements(By.CSS_SELECTOR, selector)
 
     def wait(condition):
-        WebDriverWait(browser, 30).until(lambda _: condition())
+        WebDriverWait(browser, 120).until(lambda _: condition())
 
     def press(*keys):
         for key in keys:
