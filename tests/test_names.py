@@ -66,8 +66,8 @@ def test_names_that_look_like_markup(tmp_path):
     config.write_text(json.dumps(settings))
     printed = command("check-data", config)
     assert all(name in printed for name in CLASSES)
-    printed = command("run", config)  # without ground truth
-    assert "my [bold]set, 4 images, no ground truth" in printed
+    printed = command("run", config)  # without ground ground_truth
+    assert "my [bold]set, 4 images, no ground ground_truth" in printed
     assert all(name in printed for name in CLASSES)
     assert f"report: {tmp_path / '[run]' / 'report.html'}" in printed
     metrics = json.loads((tmp_path / "[run]" / "metrics.json").read_text())
@@ -80,9 +80,9 @@ def test_names_that_look_like_markup(tmp_path):
 
     for id in IDS[:2]:
         write_mask(data / "masks" / f"{id}.png", np.eye(64, 72, dtype=np.uint8))
-    truth = ("--set", "data.options.masks=masks")
-    assert "my [bold]set, scored on 2 of 4 images" in command("run", config, *truth)
-    assert "[run]/report.html" in command("report", config, *truth)
+    ground_truth = ("--set", "data.options.masks=masks")
+    assert "my [bold]set, scored on 2 of 4 images" in command("run", config, *ground_truth)
+    assert "[run]/report.html" in command("report", config, *ground_truth)
     assert "4 masks in" in command("check-masks", config, tmp_path / "[run]" / "masks")
     (tmp_path / "[run]" / "masks" / f"{IDS[0]}.png").unlink()
     assert IDS[0] in command("check-masks", config, tmp_path / "[run]" / "masks", status=1)
