@@ -66,8 +66,8 @@ def test_names_that_look_like_markup(tmp_path):
     config.write_text(json.dumps(settings))
     printed = command("check-data", config)
     assert all(name in printed for name in CLASSES)
-    printed = command("run", config)  # without ground ground_truth
-    assert "my [bold]set, 4 images, no ground ground_truth" in printed
+    printed = command("run", config)  # without ground truth
+    assert "my [bold]set, 4 images, no ground truth" in printed
     assert all(name in printed for name in CLASSES)
     assert f"report: {tmp_path / '[run]' / 'report.html'}" in printed
     metrics = json.loads((tmp_path / "[run]" / "metrics.json").read_text())
