@@ -34,7 +34,7 @@ struct Stop {
 };
 
 py::array_t<float> propagated(const Affinities& self, const Array<float>& x, const Array<double>& coefficients,
-                          bool chebyshev, int64_t threads, const std::string& instructions, Stop* stop) {
+                              bool chebyshev, int64_t threads, const std::string& instructions, Stop* stop) {
     if (x.ndim() != 3 || x.shape(1) != self.height || x.shape(2) != self.width) {
         throw std::invalid_argument("x must be (K, h, w) with the edge map's h and w");
     }
