@@ -366,15 +366,15 @@ class ActivationHistogram:
 
 
 def _scores(
-    right: Counts, predicted: Counts, truth: Counts, without: int, unknown: UnknownRule, absent: AbsentRule
+    right: Counts, predicted: Counts, ground_truth: Counts, without: int, unknown: UnknownRule, absent: AbsentRule
 ) -> Scores:
     """Scores from the counts of right, predicted and true pixels per class; `without` pixels were predicted 255."""
     _check_choice("absent", absent, ("zero", "skip"))
-    counts = truth > 0 if absent == "skip" else truth + predicted > 0
-    iou = _ratio(right, truth + predicted - right)
+    counts = ground_truth > 0 if absent == "skip" else ground_truth + predicted > 0
+    iou = _ratio(right, ground_truth + predicted - right)
     iou[~counts] = np.nan
-    precision, recall = _ratio(right, predicted), _ratio(right, truth)
-    pixels, answered = int(truth.sum()), int(predicted.sum())
+    precision, recall = _ratio(right, predicted), _ratio(right, ground_truth)
+    pixels, answered = int(ground_truth.sum()), int(predicted.sum())
     return Scores(
         iou=iou,
         precision=precision,
@@ -416,7 +416,7 @@ def _argmax(maps: NDArray[Any]) -> tuple[NDArray[Any], NDArray[np.uint8]]:
 def _check_activations(
     activations: ArrayLike, keys: ArrayLike, ground_truth: ArrayLike, n_classes: int
 ) -> tuple[NDArray[Any], NDArray[np.intp], NDArray[np.uint8]]:
-    """The three, checked; keys as indices, truth as uint8."""
+    """The three, checked; keys as indices, the ground truth as uint8."""
     maps = np.asarray(activations)
     if maps.ndim != 3 or maps.dtype.kind != "f":
         raise InputError(f"activations are {_describe(maps)}, expected floats of shape (K, H, W)")
@@ -451,12 +451,12 @@ def _labels(array: ArrayLike, n_classes: int, name: str) -> NDArray[np.uint8]:
     return labels.astype(np.uint8)  # -1 becomes 255
 
 
-def _check_size(name: str, size: tuple[int, ...], truth: tuple[int, ...]) -> None:
-    if size != truth:
+def _check_size(name: str, size: tuple[int, ...], ground_truth: tuple[int, ...]) -> None:
+    if size != ground_truth:
         verb = "are" if name.endswith("s") else "is"
         raise InputError(
             f"{name} {verb} {size[0]} x {size[1]} pixels (height x width), but the ground truth is"
-            f" {truth[0]} x {truth[1]},"
+            f" {ground_truth[0]} x {ground_truth[1]},"
             " expected the same size"
         )
 

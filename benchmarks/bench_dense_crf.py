@@ -27,7 +27,7 @@ from amn_fast.ops.dense_crf import DenseCRF, dense_crf, unary_from_labels, unary
 PHOTO = Path(__file__).parents[1] / "tests" / "golden" / "crf" / "voc_full_3labels.npz"
 
 
-def picture(kind: str, height: int, width: int) -> np.ndarray:
+def make_image(kind: str, height: int, width: int) -> np.ndarray:
     random = np.random.default_rng(0)
     if kind == "noise":
         return random.integers(0, 256, (height, width, 3), np.uint8)
@@ -89,7 +89,7 @@ def compare(
 ) -> dict:
     """One row: times in ms, the median ratio of the pairs, and how far the answers differ."""
     clock = time.process_time if cpu else time.perf_counter
-    image = picture(kind, *size)
+    image = make_image(kind, *size)
     names = np.linspace(0, count - 1, shown).astype(int)
     labels = [names[label_map(shown, *size, seed)] for seed in range(maps)]
     mine, theirs = ours(image, labels, count, threads), peer(image, labels, count)
@@ -113,7 +113,7 @@ def compare(
 
 def parts(size: tuple[int, int], count: int, rounds: int) -> dict:
     """Ours in parts, in ms of processor time: lattices (the Gaussian one built anew), inference, whole call."""
-    image, labels = picture("photo", *size), label_map(count, *size)
+    image, labels = make_image("photo", *size), label_map(count, *size)
     unary = unary_from_labels(labels, count, 0.7, zero_unsure=False)
     crf = DenseCRF(image)
     clock = time.process_time
@@ -137,24 +137,24 @@ def parts(size: tuple[int, int], count: int, rounds: int) -> dict:
     } | median
 
 
-def folder(size: tuple[int, int], count: int, rounds: int, pictures: int = 8) -> dict:
-    """A list of pictures on one thread and on two: median times in ms, and the median ratio."""
-    images = [np.roll(picture("photo", *size), 31 * i, axis=1) for i in range(pictures)]
-    unaries = [unary_from_labels(label_map(count, *size, i), count, 0.7, zero_unsure=False) for i in range(pictures)]
+def folder(size: tuple[int, int], count: int, rounds: int, n_images: int = 8) -> dict:
+    """A list of images on one thread and on two: median times in ms, and the median ratio."""
+    images = [np.roll(make_image("photo", *size), 31 * i, axis=1) for i in range(n_images)]
+    unaries = [unary_from_labels(label_map(count, *size, i), count, 0.7, zero_unsure=False) for i in range(n_images)]
     two, one, ratio = in_turns(
         lambda: dense_crf(images, unaries, threads=2),
         lambda: dense_crf(images, unaries, threads=1),
         rounds,
         time.perf_counter,
     )
-    what = f"{pictures} pictures on 1 and on 2 threads, ms"
+    what = f"{n_images} pictures on 1 and on 2 threads, ms"
     return {"what": what, "labels": count, "one": one, "two": two, "ratio": ratio}
 
 
 def pruned(size: tuple[int, int], count: int, rounds: int, prune: float = 1e-3, visible: int = 4) -> dict:
     """A softmax in which `visible` labels stand out, with and without pruning: times, and how often labels agree."""
     visible = min(visible, count)
-    image, shown = picture("photo", *size), label_map(visible, *size)
+    image, shown = make_image("photo", *size), label_map(visible, *size)
     noise = np.random.default_rng(0).normal(size=(count, 24, 32)).astype(np.float32)
     scores = np.stack([cv2.resize(plane, size[::-1]) for plane in noise])
     scores[:visible] += 12 * (shown == np.arange(visible)[:, None, None])
@@ -184,7 +184,7 @@ def alone(side: str, what: str, kind: str, size: tuple[int, int], count: int) ->
 
 
 def lonely(side: str, what: str, kind: str, size: tuple[int, int], count: int) -> None:
-    image, labels = picture(kind, *size), label_map(count, *size)
+    image, labels = make_image(kind, *size), label_map(count, *size)
     if side == "peer":
         from pydensecrf import densecrf, utils  # noqa: F401  (imported before the clock starts, as ours is)
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew; getrusage's is inherited from the parent
@@ -212,7 +212,7 @@ def main() -> None:
     parser.add_argument("--cpu-time", action="store_true", help="processor time instead of wall time (one thread only)")
     parser.add_argument("--cold", action="store_true", help="also the first call of a process")
     parser.add_argument("--memory", action="store_true", help="also the peak memory that one call adds")
-    parser.add_argument("--folder", action="store_true", help="also a list of pictures on one and on two threads")
+    parser.add_argument("--folder", action="store_true", help="also a list of images on one and on two threads")
     parser.add_argument("--prune", action="store_true", help="also pruning, on a softmax")
     parser.add_argument("--output", type=Path)
     options = parser.parse_args()

@@ -1,15 +1,15 @@
-"""The dense CRF on a GPU: lattices, iterations and the whole call, for batches of pictures, beside the CPU's answer.
+"""The dense CRF on a GPU: lattices, iterations and the whole call, for batches of images, beside the CPU's answer.
 
 Usage: python benchmarks/bench_dense_crf_gpu.py [--labels 2,3,21,81] [--batches 1,16,64] [--rounds 7]
        [--output FILE.json]
 
 Needs a CUDA device and the extra `gpu`. The call is the seeds': energies from a label map, (sxy 3, compat 3), (sxy 50,
-srgb 5, compat 10), 10 iterations, on 375 x 500 pictures, with 81 labels on 480 x 640; inputs and answers stay on the
+srgb 5, compat 10), 10 iterations, on 375 x 500 images, with 81 labels on 480 x 640; inputs and answers stay on the
 GPU. Times are medians of wall time up to a synchronisation.
 
 "bandwidth" is what `count_dense_crf_gpu.py` counts, every array of a launch moved once, over the whole call's time, as
 a share of a copy's bandwidth in the same run. "parity" is the largest difference of a marginal from the CPU kernels'
-and the pixels whose label differs, over the batch's first two pictures.
+and the pixels whose label differs, over the batch's first two images.
 """
 
 import argparse
@@ -31,7 +31,7 @@ from amn_fast.kernels.dense_crf.cuda import host
 from amn_fast.ops.dense_crf import dense_crf
 
 HEAD = (
-    "| labels | size | batch | lattices | iterations | whole call | a picture | pictures/s | bandwidth | parity |\n"
+    "| labels | size | batch | lattices | iterations | whole call | an image | images/s | bandwidth | parity |\n"
     "|---|---|---|---|---|---|---|---|---|---|"
 )
 
@@ -56,29 +56,29 @@ def copy_bandwidth(rounds: int) -> float:
     return 2 * source.nbytes / timed(lambda: target.copy_(source), 3 * rounds)
 
 
-def iterations(pictures: cuda.Batch, terms: list[cuda.Term], unaries: list[torch.Tensor], rounds: int) -> float:
+def iterations(together: cuda.Batch, terms: list[cuda.Term], unaries: list[torch.Tensor], rounds: int) -> float:
     labels = len(unaries[0])
     planes = [[unary.view(labels, -1)] for unary in unaries]
-    return timed(lambda: cuda.MeanField(pictures, terms, labels, 1, False).run(planes, ITERATIONS), rounds)
+    return timed(lambda: cuda.MeanField(together, terms, labels, 1, False).run(planes, ITERATIONS), rounds)
 
 
 def measure(labels: int, size: tuple[int, int], batch: int, rounds: int, copy: float) -> dict:
     pairs = [problem(labels, *size, seed) for seed in range(batch)]
     images, unaries = [image.cuda() for image, _ in pairs], [unary.cuda() for _, unary in pairs]
     launcher = host.launcher_for(images[0].device)
-    pictures = cuda.Batch(launcher, [size[0] * size[1]] * batch, [size[1]] * batch)
+    together = cuda.Batch(launcher, [size[0] * size[1]] * batch, [size[1]] * batch)
     weights = (np.float32(3), np.float32(10))
 
     def terms() -> list[cuda.Term]:
         features = (cuda.grid_features([size] * batch, 3, 3), cuda.image_features(images, 50, 50, [5, 5, 5]))
-        built = [cuda.build(pictures, one) for one in features]
+        built = [cuda.build(together, one) for one in features]
         for mesh in built:
             mesh.norm("symmetric")
         return [cuda.Term(mesh, np.asarray(one), "symmetric") for mesh, one in zip(built, weights, strict=True)]
 
     row = {"labels": labels, "size": f"{size[0]} x {size[1]}", "batch": batch}
     row["lattices"] = timed(terms, rounds)
-    row["iterations"] = iterations(pictures, terms(), unaries, rounds)
+    row["iterations"] = iterations(together, terms(), unaries, rounds)
     row["whole"] = timed(lambda: dense_crf(images, unaries), rounds)
     charged = count(launcher, images, unaries)
     row["bytes"] = sum(charged.bytes[phase][0] for phase in PHASES)

@@ -37,7 +37,7 @@ SLOW = 3  # seconds; what takes longer runs once
 MIB = 1024 * 1024
 
 
-def picture(maps: int, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
+def make_maps(maps: int, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
     """The same edges and first map for any number of maps."""
     generator = np.random.default_rng(height * width)
     edge = generator.random((height, width), np.float32) ** 2
@@ -118,7 +118,7 @@ def _status(key: str) -> int:
 
 
 def measure(size: tuple[int, int], maps: int, exact: np.ndarray, dense: bool, rounds: int) -> list[dict]:
-    x, edge = picture(maps, *size)
+    x, edge = make_maps(maps, *size)
     methods: dict[str, Callable] = {"amn_fast": with_amn_fast, "amn_fast, 256 steps": with_amn_fast_steps}
     methods |= {"SciPy sparse, 256 steps": with_scipy, "PyTorch sparse, 256 steps": with_torch_sparse}
     if torch.cuda.is_available():
@@ -144,7 +144,7 @@ def measure(size: tuple[int, int], maps: int, exact: np.ndarray, dense: bool, ro
 
 
 def measure_squaring(size: tuple[int, int], maps: int) -> dict:
-    matrix = torch.from_numpy(sparse_transition(picture(maps, *size)[1]).toarray())
+    matrix = torch.from_numpy(sparse_transition(make_maps(maps, *size)[1]).toarray())
     _, seconds, memory = timed(lambda: matrix @ matrix)
     row = {"size": f"{size[0]} x {size[1]}", "pixels": size[0] * size[1], "maps": maps, "method": "dense (published) ≈"}
     return row | {"seconds": seconds * EXP_TIMES, "mib": memory + matrix.numel() * 4 / MIB, "error": None}
@@ -205,7 +205,7 @@ def main() -> None:
     header = f"{date.today()}, {machine()}"
     rows: list[dict] = []
     for size in sizes:
-        x, edge = picture(1, *size)
+        x, edge = make_maps(1, *size)
         exact = reference.walk(x, edge, exp_times=EXP_TIMES)[0]
         pixels = size[0] * size[1]
         counts = list(map(int, options.maps.split(",")))

@@ -12,7 +12,7 @@ import re
 import subprocess
 import sys
 
-from bench_dense_crf import label_map, picture
+from bench_dense_crf import label_map, make_image
 
 from amn_fast.ops.dense_crf import DenseCRF, unary_from_labels
 
@@ -27,7 +27,7 @@ COUNTS = {
 
 def infer(labels: int, iterations: int) -> None:
     unary = unary_from_labels(label_map(labels, *SIZE), labels, 0.7, zero_unsure=False)
-    DenseCRF(picture("photo", *SIZE), threads=1).marginals(unary, iterations)
+    DenseCRF(make_image("photo", *SIZE), threads=1).marginals(unary, iterations)
 
 
 def counted(labels: int, iterations: int) -> list[int]:

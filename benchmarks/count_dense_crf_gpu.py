@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from bench_dense_crf import label_map, picture
+from bench_dense_crf import label_map, make_image
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "kernels" / "dense_crf"))
 from harness import HarnessLauncher, build, signatures
@@ -30,7 +30,7 @@ from amn_fast.kernels.dense_crf import cuda
 from amn_fast.ops.dense_crf import unary_from_labels
 
 SECTOR = 32
-CASES = (  # labels, height, width, the goal in ms a picture
+CASES = (  # labels, height, width, the goal in ms per image
     (2, 375, 500, None),
     (3, 375, 500, 1.0),
     (21, 375, 500, 3.0),
@@ -218,8 +218,8 @@ def count(inner: cuda.Launcher, images: list[torch.Tensor], unaries: list[torch.
 def problem(
     labels: int, height: int, width: int, seed: int = 0, noise: float = 0.0
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The photograph, moved and mirrored by the seed, with noise of that deviation, and energies of a label map."""
-    image = np.roll(picture("photo", height, width), (37 * seed, 61 * seed), (0, 1))[:, :: -1 if seed % 2 else 1]
+    """The photograph, moved and flipped by the seed, with noise of that sigma, and energies of a label map."""
+    image = np.roll(make_image("photo", height, width), (37 * seed, 61 * seed), (0, 1))[:, :: -1 if seed % 2 else 1]
     if noise:
         image = (image + np.random.default_rng(seed).normal(0, noise, image.shape)).clip(0, 255).astype(np.uint8)
     energies = unary_from_labels(label_map(labels, height, width, seed), labels, 0.7, zero_unsure=False)

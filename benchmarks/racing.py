@@ -56,7 +56,7 @@ class Row:
     ours_mib: float | None
     error: float
     bandwidth: float | None = None
-    """Achieved bytes per second of ours over those of a copy in the same run; CUDA only."""
+    """Achieved bytes per second of our kernel over those of a copy in the same run; CUDA only."""
 
 
 @dataclass

@@ -95,7 +95,7 @@ def test_against_logits_on_disk(race, profile, tmp_path, processes):
         jobs = [(logits_folder / f"{id}.npy", tmp_path / "images" / f"{id}.png") for id in dataset.ids]
         masks, confusion = list(processes.map(labels_of_logits, jobs)), Confusion(classes)
         for id, mask in zip(dataset.ids, masks, strict=True):
-            confusion.add(mask, dataset.truth(id))
+            confusion.add(mask, dataset.ground_truth(id))
         return confusion.scores(absent="skip").miou, masks
 
     image = photo(*CROP)

@@ -68,7 +68,7 @@ def small_labels(maps: list, size: tuple[int, int], valid: list, labels: torch.T
 
 
 def combined(stages: Stages, image: np.ndarray) -> list[np.ndarray]:
-    """The same steps with every operation of ours replaced; the networks are the same."""
+    """The same steps with every operation of amn_fast replaced; the networks are the same."""
     replaced = [
         (cam, "merge_cam", published_cam),
         (amn, "merge_amn", small_labels),

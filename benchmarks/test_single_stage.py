@@ -30,7 +30,7 @@ def one_thread():
     torch.set_num_threads(before)
 
 
-def pictures(count: int, height: int, width: int) -> Tensor:
+def make_images(count: int, height: int, width: int) -> Tensor:
     """(count, 3, height, width) float32 in 0..255."""
     return torch.stack([torch.from_numpy(photo(height, width, 40 * i)).permute(2, 0, 1).float() for i in range(count)])
 
@@ -86,7 +86,7 @@ def published_energy(images: Tensor, maps: Tensor, region: Tensor, labels: Tenso
 @pytest.mark.parametrize("channels", [21, pytest.param(81, marks=pytest.mark.full)])
 def test_dense_energy_loss(race, profile, channels):
     side = 32 if profile == "quick" else 448
-    images = pictures(2, side, side)
+    images = make_images(2, side, side)
     maps = torch.from_numpy(np.stack([smooth_maps(channels, side, side, seed) for seed in (0, 1)])).softmax(1)
     labels = torch.randint(0, channels, (2, side, side), generator=torch.Generator().manual_seed(0))
     labels[:, : side // 4] = 255
@@ -121,7 +121,7 @@ CASES = [(2, 21, 128), (1, 3, 224), pytest.param(2, 21, 512, marks=pytest.mark.f
 @pytest.mark.parametrize(("count", "channels", "side"), CASES)
 def test_pixel_adaptive_refinement(race, profile, kind, count, channels, side):
     side = 24 if profile == "quick" else side
-    image = pictures(count, side, side) / 255
+    image = make_images(count, side, side) / 255
     mask = torch.from_numpy(np.stack([smooth_maps(channels, side, side, seed) for seed in range(count)]))
 
     def ours() -> Tensor:

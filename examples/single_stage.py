@@ -6,7 +6,7 @@ Before:                                                After:
         DenseEnergyLoss, get_energy_loss)
 
 This loop stands in for them: a small network, image-level labels, PAR on its activations, and the dense energy loss. It
-runs on amn_fast's kernels and on its reference implementations, which compute what the published code computes.
+runs on amn_fast's kernels and on its reference implementations, which compute what the code of the papers computes.
 """
 
 import time

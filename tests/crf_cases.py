@@ -64,7 +64,7 @@ def seed_case(name):
 
 
 def smooth_unary(labels, height, width, seed=0):
-    """Energies of blobs: random numbers on a coarse grid, enlarged."""
+    """Energies of blobs: random numbers on a coarse grid, upsampled."""
     coarse = np.random.default_rng(seed).random((labels, -(-height // 8), -(-width // 8)))
     return (4 * coarse.repeat(8, axis=1).repeat(8, axis=2)[:, :height, :width]).astype(np.float32)
 

@@ -13,24 +13,24 @@ from amn_fast.metrics import ActivationHistogram, Confusion, ThresholdCurve
 def random_masks(seed: int, n_classes: int = 4, size: tuple[int, int] = (13, 17)) -> tuple[np.ndarray, np.ndarray]:
     """A prediction and a ground truth that agree in part, both with some 255."""
     rng = np.random.default_rng(seed)
-    truth = rng.integers(0, n_classes + 1, size).astype(np.uint8)
-    prediction = np.where(rng.random(size) < 0.6, truth, rng.integers(0, n_classes + 1, size)).astype(np.uint8)
-    truth[rng.random(size) < 0.1] = 255
+    ground_truth = rng.integers(0, n_classes + 1, size).astype(np.uint8)
+    prediction = np.where(rng.random(size) < 0.6, ground_truth, rng.integers(0, n_classes + 1, size)).astype(np.uint8)
+    ground_truth[rng.random(size) < 0.1] = 255
     prediction[rng.random(size) < 0.2] = 255
-    return prediction, truth
+    return prediction, ground_truth
 
 
 def random_activations(
     seed: int, n_classes: int = 4, n_keys: int = 2, size: tuple[int, int] = (13, 17), dtype=np.float32
 ):
-    """Activations, keys and truth; many activations lie exactly on a threshold, some tie."""
+    """Activations, keys and ground truth; many activations lie exactly on a threshold, some tie."""
     rng = np.random.default_rng(seed)
     keys = 1 + rng.permutation(n_classes)[:n_keys]
     activations = rng.random((n_keys, *size))
     on_grid = rng.random(activations.shape) < 0.5
     activations[on_grid] = np.rint(activations[on_grid] * 100) / 100
-    truth = rng.choice([0, 0, *keys, 1 + rng.integers(n_classes), 255], size).astype(np.uint8)
-    return activations.astype(dtype), keys, truth
+    ground_truth = rng.choice([0, 0, *keys, 1 + rng.integers(n_classes), 255], size).astype(np.uint8)
+    return activations.astype(dtype), keys, ground_truth
 
 
 def argmax_with_background(activations: np.ndarray, keys: np.ndarray, threshold: float) -> np.ndarray:
@@ -39,14 +39,16 @@ def argmax_with_background(activations: np.ndarray, keys: np.ndarray, threshold:
     return np.array([0, *keys])[np.concatenate([background, activations]).argmax(0)]
 
 
-def slow_iou(prediction: np.ndarray, truth: np.ndarray, n_classes: int, unknown: str, absent: str) -> list[float]:
+def slow_iou(
+    prediction: np.ndarray, ground_truth: np.ndarray, n_classes: int, unknown: str, absent: str
+) -> list[float]:
     """IoU of each class, from sets of pixels; NaN where the class does not count."""
-    counts = truth != 255
+    counts = ground_truth != 255
     if unknown == "ignore":
         counts &= prediction != 255
     result = []
     for label in range(n_classes + 1):
-        is_true, is_predicted = (truth == label) & counts, (prediction == label) & counts
+        is_true, is_predicted = (ground_truth == label) & counts, (prediction == label) & counts
         union = (is_true | is_predicted).sum()
         left_out = not union or (absent == "skip" and not is_true.any())
         result.append(math.nan if left_out else (is_true & is_predicted).sum() / union)
@@ -58,11 +60,11 @@ def test_iou_is_that_of_the_definition():
         for unknown in ["wrong", "ignore"]:
             images = [random_masks(seed) for seed in range(3)]
             confusion = Confusion(6)  # classes 5 and 6 are absent from everything
-            for prediction, truth in images:
+            for prediction, ground_truth in images:
                 prediction[prediction == 4] = 5  # and class 5 is predicted but never true, 4 true but never predicted
-                confusion.add(prediction, truth)
-            prediction, truth = (np.concatenate([pair[side] for pair in images]) for side in (0, 1))
-            expected = slow_iou(prediction, truth, 6, unknown, absent)
+                confusion.add(prediction, ground_truth)
+            prediction, ground_truth = (np.concatenate([pair[side] for pair in images]) for side in (0, 1))
+            expected = slow_iou(prediction, ground_truth, 6, unknown, absent)
             scores = confusion.scores(unknown, absent)
             np.testing.assert_allclose(scores.iou, expected, rtol=1e-14)
             assert scores.miou == pytest.approx(np.nanmean(expected), rel=1e-14)
@@ -72,10 +74,10 @@ def test_iou_is_that_of_the_definition():
 
 
 def test_a_case_done_by_hand():
-    truth = np.array([[0, 0, 1, 1], [1, 1, 2, 255]])
+    ground_truth = np.array([[0, 0, 1, 1], [1, 1, 2, 255]])
     prediction = np.array([[0, 1, 1, 1], [255, 0, 2, 1]])
     confusion = Confusion(2)
-    confusion.add(prediction, truth)
+    confusion.add(prediction, ground_truth)
     assert confusion.counts.tolist() == [[1, 1, 0, 0], [1, 2, 0, 1], [0, 0, 1, 0]]
     wrong = confusion.scores("wrong")
     assert wrong.iou == pytest.approx([1 / 3, 2 / 5, 1])
@@ -89,20 +91,21 @@ def test_a_case_done_by_hand():
 
 
 def test_perfect_masks_score_one_whatever_the_truth_leaves_unknown():
-    truth = np.array([[0, 0, 1], [1, 255, 255]], np.uint8)
+    ground_truth = np.array([[0, 0, 1], [1, 255, 255]], np.uint8)
     confusion = Confusion(1)
-    confusion.add(np.array([[0, 0, 1], [1, 0, 1]], np.uint8), truth)
+    confusion.add(np.array([[0, 0, 1], [1, 0, 1]], np.uint8), ground_truth)
     assert confusion.scores().miou == 1
 
 
 def test_minus_one_in_signed_arrays_is_unknown():
-    prediction, truth = random_masks(1)
+    prediction, ground_truth = random_masks(1)
     unsigned, signed = Confusion(4), Confusion(4)
-    unsigned.add(prediction, truth)
+    unsigned.add(prediction, ground_truth)
     for dtype in (np.int16, np.int64):
         signed.counts[:] = 0
         signed.add(
-            np.where(prediction == 255, -1, prediction.astype(dtype)), np.where(truth == 255, -1, truth.astype(dtype))
+            np.where(prediction == 255, -1, prediction.astype(dtype)),
+            np.where(ground_truth == 255, -1, ground_truth.astype(dtype)),
         )
         assert (signed.counts == unsigned.counts).all()
     assert unsigned.counts[:, -1].any()
@@ -130,10 +133,10 @@ def test_nothing_counted_is_none_and_not_a_number():
 
 def test_layout_does_not_matter():
     for change in [np.asfortranarray, lambda a: a[::-1, ::-1], lambda a: np.repeat(a, 2, 1)[:, ::2]]:
-        prediction, truth = random_masks(2)
+        prediction, ground_truth = random_masks(2)
         contiguous, other = Confusion(4), Confusion(4)
-        contiguous.add(np.ascontiguousarray(change(prediction)), np.ascontiguousarray(change(truth)))
-        read_only = change(truth)
+        contiguous.add(np.ascontiguousarray(change(prediction)), np.ascontiguousarray(change(ground_truth)))
+        read_only = change(ground_truth)
         read_only.flags.writeable = False
         other.add(change(prediction), read_only)
         assert (contiguous.counts == other.counts).all()
@@ -167,13 +170,13 @@ def test_curve_is_the_confusion_at_each_threshold():
                 curve = ThresholdCurve(4, thresholds)
                 images = [random_activations(seed, n_keys=n_keys, dtype=dtype) for seed in range(2)]
                 images.append(random_activations(9, n_keys=3, dtype=dtype))
-                for picture in images:
-                    curve.add(*picture)
+                for image in images:
+                    curve.add(*image)
                 result = curve.result()
                 for index, threshold in enumerate(curve.thresholds):
                     confusion = Confusion(4)
-                    for activations, keys, truth in images:
-                        confusion.add(argmax_with_background(activations, keys, threshold), truth)
+                    for activations, keys, ground_truth in images:
+                        confusion.add(argmax_with_background(activations, keys, threshold), ground_truth)
                     expected = confusion.scores()
                     np.testing.assert_array_equal(result.iou[index], expected.iou)
                     assert curve.scores(threshold).to_json() == expected.to_json()
@@ -191,9 +194,9 @@ def test_an_activation_equal_to_the_threshold_is_background():
 def test_figures_of_a_curve_done_by_hand():
     # Three of ten pixels are foreground; the threshold separates them from the rest where .30 <= t < .55.
     activations = np.array([[[0.6, 0.6, 0.55, 0.3, 0.1, 0.1, 0.1, 0.1, 0.1, 0.1]]])
-    truth = np.array([[1, 1, 1, 0, 0, 0, 0, 0, 0, 0]])
+    ground_truth = np.array([[1, 1, 1, 0, 0, 0, 0, 0, 0, 0]])
     curve = ThresholdCurve(1)
-    curve.add(activations, [1], truth)
+    curve.add(activations, [1], ground_truth)
     result = curve.result()
     assert result.miou[[0, 10, 30, 55, 60]] == pytest.approx(
         [(0 + 3 / 10) / 2, (6 / 7 + 3 / 4) / 2, 1, (7 / 8 + 2 / 3) / 2, (7 / 10 + 0) / 2]
@@ -253,12 +256,12 @@ def test_histogram_of_a_case_done_by_hand():
 
 
 def test_histogram_follows_the_pixels():
-    activations, keys, truth = random_activations(3, n_keys=3, size=(40, 50))
+    activations, keys, ground_truth = random_activations(3, n_keys=3, size=(40, 50))
     histogram = ActivationHistogram(4)
-    histogram.add(activations, keys, truth)
+    histogram.add(activations, keys, ground_truth)
     result = histogram.result()
-    own = np.concatenate([activations[k][truth == key] for k, key in enumerate(keys)]).astype(float)
-    background = activations.max(0)[truth == 0].astype(float)
+    own = np.concatenate([activations[k][ground_truth == key] for k, key in enumerate(keys)]).astype(float)
+    background = activations.max(0)[ground_truth == 0].astype(float)
     assert result.foreground.sum() == len(own)
     assert result.background.sum() == len(background)
     assert result.foreground_mean == pytest.approx(own.mean(), abs=5e-4)
@@ -275,7 +278,7 @@ def test_an_empty_histogram_is_none():
 
 
 def test_bad_masks_are_refused_and_nothing_is_counted():
-    for prediction, truth, message in [
+    for prediction, ground_truth, message in [
         (np.zeros((3, 4), int), np.zeros((4, 3), int), r"prediction is 3 x 4 pixels .* ground truth is 4 x 3"),
         (np.array([[4]]), np.array([[0]]), r"the prediction has id 4, expected 0 to 3, or 255"),
         (np.array([[0, 0]]), np.array([[77, 254]]), r"the ground truth has ids 77, 254, expected 0 to 3, or 255"),
@@ -287,12 +290,12 @@ def test_bad_masks_are_refused_and_nothing_is_counted():
     ]:
         confusion = Confusion(3)
         with pytest.raises(InputError, match=message):
-            confusion.add(prediction, truth)
+            confusion.add(prediction, ground_truth)
         assert not confusion.counts.any()
 
 
 def test_bad_activations_are_refused_and_nothing_is_counted():
-    for activations, keys, truth, message in [
+    for activations, keys, ground_truth, message in [
         (np.zeros((1, 2, 3)), [1], np.zeros((3, 2), int), r"activations are 2 x 3 pixels .* ground truth is 3 x 2"),
         (np.zeros((1, 2, 3)), [1, 2], np.zeros((2, 3), int), r"one label id for each of the 1 maps"),
         (np.zeros((1, 2, 3)), [0], np.zeros((2, 3), int), r"keys are \[0\], expected label ids from 1 to 3"),
@@ -319,7 +322,7 @@ def test_bad_activations_are_refused_and_nothing_is_counted():
         for kind in [ThresholdCurve, ActivationHistogram]:
             metric = kind(3)
             with pytest.raises(InputError, match=message):
-                metric.add(activations, keys, truth)
+                metric.add(activations, keys, ground_truth)
             assert metric.to_json() == kind(3).to_json()
 
 

@@ -80,9 +80,9 @@ def test_names_that_look_like_markup(tmp_path):
 
     for id in IDS[:2]:
         write_mask(data / "masks" / f"{id}.png", np.eye(64, 72, dtype=np.uint8))
-    truth = ("--set", "data.options.masks=masks")
-    assert "my [bold]set, scored on 2 of 4 images" in command("run", config, *truth)
-    assert "[run]/report.html" in command("report", config, *truth)
+    ground_truth = ("--set", "data.options.masks=masks")
+    assert "my [bold]set, scored on 2 of 4 images" in command("run", config, *ground_truth)
+    assert "[run]/report.html" in command("report", config, *ground_truth)
     assert "4 masks in" in command("check-masks", config, tmp_path / "[run]" / "masks")
     (tmp_path / "[run]" / "masks" / f"{IDS[0]}.png").unlink()
     assert IDS[0] in command("check-masks", config, tmp_path / "[run]" / "masks", status=1)

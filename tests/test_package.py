@@ -33,7 +33,7 @@ from amn_fast.ops.random_walk import random_walk
 rng = np.random.default_rng(0)
 image = rng.integers(0, 256, (24, 32, 3), np.uint8)
 seed = refine_seed(image, rng.random((2, 24, 32), np.float32), [1, 3], fg=0.6, bg=0.3)
-walked = random_walk(rng.random((2, 6, 8), np.float32), rng.random((6, 8), np.float32))
+propagated = random_walk(rng.random((2, 6, 8), np.float32), rng.random((6, 8), np.float32))
 """
 
 
@@ -132,7 +132,7 @@ def test_what_an_import_loads():
 
 def test_the_light_part_works_where_nothing_else_is_installed():
     blocked = f"import sys\nfor name in {sorted(HEAVY)}: sys.modules[name] = None\n"
-    done = python(blocked + WORK + "print(seed.shape, walked.shape)")
+    done = python(blocked + WORK + "print(seed.shape, propagated.shape)")
     assert done.returncode == 0, done.stderr
     assert done.stdout.split("\n")[0] == "(24, 32) (2, 6, 8)"
 
@@ -288,7 +288,7 @@ def test_without_a_compiler_everything_runs_on_the_references(without_compiler, 
         without_compiler,
         WORK
         + "import amn_fast; print(native, amn_fast.__file__); print(amn_fast.info())\n"
-        + f"np.savez({str(answers)!r}, seed=seed, walked=walked)",
+        + f"np.savez({str(answers)!r}, seed=seed, propagated=propagated)",
     ).splitlines()
     assert printed[0] == f"None {without_compiler / 'amn_fast' / '__init__.py'}"
     (cpu,) = (line for line in printed if line.startswith("backend cpu: "))
@@ -303,10 +303,10 @@ def test_without_a_compiler_everything_runs_on_the_references(without_compiler, 
     rng = np.random.default_rng(0)
     image = rng.integers(0, 256, (24, 32, 3), np.uint8)
     seed = refine_seed(image, rng.random((2, 24, 32), np.float32), [1, 3], fg=0.6, bg=0.3)
-    walked = random_walk(rng.random((2, 6, 8), np.float32), rng.random((6, 8), np.float32))
+    propagated = random_walk(rng.random((2, 6, 8), np.float32), rng.random((6, 8), np.float32))
     with np.load(answers) as found:
         assert (found["seed"] == seed).mean() > 0.99
-        np.testing.assert_allclose(found["walked"], walked, rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(found["propagated"], propagated, rtol=1e-4, atol=1e-5)
 
 
 def make_targets() -> set[str]:

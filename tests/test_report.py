@@ -110,10 +110,10 @@ class Squares:
         return np.random.default_rng(int(id[1:])).integers(0, 256, (*self.size, 3), dtype=np.uint8)
 
     def ground_truth(self, id):
-        truth = np.zeros(self.size, np.uint8)
-        truth[10:30, 20:50] = 1
-        truth[10:11, 20:50] = 255
-        return truth if id in self.with_truth and "truth" not in self.missing else None
+        ground_truth = np.zeros(self.size, np.uint8)
+        ground_truth[10:30, 20:50] = 1
+        ground_truth[10:11, 20:50] = 255
+        return ground_truth if id in self.with_truth and "truth" not in self.missing else None
 
     def mask(self, id):
         mask = np.zeros(self.size, np.uint8)
@@ -149,17 +149,17 @@ def measured(images: Squares, classes: tuple[str, ...] = ("cat", "cup")) -> dict
     for id in images.ids:
         for key, label_map in (("refined_seed", images.seed(id)), ("mask", images.mask(id))):
             maps[key].add(label_map, shown)
-        truth = images.ground_truth(id)
-        if truth is None:
+        ground_truth = images.ground_truth(id)
+        if ground_truth is None:
             continue
         for key in ("cam", "amn"):
             activation = getattr(images, key)(id)[None]
-            curves[key].add(activation, [1], truth)
-            histograms[key].add(activation, [1], truth)
-        masks.add(images.mask(id), truth)
-        seeds.add(images.seed(id), truth)
+            curves[key].add(activation, [1], ground_truth)
+            histograms[key].add(activation, [1], ground_truth)
+        masks.add(images.mask(id), ground_truth)
+        seeds.add(images.seed(id), ground_truth)
         alone = Confusion(n_classes)
-        alone.add(images.mask(id), truth)
+        alone.add(images.mask(id), ground_truth)
         per_picture[id] = alone.scores().to_json()["miou"]
     counts = {"images": len(images.ids), "scored": len(per_picture)}
     metrics: dict = {
@@ -274,12 +274,12 @@ def test_images_with_the_best_and_the_worst_masks_are_shown(page):
 
 
 def test_masks_and_activations_are_drawn_in_their_colours(page, squares, tmp_path):
-    mask, truth = page.drawn("Mask of p02"), page.drawn("Ground truth of p02")
+    mask, ground_truth = page.drawn("Mask of p02"), page.drawn("Ground truth of p02")
     assert mask.shape == (*squares.size, 4)
     assert mask[20, 40].tolist() == [0, 0, 128, 175]  # class 1 of VOC, blue green red alpha
     assert mask[0, 0].tolist() == [0, 0, 0, 115]
     assert (mask[squares.mask("p02") == 1] == mask[20, 40]).all()
-    unknown = truth[10, 20:50]
+    unknown = ground_truth[10, 20:50]
     assert len(np.unique(unknown, axis=0)) == 2  # hatched
     assert (np.ptp(unknown[:, :3].astype(int), axis=1) == 0).all()  # in greys
     assert unknown[:, :3].min() > 128

@@ -45,11 +45,11 @@ probabilities = rng.dirichlet(np.ones(4), (61, 83)).transpose(2, 0, 1)
 marginals = dense_crf(image, -np.log(probabilities + 1e-6).astype(np.float32))
 activations = rng.random((2, 61, 83), dtype=np.float32)
 seed = refine_seed(image, activations, [3, 7], fg=0.6, bg=0.3)
-walked = random_walk(activations[:, ::4, ::4].copy(), rng.random((16, 21), dtype=np.float32))
+propagated = random_walk(activations[:, ::4, ::4].copy(), rng.random((16, 21), dtype=np.float32))
 json.dump({
     "import_seconds": seconds, "numpy": np.__version__, "file": amn_fast.__file__,
     "instruction_sets": native.compiled_instruction_sets(),
-    "marginals": marginals.ravel().tolist(), "seed": seed.ravel().tolist(), "walked": walked.ravel().tolist(),
+    "marginals": marginals.ravel().tolist(), "seed": seed.ravel().tolist(), "propagated": propagated.ravel().tolist(),
 }, sys.stdout)
 """
 
@@ -71,7 +71,7 @@ def difference(first: dict, second: dict) -> float:
     """The largest difference of two installations' numbers; seeds must be identical."""
     if first["seed"] != second["seed"]:
         sys.exit("the seeds differ from the source build's")
-    pairs = [pair for key in ("marginals", "walked") for pair in zip(first[key], second[key], strict=True)]
+    pairs = [pair for key in ("marginals", "propagated") for pair in zip(first[key], second[key], strict=True)]
     return max(abs(a - b) for a, b in pairs)
 
 

@@ -202,7 +202,7 @@ def _find_masks(found: Found) -> None:
             dataset = open_folder(found.root, **found.options | {"masks": name})
             with_mask = [id for id in dataset.ids if (found.root / name / f"{id}.png").is_file()]
             for id in with_mask[:MASKS_READ]:
-                dataset.truth(id)
+                dataset.ground_truth(id)
         except InputError as error:
             found.remarks.append(f"not used: {error}")
             continue

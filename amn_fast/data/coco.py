@@ -140,10 +140,10 @@ def open_coco(
     images = _find_images(root, folder, found.file_names)
     chosen = _read_list(root / ids, found.file_names) if ids else tuple(sorted(found.file_names))
     table = open_labels(root / labels, found.classes, foreground=foreground) if labels else found.labels()
-    truth: GroundTruth = InstanceMasks(found, images)
+    ground_truth: GroundTruth = InstanceMasks(found, images)
     if masks:
-        truth = MaskFiles(root / masks, images, len(found.classes), foreground)
-    return CocoDataset(f"{root.name}-{split}", chosen, images, table, truth, found.category_ids)
+        ground_truth = MaskFiles(root / masks, images, len(found.classes), foreground)
+    return CocoDataset(f"{root.name}-{split}", chosen, images, table, ground_truth, found.category_ids)
 
 
 class CocoDataset(FileDataset):

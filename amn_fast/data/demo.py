@@ -94,7 +94,7 @@ def open_demo(root: Path | str, *, n: int = 100, seed: int = 0) -> FileDataset:
 
 
 def compose(index: int, seed: int = 0) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    """Picture `index` of the set of `seed`: (H, W, 3) uint8 and its mask, (H, W) uint8."""
+    """Image `index` of the set of `seed`: (H, W, 3) uint8 and its mask, (H, W) uint8."""
     rng = np.random.default_rng([seed, index])
     height, width = (int(side) for side in rng.integers(176, 225, 2))
     image = _background(rng, height, width)

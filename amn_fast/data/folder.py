@@ -164,8 +164,8 @@ def open_folder(
     found = find_images(root / images)
     table = open_labels(root / labels, read_classes(root / classes) if classes else None, foreground=foreground)
     chosen = _chosen(read_ids(root / ids), found) if ids else tuple(sorted(found))
-    truth = MaskFiles(root / masks, found, len(table.classes), foreground) if masks else None
-    return FileDataset(root.name, chosen, found, table, truth, None if ids else root / images)
+    ground_truth = MaskFiles(root / masks, found, len(table.classes), foreground) if masks else None
+    return FileDataset(root.name, chosen, found, table, ground_truth, None if ids else root / images)
 
 
 def _chosen(listed: Sequence[str], images: Mapping[str, Path]) -> tuple[str, ...]:

@@ -74,9 +74,9 @@ def take_inventory(
             positives += 0 if labels is None else labels
             if images and id not in absent:
                 dataset.image(id)
-            if masks and (truth := dataset.ground_truth(id)) is None:
+            if masks and (ground_truth := dataset.ground_truth(id)) is None:
                 missing["mask"].append(id)
-            elif masks and labels is not None and (extra := _beyond(truth, labels, dataset.classes)):
+            elif masks and labels is not None and (extra := _beyond(ground_truth, labels, dataset.classes)):
                 damaged[id] = f"the mask of {id!r} shows {extra}, which the image's labels lack"
         except InputError as error:
             damaged[id] = str(error)
@@ -85,9 +85,9 @@ def take_inventory(
     return Inventory(len(dataset.ids), expected, counted, missing, dataset.strays(), damaged, _doubtful(counted))
 
 
-def _beyond(truth: Any, labels: Any, classes: tuple[str, ...]) -> str:
+def _beyond(ground_truth: Any, labels: Any, classes: tuple[str, ...]) -> str:
     """The classes that a mask shows and the labels lack."""
-    shown = np.isin(np.arange(1, len(classes) + 1), truth)
+    shown = np.isin(np.arange(1, len(classes) + 1), ground_truth)
     return ", ".join(classes[index] for index in np.flatnonzero(shown & ~labels))
 
 

@@ -75,9 +75,9 @@ def open_voc(
     chosen = read_list(named_list if named_list.is_file() else root / ids, images)
     if masks in _NOT_IN_VOC and not (root / masks).is_dir():
         raise InputError(f"{root / masks}: there is no such folder of masks; {_NOT_IN_VOC[masks]}")
-    truth = MaskFiles(root / masks, images, len(names), foreground) if masks else None
+    ground_truth = MaskFiles(root / masks, images, len(names), foreground) if masks else None
     table = open_labels(root / labels, names, foreground=foreground)
-    return FileDataset(root.name, chosen, images, table, truth)
+    return FileDataset(root.name, chosen, images, table, ground_truth)
 
 
 def read_list(path: Path, images: Mapping[str, Path]) -> tuple[str, ...]:

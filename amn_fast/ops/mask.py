@@ -147,8 +147,8 @@ def sweep_scores(
         affinities = Affinities(edge, radius=radius, beta=beta, backend=backend)
         walks = affinities.walk(raised, list(exp_times), method=method, tolerance=tolerance, threads=threads)
         for times, walk in zip(exp_times, walks, strict=True):
-            for power, walked in zip(powers, np.split(walk, len(powers)), strict=True):
-                yield SweepPoint(beta, times, power, _normalised(walked, size, per_class))
+            for power, propagated in zip(powers, np.split(walk, len(powers)), strict=True):
+                yield SweepPoint(beta, times, power, _normalised(propagated, size, per_class))
 
 
 def upsample(maps: NDArray[np.float32], size: tuple[int, int], factor: int = FACTOR) -> NDArray[np.float32]:
@@ -210,8 +210,8 @@ def _raised(activations: NDArray[Any], power: float) -> NDArray[np.float32]:
     return raised
 
 
-def _normalised(walked: NDArray[np.float32], size: tuple[int, int], per_class: bool) -> Scores:
-    scores = upsample(walked, size)
+def _normalised(propagated: NDArray[np.float32], size: tuple[int, int], per_class: bool) -> Scores:
+    scores = upsample(propagated, size)
     if scores.size == 0:
         return scores
     top = scores.max(axis=(1, 2) if per_class else (0, 1, 2), keepdims=True)

@@ -10,7 +10,7 @@ from amn_fast.data.base import Dataset
 from amn_fast.pipeline.contents import digest
 from amn_fast.pipeline.folder import Workspace
 from amn_fast.pipeline.records import Inputs
-from amn_fast.pipeline.table import CLASSES, IMAGE, LABELS, MASK, STAGES, TRUSTED, TRUTH, Stage, producer
+from amn_fast.pipeline.table import CLASSES, GROUND_TRUTH, IMAGE, LABELS, MASK, STAGES, TRUSTED, Stage, producer
 
 FORMAT = 2
 """Raised when a stage computes something else than before under the same configuration."""
@@ -82,10 +82,10 @@ def inputs_of(work: Workspace, stage: Stage, id: str) -> Inputs:
         elif kind == TRUSTED:  # those that there are, so that a folder without any changes nothing
             masks = {one: file for one in ids if (file := work.trusted(one)) is not None}
             found |= {f"{TRUSTED}:{one}": work.contents.hash(file) for one, file in masks.items()}
-        elif kind in (IMAGE, LABELS, TRUTH, MASK):
+        elif kind in (IMAGE, LABELS, GROUND_TRUTH, MASK):
             for one in ids:
                 found[f"{kind}:{one}"] = _content(work, dataset, kind, one)
-            if kind == TRUTH:
+            if kind == GROUND_TRUTH:
                 found["rules of the ground truth"] = digest(_rules(work.config, evaluated))
         else:
             stage_before = producer(name)
@@ -172,7 +172,7 @@ def _output(name: str) -> tuple[str, str] | None:
 
 
 def _counted(kind: str, count: int) -> str:
-    if kind == TRUTH:
+    if kind == GROUND_TRUTH:
         return f"ground truth of {count} image{'s' * (count > 1)}"
     if kind == TRUSTED:
         return f"{count} trusted mask{'s' * (count > 1)}"

@@ -63,7 +63,7 @@ class Tally:
 class Item:
     """What is counted of one image."""
 
-    truth: NDArray[np.uint8]
+    ground_truth: NDArray[np.uint8]
     activations: dict[str, tuple[NDArray[np.float32], NDArray[np.uint8]]]
     label_maps: dict[str, NDArray[np.uint8]]
 
@@ -71,14 +71,14 @@ class Item:
 def count(tally: Tally, id: str, item: Item) -> None:
     """Add one image."""
     for name, (maps, keys) in item.activations.items():
-        tally.curves[name].add(maps, keys, item.truth)
+        tally.curves[name].add(maps, keys, item.ground_truth)
         if name in tally.histograms:
-            tally.histograms[name].add(maps, keys, item.truth)
+            tally.histograms[name].add(maps, keys, item.ground_truth)
     for name, label_map in item.label_maps.items():
-        tally.confusions[name].add(label_map, item.truth)
+        tally.confusions[name].add(label_map, item.ground_truth)
     if len(item.activations["mask"][1]):  # an image without any class is right by definition: not a best mask
         single = Confusion(tally.n_classes)
-        single.add(item.label_maps["mask"], item.truth)
+        single.add(item.label_maps["mask"], item.ground_truth)
         tally.per_picture[id] = round(single.scores().miou, 6)
     tally.scored += 1
 
@@ -110,8 +110,8 @@ def evaluate(work: Workspace, new: Callable[[Path], Path]) -> None:
 
     def one(id: str) -> None:
         label_maps = {name: read_mask(work.item(folder, id)) for name, folder in LABEL_MAPS.items()}
-        truth, labels = dataset.truth(id), dataset.labels(id)
-        item = None if truth is None else _read(work, id, truth, label_maps)
+        ground_truth, labels = dataset.ground_truth(id), dataset.labels(id)
+        item = None if ground_truth is None else _read(work, id, ground_truth, label_maps)
         with lock:
             for name, label_map in label_maps.items():
                 tally.label_maps[name].add(label_map, labels)
@@ -153,22 +153,22 @@ def _times(work: Workspace) -> dict[str, Any]:
     return {name: record.measured if record else {} for name, record in records.items()}
 
 
-def _read(work: Workspace, id: str, truth: NDArray[np.uint8], label_maps: dict[str, NDArray[np.uint8]]) -> Item:
+def _read(work: Workspace, id: str, ground_truth: NDArray[np.uint8], label_maps: dict[str, NDArray[np.uint8]]) -> Item:
     activations = {}
     for name in ACTIVATIONS:
         found = read_activations(work.item(name, id))
         activations[name] = (found.full, found.keys)
-        _same_size(work.item(name, id), found.size, id, truth)
+        _same_size(work.item(name, id), found.size, id, ground_truth)
     propagated = mask.scores(found, read_edge(work.item("edge", id)), work.config.mask)
     activations["mask"] = (propagated, found.keys)
     for name, folder in LABEL_MAPS.items():
-        _same_size(work.item(folder, id), label_maps[name].shape, id, truth)
-    return Item(truth, activations, label_maps)
+        _same_size(work.item(folder, id), label_maps[name].shape, id, ground_truth)
+    return Item(ground_truth, activations, label_maps)
 
 
-def _same_size(path: Path, size: tuple[int, ...], id: str, truth: NDArray[np.uint8]) -> None:
-    if size != truth.shape:
-        raise InputError(f"{path} is {size}, but the ground truth of {id} is {truth.shape} (height, width)")
+def _same_size(path: Path, size: tuple[int, ...], id: str, ground_truth: NDArray[np.uint8]) -> None:
+    if size != ground_truth.shape:
+        raise InputError(f"{path} is {size}, but the ground truth of {id} is {ground_truth.shape} (height, width)")
 
 
 def environment() -> dict[str, str]:

@@ -97,7 +97,7 @@ def _segmented(work: Workspace, record: dict[str, Any]) -> list[Segmented]:
             id,
             dataset.image(id),
             {key: read_mask(path) for key, name in NAMES.items() if (path := folder / name / f"{id}.png").exists()},
-            dataset.truth(id),
+            dataset.ground_truth(id),
             miou,
         )
         for id, miou in record["shown"].items()
@@ -115,7 +115,7 @@ class RunImages:
         return self._work.dataset.image(id)
 
     def ground_truth(self, id: str) -> NDArray[np.uint8] | None:
-        return self._work.dataset.truth(id)
+        return self._work.dataset.ground_truth(id)
 
     def cam(self, id: str) -> NDArray[np.float32] | None:
         return self._largest("cam", id)

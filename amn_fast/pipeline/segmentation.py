@@ -62,7 +62,7 @@ class _Results:
 
     def add(self, id: str, image: NDArray[np.uint8], probabilities: NDArray[np.float32]) -> None:
         with naming_image(id):
-            truth = self.dataset.truth(id)
+            ground_truth = self.dataset.ground_truth(id)
             labels = {"without_crf": probabilities.argmax(0).astype(np.uint8)}
             if self.settings.crf:
                 labels["with_crf"] = seg.crf_labels(image, probabilities, self.settings)
@@ -72,15 +72,15 @@ class _Results:
             if id in self.shown:
                 for name, mask in labels.items():
                     write_mask(self.new(self.shown_folder / NAMES[name] / f"{id}.png"), mask)
-            if truth is None:
+            if ground_truth is None:
                 return
             if id in self.shown:
                 single = Confusion(len(self.dataset.classes))
-                single.add(last, truth)
+                single.add(last, ground_truth)
                 self.shown[id] = round(single.scores().miou, 6)
             with self._lock:
                 for name, confusion in self.confusions.items():
-                    confusion.add(labels[name], truth)
+                    confusion.add(labels[name], ground_truth)
                 self.scored += 1
 
     def scores(self) -> dict[str, Any]:

@@ -51,14 +51,14 @@ def run(
     lock, scored = threading.Lock(), []
 
     def one(id: str) -> None:
-        truth = work.dataset.truth(id)
-        if truth is None:
+        ground_truth = work.dataset.ground_truth(id)
+        if ground_truth is None:
             return
         found = read_strided(work.item("amn", id))
         points = sweep_scores(
             found.strided,
             read_edge(work.item("edge", id)),
-            (truth.shape[0], truth.shape[1]),
+            (ground_truth.shape[0], ground_truth.shape[1]),
             betas=betas,
             exp_times=exp_times,
             powers=powers,
@@ -68,7 +68,7 @@ def run(
         )
         for point in points:
             with lock:
-                curves[Setting(point.beta, point.exp_times, point.power)].add(point.scores, found.keys, truth)
+                curves[Setting(point.beta, point.exp_times, point.power)].add(point.scores, found.keys, ground_truth)
         scored.append(id)
 
     for_each("sweep", work.dataset.ids, one, cores())

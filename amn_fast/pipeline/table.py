@@ -12,7 +12,7 @@ from typing import Any
 
 from amn_fast.errors import InputError
 
-IMAGE, LABELS, TRUTH, MASK, CLASSES = "image", "label", "ground truth", "mask", "class names"
+IMAGE, LABELS, GROUND_TRUTH, MASK, CLASSES = "image", "label", "ground truth", "mask", "class names"
 TRUSTED = "trusted mask"
 """Inputs from the data set; MASK is a file of the folder `train_seg.masks`, TRUSTED one of the folder `trusted`."""
 
@@ -159,7 +159,7 @@ STAGES: tuple[Stage, ...] = (
         "Score seeds and masks against ground truth and write the report.",
         "evaluation:evaluate",
         inputs=(
-            TRUTH, "cam/{id}.npz", "cam_seed/{id}.png", "amn/{id}.npz", "amn_seed/{id}.png", "edge/{id}.npz",
+            GROUND_TRUTH, "cam/{id}.npz", "cam_seed/{id}.png", "amn/{id}.npz", "amn_seed/{id}.png", "edge/{id}.npz",
             "masks/{id}.png",
         ),
         outputs=("evaluation.json",),
@@ -181,7 +181,7 @@ STAGES: tuple[Stage, ...] = (
         "eval-seg",
         "Score the segmentation network with and without CRF; write masks for a benchmark's server.",
         "segmentation:evaluate",
-        inputs=(f"evaluated {IMAGE}", f"evaluated {TRUTH}", "weights/seg.safetensors"),
+        inputs=(f"evaluated {IMAGE}", f"evaluated {GROUND_TRUTH}", "weights/seg.safetensors"),
         outputs=("segmentation.json", "segmentation_shown/", "segmentation/results/"),
         settings=("train_seg.backbone", "eval_seg"),
         scores=True,

@@ -65,7 +65,7 @@ def _crop(label: int, image: NDArray[Any], box: Sequence[int], value: int) -> Re
 def polygons(pixels: Bool) -> list[NDArray[np.intp]]:
     """One closed polygon for each 8-connected part of `pixels`: (N, 2) x, y of pixels on the outline.
 
-    A hole is joined to what lies left of it by a bridge, which runs over the object's own pixels and is walked twice.
+    A hole is joined to what lies left of it by a bridge, which runs over pixels of the object and is traversed twice.
     Filled with `cv2.fillPoly`, the polygons therefore give `pixels` again.
     """
     contours, hierarchy = cv2.findContours(pixels.astype(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)

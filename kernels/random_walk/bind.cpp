@@ -33,8 +33,8 @@ struct Stop {
     std::atomic<bool> flag{false};
 };
 
-py::array_t<float> walked(const Affinities& self, const Array<float>& x, const Array<double>& coefficients,
-                          bool chebyshev, int64_t threads, const std::string& instructions, Stop* stop) {
+py::array_t<float> propagated(const Affinities& self, const Array<float>& x, const Array<double>& coefficients,
+                              bool chebyshev, int64_t threads, const std::string& instructions, Stop* stop) {
     if (x.ndim() != 3 || x.shape(1) != self.height || x.shape(2) != self.width) {
         throw std::invalid_argument("x must be (K, h, w) with the edge map's h and w");
     }
@@ -66,7 +66,7 @@ void bind_random_walk(py::module_& m) {
     });
     py::class_<Affinities>(m, "WalkAffinities", "Affinities of one edge map, for any number of walks.")
         .def(py::init(&affinities), py::arg("edge"), py::arg("radius"), py::arg("beta"))
-        .def("walk", &walked, py::arg("x"), py::arg("coefficients"), py::arg("chebyshev"), py::arg("threads"),
+        .def("walk", &propagated, py::arg("x"), py::arg("coefficients"), py::arg("chebyshev"), py::arg("threads"),
              py::arg("instructions") = "", py::arg("stop") = nullptr,
              "x (K, h, w) times (1 - edge) and each polynomial of the transition matrix: (polynomials, K, h, w).")
         .def_property_readonly("nbytes", &bytes);

@@ -1,4 +1,4 @@
-"""Random changes depend on seed, epoch and picture alone, and a picture's labels move with its pixels."""
+"""Random changes depend on seed, epoch and image alone, and an image's labels move with its pixels."""
 
 import numpy as np
 import pytest
@@ -21,7 +21,7 @@ SIZES = [(1, 1), (20, 3000), (3000, 20), (97, 65), (48, 48), (47, 500)]
 
 
 def numbered(height, width):
-    """A picture whose pixels all differ, and labels that repeat them: where the two stay aligned, they stay equal."""
+    """An image whose pixels all differ, and labels that repeat them: where the two stay aligned, they stay equal."""
     labels = (np.arange(height * width).reshape(height, width) % 251).astype(np.uint8)
     return np.repeat(labels[..., None], 3, 2), labels
 
@@ -40,7 +40,7 @@ def test_labels_stay_on_their_pixels(size, crop):
         assert int(inside.sum()) == min(size[0], crop) * min(size[1], crop)
         for channel in square.round().to(torch.uint8):
             assert torch.equal(channel[inside], label_square[inside])
-        assert not square[:, ~inside].any()  # zeros, the mean colour of a normalised picture, fill up
+        assert not square[:, ~inside].any()  # zeros, the mean colour of a normalised image, fill up
 
 
 def test_the_crop_is_a_window_of_the_picture_or_of_its_mirror_image():
@@ -51,18 +51,18 @@ def test_the_crop_is_a_window_of_the_picture_or_of_its_mirror_image():
         _, square = flip_and_crop(AS_IS(image), labels, 32, item_generator(1, 0, index))
         square = square.numpy()
         windows = {
-            mirrored: [
+            flipped: [
                 (y, x)
                 for y in range(29)
                 for x in range(39)
-                if np.array_equal(labels[y : y + 32, x : x + 32], square[:, ::-1] if mirrored else square)
+                if np.array_equal(labels[y : y + 32, x : x + 32], square[:, ::-1] if flipped else square)
             ]
-            for mirrored in (False, True)
+            for flipped in (False, True)
         }
         assert len(windows[False]) + len(windows[True]) == 1
         seen.add((bool(windows[True]), *(windows[False] + windows[True])[0]))
-    assert {mirrored for mirrored, _, _ in seen} == {False, True}
-    assert len(seen) > 30  # places differ from picture to picture
+    assert {flipped for flipped, _, _ in seen} == {False, True}
+    assert len(seen) > 30  # places differ from image to image
 
 
 def test_every_place_of_crop_and_padding_can_be_drawn():
@@ -72,8 +72,8 @@ def test_every_place_of_crop_and_padding_can_be_drawn():
         _, square = flip_and_crop(AS_IS(image), labels, 32, item_generator(0, 0, index))
         columns = np.flatnonzero((square.numpy() != 255).any(0))
         assert len(columns) == 30
-        mirrored = int(square[0, columns[0]]) > int(square[0, columns[1]])
-        first = int(square[0, columns[-1 if mirrored else 0]])
+        flipped = int(square[0, columns[0]]) > int(square[0, columns[1]])
+        first = int(square[0, columns[-1 if flipped else 0]])
         places.add((int(columns[0]), first // 30))
     assert places == {(left, y) for left in range(3) for y in range(3)}
 
@@ -95,12 +95,12 @@ def test_crops_depend_on_seed_epoch_and_index_only():
 
 def test_the_mirror_image_is_drawn_half_of_the_time():
     image, labels = numbered(4, 32)
-    mirrored = 0
+    flipped = 0
     for index in range(400):
         _, square = flip_and_crop(AS_IS(image), labels, 32, item_generator(0, 0, index))
         row = int(np.flatnonzero((square.numpy() != 255).any(1))[0])
-        mirrored += int(square[row, 0]) > int(square[row, 1])
-    assert 150 < mirrored < 250  # five standard deviations
+        flipped += int(square[row, 0]) > int(square[row, 1])
+    assert 150 < flipped < 250  # five standard deviations
 
 
 def test_labels_may_be_missing():

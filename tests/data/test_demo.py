@@ -37,9 +37,9 @@ def test_truth_labels_and_masks_agree(hundred, tmp_path):
         write_mask(tmp_path / f"{id}.png", hundred.ground_truth(id))
     check_masks(tmp_path, hundred)
     for id in hundred.ids:
-        truth = hundred.ground_truth(id)
-        assert set(np.unique(truth)) <= {0, 1, 2, 3}
-        np.testing.assert_array_equal(np.isin([1, 2, 3], truth), hundred.labels(id))
+        ground_truth = hundred.ground_truth(id)
+        assert set(np.unique(ground_truth)) <= {0, 1, 2, 3}
+        np.testing.assert_array_equal(np.isin([1, 2, 3], ground_truth), hundred.labels(id))
 
 
 def test_each_class_is_frequent_and_a_few_images_are_empty(hundred):
@@ -54,9 +54,9 @@ def test_each_class_is_frequent_and_a_few_images_are_empty(hundred):
 
 def test_every_labelled_object_is_clearly_visible(hundred):
     for id in hundred.ids:
-        truth = hundred.ground_truth(id)
+        ground_truth = hundred.ground_truth(id)
         for label in np.flatnonzero(hundred.labels(id)) + 1:
-            assert np.mean(truth == label) > 0.02
+            assert np.mean(ground_truth == label) > 0.02
 
 
 def test_the_mask_is_where_the_image_differs_from_its_background():

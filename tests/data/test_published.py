@@ -18,7 +18,7 @@ from amn_fast.ops.mask import upsample  # noqa: E402
 
 
 def dictionary(classes=(3, 14), size=(9, 14), background=False, seed=0):
-    """What the published code saves: classes from 0, perhaps the background's channel first."""
+    """What IRN's and AMN's code saves: classes from 0, perhaps the background's channel first."""
     rng = np.random.default_rng(seed)
     channels = len(classes) + background
     return {
@@ -74,7 +74,7 @@ def test_an_image_without_class(tmp_path):
 
 
 def test_written_as_the_published_code_does(tmp_path):
-    """Read here by NumPy's own reader, as the published code reads it."""
+    """Read here by NumPy's own reader, as IRN's code reads it."""
     for background in [False, True]:
         before = read_published(saved(tmp_path / "a.npy", dictionary()))
         write_published(tmp_path / "b.npy", before, background=background)

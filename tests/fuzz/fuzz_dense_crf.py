@@ -24,7 +24,7 @@ def one(rng: np.random.Generator, folder: Path) -> None:
     height, width, labels = int(rng.integers(1, 25)), int(rng.integers(1, 25)), int(rng.choice([1, 2, 3, 5, 8, 21]))
     unary = energies(rng, labels, height * width)
     iterations = int(rng.integers(0, 8))
-    image = picture(rng, height, width)
+    image = random_image(rng, height, width)
     terms = [term(rng, image, labels) for _ in range(rng.integers(0, 3))]
     answers = [answer(backend, unary, terms, iterations, 1 + int(rng.integers(3))) for backend in BACKENDS]
     for other in answers[1:]:
@@ -58,7 +58,7 @@ def energies(rng: np.random.Generator, labels: int, points: int) -> Array:
     return unary if kind == 3 else unary.astype(np.float64).astype(np.float32, copy=False) if kind != 1 else unary
 
 
-def picture(rng: np.random.Generator, height: int, width: int) -> Array:
+def random_image(rng: np.random.Generator, height: int, width: int) -> Array:
     pixels = rng.integers(0, 256, (height, width, 3)).astype(np.uint8)
     if rng.random() < 0.3:
         pixels[:] = pixels[0, 0]

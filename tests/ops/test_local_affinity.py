@@ -48,11 +48,11 @@ if INTERPRETED:  # a step takes a second
 @pytest.mark.parametrize("kind", KINDS)
 def test_recorded_answers(kind, backend):
     golden = modern_cases.recorded(kind)
-    for name, pictures, maps, divisor, dilations, iterations in RECORDED:
-        if pictures == ["flat"]:
+    for name, images, maps, divisor, dilations, iterations in RECORDED:
+        if images == ["flat"]:
             image = torch.tensor(modern_cases.recorded("par")["picture_flat"]).permute(2, 0, 1)[None].float()
         else:
-            image = modern_cases.images(*pictures)
+            image = modern_cases.images(*images)
         mask = modern_cases.maps(*maps)
         mask = mask[:, :3] if "first3" in name else mask
         if kind == "par":

@@ -24,7 +24,7 @@ def test_the_sweep_scores_the_masks_that_the_stage_makes(finished, swept):
     dataset = open_dataset(finished.data.kind, finished.data.root, **finished.data.options)
     confusion = Confusion(len(dataset.classes))
     for id in dataset.ids:
-        confusion.add(read_mask(finished.run / "masks" / f"{id}.png"), dataset.truth(id))
+        confusion.add(read_mask(finished.run / "masks" / f"{id}.png"), dataset.ground_truth(id))
     at = round(finished.mask.background * 100)
     assert curve.miou[at] == pytest.approx(confusion.scores().miou, abs=1e-3)
 

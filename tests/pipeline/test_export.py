@@ -1,4 +1,4 @@
-"""A run's outputs in the published code's layout: what its steps read, and what comes back from there."""
+"""A run's outputs in the layout of IRN's and AMN's code: what their steps read, and what comes back from there."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""A folder of the published code takes the place of earlier stages."""
+"""A folder of a reference implementation takes the place of earlier stages."""
 
 import json
 import shutil
@@ -25,7 +25,7 @@ from .conftest import command, configure
 
 @pytest.fixture(scope="module")
 def published(finished, tmp_path_factory):
-    """What the finished run exports, and a random IRN, as the published code leaves them."""
+    """What the finished run exports, and a random IRN, as AMN's code leaves them."""
     folder = tmp_path_factory.mktemp("published")
     export(finished, folder)
     (folder / "sess").mkdir()

@@ -1,4 +1,4 @@
-"""eval-seg: scores against ones computed picture by picture, the server's masks, and what is kept of a result."""
+"""eval-seg: scores against ones computed image by image, the server's masks, and what is kept of a result."""
 
 import hashlib
 import json
@@ -58,7 +58,7 @@ def record(config):
 
 
 def expected_labels(config, dataset, mirror=False, window=None):
-    """(label map, label map after CRF) of each picture, one after the other."""
+    """(label map, label map after CRF) of each image, one after the other."""
     net = MultiScale(DeepLabV2(3, "efficientnet_lite0"), (0.5, 0.75))
     load_weights(config.run / "weights" / "seg.safetensors", net)
     net.eval()
@@ -70,24 +70,24 @@ def expected_labels(config, dataset, mirror=False, window=None):
 
 
 def miou(pairs, classes=4):
-    """Mean IoU over the classes that the truth shows."""
+    """Mean IoU over the classes that the ground truth shows."""
     table = np.zeros((classes, classes))
-    for labels, truth in pairs:
-        for right, mine in zip(truth[truth != 255], labels[truth != 255], strict=True):
+    for labels, ground_truth in pairs:
+        for right, mine in zip(ground_truth[ground_truth != 255], labels[ground_truth != 255], strict=True):
             table[right, mine] += 1
     shown = table.sum(1) > 0
     return (np.diag(table) / (table.sum(0) + table.sum(1) - np.diag(table)))[shown].mean()
 
 
 @pytest.mark.parametrize("mirror", [False, True])
-def test_scores_are_those_of_the_pictures_one_by_one(settings, mirror):
+def test_scores_are_those_of_the_images_one_by_one(settings, mirror):
     config, _ = settings(f"eval_seg.mirror={str(mirror).lower()}", "eval_seg.save_masks=true")
     assert evaluate(config)
     dataset = open_dataset(config.data.kind, config.data.root, **config.data.options)
     plain, refined = [], []
     for id, labels, after in expected_labels(config, dataset, mirror):
-        plain.append((labels, dataset.truth(id)))
-        refined.append((after, dataset.truth(id)))
+        plain.append((labels, dataset.ground_truth(id)))
+        refined.append((after, dataset.ground_truth(id)))
         saved = read_mask(config.run / "segmentation/results/VOC2012/Segmentation/comp6_test_cls" / f"{id}.png")
         np.testing.assert_array_equal(saved, after)
     found = record(config)
@@ -180,7 +180,7 @@ def coco(images, tmp_path):
     for number, id in enumerate(dataset.ids, 1):
         image = dataset.image(id)
         Image.fromarray(image).save(root / "val2014" / f"COCO_val2014_{number:012d}.png")
-        write_mask(root / "masks" / f"{number:012d}.png", dataset.truth(id))
+        write_mask(root / "masks" / f"{number:012d}.png", dataset.ground_truth(id))
         name = f"COCO_val2014_{number:012d}.png"
         images.append({"id": number, "file_name": name, "height": image.shape[0], "width": image.shape[1]})
     categories = [{"id": id, "name": name} for id, name in zip((2, 17, 90), dataset.classes, strict=True)]
@@ -269,7 +269,7 @@ def archive(images, tmp_path):
     """Masks that the server would take, and the set they are of."""
     dataset = open_dataset("folder", images, masks="masks", classes="classes.txt", ids="ids.txt")
     for id in dataset.ids:
-        write_mask(tmp_path / "archive" / f"{id}.png", dataset.truth(id))
+        write_mask(tmp_path / "archive" / f"{id}.png", dataset.ground_truth(id))
     segmentation.check_archive(tmp_path / "archive", dataset)
     return tmp_path / "archive", dataset
 

@@ -16,12 +16,12 @@ from amn_fast.config import Config
 from amn_fast.errors import InputError
 from amn_fast.pipeline.table import (
     CLASSES,
+    GROUND_TRUTH,
     IMAGE,
     LABELS,
     REPORT,
     STAGES,
     TRUSTED,
-    TRUTH,
     ancestors,
     producer,
     upstream,
@@ -34,9 +34,9 @@ def test_every_input_is_of_the_data_set_or_the_output_of_an_earlier_stage():
     written = set()
     for stage in STAGES:
         for name in stage.inputs:
-            assert name.removeprefix("evaluated ") in (IMAGE, LABELS, TRUTH, TRUSTED, CLASSES) or name in written, (
-                stage.name
-            )
+            assert (
+                name.removeprefix("evaluated ") in (IMAGE, LABELS, GROUND_TRUTH, TRUSTED, CLASSES) or name in written
+            ), stage.name
         assert not written.intersection(stage.outputs)
         assert stage.per_image == any("{id}" in path for path in stage.outputs)
         assert callable(stage.load())

@@ -204,7 +204,7 @@ def uneven(images, tmp_path):
 
 
 def test_two_processes_end_with_the_weights_of_one(settings, uneven):
-    """Twenty iterations of two batches of three: one process has a picture, the other two."""
+    """Twenty iterations of two batches of three: one process has an image, the other two."""
     changes = (
         f"train_seg.masks={uneven}", "train_seg.batch=3", "train_seg.iterations=20", "train_seg.checkpoint_every=10",
         "train_seg.lr=0.01",

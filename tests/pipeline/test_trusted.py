@@ -37,14 +37,14 @@ def trusted(images, tmp_path):
     """A full mask (with some 255), a scribble and a point of three images."""
     folder = tmp_path / "trusted"
     full, scribble, point = sorted(path.stem for path in (images / "masks").glob("demo_*.png"))[:3]
-    truth = {id: read_mask(images / "masks" / f"{id}.png") for id in (full, scribble, point)}
-    truth[full][:5] = 255
-    line = np.full_like(truth[scribble], 255)
-    line[::7] = truth[scribble][::7]
-    dot = np.full_like(truth[point], 255)
-    at = tuple(np.argwhere(truth[point] > 0)[30])
-    dot[at] = truth[point][at]
-    for id, mask in {full: truth[full], scribble: line, point: dot}.items():
+    ground_truth = {id: read_mask(images / "masks" / f"{id}.png") for id in (full, scribble, point)}
+    ground_truth[full][:5] = 255
+    line = np.full_like(ground_truth[scribble], 255)
+    line[::7] = ground_truth[scribble][::7]
+    dot = np.full_like(ground_truth[point], 255)
+    at = tuple(np.argwhere(ground_truth[point] > 0)[30])
+    dot[at] = ground_truth[point][at]
+    for id, mask in {full: ground_truth[full], scribble: line, point: dot}.items():
         write_mask(folder / f"{id}.png", mask)
     return folder
 

@@ -87,8 +87,8 @@ def test_score_of_coco_and_the_command(folders):
     """A COCO file of the ground truth gives the figures of the PNGs, as arguments of the command in either place."""
     (folders / "true" / "d.png").unlink()
     (folders / "masks" / "d.png").unlink()
-    truth = open_masks(folders / "true", classes=folders / "classes.txt")
-    export_masks(truth, folders / "coco", "coco")
+    ground_truth = open_masks(folders / "true", classes=folders / "classes.txt")
+    export_masks(ground_truth, folders / "coco", "coco")
     value = json.loads((folders / "coco" / "annotations.json").read_text())
     assert value["categories"][-1] == {"id": 255, "name": "unknown", "supercategory": ""}
     (folders / "masks" / "small.png").unlink()

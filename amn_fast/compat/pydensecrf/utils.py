@@ -11,7 +11,7 @@ from amn_fast.errors import InputError
 from amn_fast.ops import unary as energies
 
 Array = np.ndarray[Any, np.dtype[Any]]
-Deviations = float | Sequence[float] | Array
+Sigmas = float | Sequence[float] | Array
 
 
 def unary_from_labels(
@@ -66,7 +66,7 @@ def softmax_to_unary(sm: ArrayLike, GT_PROB: float = 1) -> Array:
     return unary_from_softmax(sm, None if GT_PROB == 1 else GT_PROB, clip=None)
 
 
-def create_pairwise_gaussian(sdims: Deviations, shape: Sequence[int]) -> Array:
+def create_pairwise_gaussian(sdims: Sigmas, shape: Sequence[int]) -> Array:
     """Features (d, N) float32 of a grid: each point's coordinates divided by `sdims`.
 
     The axes come in the order of `shape`, (y, x) for an image; `DenseCRF2D.addPairwiseGaussian` takes (x, y). The
@@ -85,7 +85,7 @@ def create_pairwise_gaussian(sdims: Deviations, shape: Sequence[int]) -> Array:
     return _coordinates(scales, shape).reshape(len(shape), -1)
 
 
-def create_pairwise_bilateral(sdims: Deviations, schan: Deviations, img: ArrayLike, chdim: int = -1) -> Array:
+def create_pairwise_bilateral(sdims: Sigmas, schan: Sigmas, img: ArrayLike, chdim: int = -1) -> Array:
     """Features (d + C, N) float32 of an image: coordinates divided by `sdims`, then channels divided by `schan`.
 
     The axes come in the image's order, (y, x) for an image; `DenseCRF2D.addPairwiseBilateral` takes (x, y). The
@@ -120,7 +120,7 @@ def _coordinates(scales: list[Any], shape: Sequence[int]) -> Array:
     return coordinates
 
 
-def _scales(name: str, given: Deviations, most: int) -> list[Any]:
+def _scales(name: str, given: Sigmas, most: int) -> list[Any]:
     """The sigmas, in the types they came in: those decide how the features are rounded."""
     scales: list[Any] = [given] * most if np.ndim(given) == 0 else list(given)  # type: ignore[arg-type]
     if len(scales) > most:

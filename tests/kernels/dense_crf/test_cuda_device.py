@@ -43,11 +43,11 @@ def test_any_features_equal_the_recorded_answers(name):
 
 
 def test_batches_give_the_same_bits_in_any_order():
-    pictures = [on_card(name)[1:] for name in ("irn_3labels", "norm_none", "irn_2labels", "irn_21labels", "one_row")]
-    alone = [dense_crf(image, unary) for image, unary in pictures]
+    images = [on_card(name)[1:] for name in ("irn_3labels", "norm_none", "irn_2labels", "irn_21labels", "one_row")]
+    alone = [dense_crf(image, unary) for image, unary in images]
     for seed in range(5):
-        order = np.random.default_rng(seed).permutation(len(pictures))
-        answers = dense_crf([pictures[i][0] for i in order], [pictures[i][1] for i in order])
+        order = np.random.default_rng(seed).permutation(len(images))
+        answers = dense_crf([images[i][0] for i in order], [images[i][1] for i in order])
         assert all(torch.equal(answer, alone[i]) for i, answer in zip(order, answers, strict=True))
 
 

@@ -38,7 +38,7 @@ def photo():
 
 
 def batch_of(photo):
-    """Pictures and unaries of several sizes and numbers of labels, one with a forbidden label."""
+    """Images and unaries of several sizes and numbers of labels, one with a forbidden label."""
     sizes = [(40, 50), (31, 27), (40, 50), (1, 17), (50, 33), (25, 25)]
     images = [photo[i : i + h, 2 * i : 2 * i + w] for i, (h, w) in enumerate(sizes)]
     unaries = [smooth_unary(labels, *size, labels) for labels, size in zip([3, 3, 5, 2, 3, 5], sizes, strict=True)]

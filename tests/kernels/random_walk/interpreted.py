@@ -36,8 +36,8 @@ def test_recorded_answers_in_one_batch():
     coefficients = reference.chebyshev_coefficients(8, 1e-6)
     xs, edges = [x for x, _, _ in cases], [edge for _, edge, _ in cases]
     found = kernels.random_walk(xs, edges, 5, 10.0, coefficients, True, whole=True, numbers=8192)
-    for (_, _, golden), walked in zip(cases, found, strict=True):
-        assert relative_error(walked, golden["rw_exact"]) < 5e-6
+    for (_, _, golden), propagated in zip(cases, found, strict=True):
+        assert relative_error(propagated, golden["rw_exact"]) < 5e-6
 
 
 @each({"case": ["walk_radius3", "walk_radius10", "walk_small"]})
