@@ -117,13 +117,13 @@ class Staging:
     def _remove(self, written: dict[str, set[str]], kept: set[str]) -> None:
         for path in written.keys() - kept:
             target = self._root / path
-            if self._contents.hash(target) in written[path]:
+            if self._contents.hash(target) in written[path] or _is_empty(target):
                 target.unlink()
                 self._remove_empty(target.parent)
 
     def _keep_foreign(self, target: Path, written: set[str]) -> None:
         """Move a file that the stage did not write out of the way: it may be somebody's work."""
-        if target.is_file() and target.stat().st_size and self._contents.hash(target) not in written:
+        if target.is_file() and not _is_empty(target) and self._contents.hash(target) not in written:
             kept = self._root / REPLACED / target.relative_to(self._root)
             kept.parent.mkdir(parents=True, exist_ok=True)
             os.replace(target, kept)
@@ -138,3 +138,8 @@ class Staging:
         self._done.clear()
         if self.folder.is_dir():
             shutil.rmtree(self.folder)
+
+
+def _is_empty(path: Path) -> bool:
+    """Whether an output was emptied, by a full disk for example: that is nobody's work."""
+    return path.is_file() and path.stat().st_size == 0

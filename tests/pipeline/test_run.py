@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -24,10 +25,12 @@ from amn_fast.data.image import read_mask
 from amn_fast.data.masks import check_masks, write_mask
 from amn_fast.errors import InputError
 from amn_fast.pipeline import engine, inference, runner
+from amn_fast.pipeline.contents import Contents
 from amn_fast.pipeline.folder import Workspace, check_free, check_names
 from amn_fast.pipeline.records import read_record, write_record
 from amn_fast.pipeline.runner import plan
-from amn_fast.pipeline.table import ancestors
+from amn_fast.pipeline.staging import Staging
+from amn_fast.pipeline.table import ancestors, stage_named
 from amn_fast.steps import items
 
 from .conftest import command, configure, start
@@ -909,3 +912,17 @@ def test_a_run_that_was_killed_at_its_first_write_does_not_block_the_next(tmp_pa
     (records / "notes.txt").write_text("mine")
     with pytest.raises(InputError, match=r"holds 1 files that no run has made \(stages\)"):
         check_free(config)
+
+
+def test_outputs_of_images_that_are_gone_are_removed_if_nobody_changed_them(tmp_path):
+    """An emptied file counts as unchanged: a full disk leaves such files."""
+    (tmp_path / "masks").mkdir()
+    contents, written = Contents(tmp_path / "files.json"), {}
+    for name, later in (("kept", b"one"), ("emptied", b""), ("replaced", b"mine")):
+        path = tmp_path / "masks" / f"{name}.png"
+        path.write_bytes(b"one")
+        written[f"masks/{name}.png"] = contents.hash(path)
+        path.write_bytes(later)
+    previous = SimpleNamespace(outputs=lambda: written)
+    Staging(tmp_path, stage_named("make-mask"), Contents(tmp_path / "files.json")).move({}, previous)
+    assert {path.name: path.read_bytes() for path in (tmp_path / "masks").iterdir()} == {"replaced.png": b"mine"}
