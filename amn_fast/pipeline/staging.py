@@ -117,8 +117,10 @@ class Staging:
     def _remove(self, written: dict[str, set[str]], kept: set[str]) -> None:
         for path in written.keys() - kept:
             target = self._root / path
-            if self._contents.hash(target) in written[path] or _is_empty(target):
+            self._keep_foreign(target, written[path])
+            if target.is_file():
                 target.unlink()
+            if target.parent.is_dir():
                 self._remove_empty(target.parent)
 
     def _keep_foreign(self, target: Path, written: set[str]) -> None:

@@ -914,8 +914,8 @@ def test_a_run_that_was_killed_at_its_first_write_does_not_block_the_next(tmp_pa
         check_free(config)
 
 
-def test_outputs_of_images_that_are_gone_are_removed_if_nobody_changed_them(tmp_path):
-    """An emptied file counts as unchanged: a full disk leaves such files."""
+def test_outputs_of_images_that_are_gone_are_removed_or_kept_apart(tmp_path):
+    """An emptied file counts as ours: a full disk leaves such files. What somebody put in its place is kept."""
     (tmp_path / "masks").mkdir()
     contents, written = Contents(tmp_path / "files.json"), {}
     for name, later in (("kept", b"one"), ("emptied", b""), ("replaced", b"mine")):
@@ -925,4 +925,6 @@ def test_outputs_of_images_that_are_gone_are_removed_if_nobody_changed_them(tmp_
         path.write_bytes(later)
     previous = SimpleNamespace(outputs=lambda: written)
     Staging(tmp_path, stage_named("make-mask"), Contents(tmp_path / "files.json")).move({}, previous)
-    assert {path.name: path.read_bytes() for path in (tmp_path / "masks").iterdir()} == {"replaced.png": b"mine"}
+    assert {str(p.relative_to(tmp_path)): p.read_bytes() for p in tmp_path.rglob("*.png")} == {
+        "replaced/masks/replaced.png": b"mine"
+    }
