@@ -15,7 +15,7 @@ except ImportError as error:
     missing = f"the C++ kernels were not built or do not load ({error}); reinstall with a C++20 compiler at hand"
     if os.environ.get("AMN_FAST_BACKEND") != "reference":
         warnings.warn(
-            "amn_fast runs on its reference implementations, which are about a hundred times slower: "
+            "amn_fast runs on its reference implementations, which are tens of times slower: "
             f"{missing}, or install a wheel for this platform",
             RuntimeWarning,
             stacklevel=2,

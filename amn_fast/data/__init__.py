@@ -27,7 +27,8 @@ def open_dataset(kind: str, root: Path | str, **options: Any) -> Dataset:
         InputError: no such kind or option, or the data set is not as expected.
 
     Example:
-        >>> dataset = open_dataset("demo", "/tmp/demo-example", n=2)
+        >>> import tempfile
+        >>> dataset = open_dataset("demo", tempfile.mkdtemp() + "/demo", n=2)
         >>> dataset.classes
         ('cat', 'cup', 'person')
     """

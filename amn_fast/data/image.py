@@ -58,9 +58,11 @@ def read_image(path: Path | str) -> NDArray[np.uint8]:
             than 16-bit values.
 
     Example:
+        >>> import tempfile
         >>> from PIL import Image
-        >>> Image.new("L", (4, 3)).save("/tmp/example.png")
-        >>> read_image("/tmp/example.png").shape
+        >>> path = tempfile.mkdtemp() + "/example.png"
+        >>> Image.new("L", (4, 3)).save(path)
+        >>> read_image(path).shape
         (3, 4, 3)
     """
     with _opened(path) as image:
