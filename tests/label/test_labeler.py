@@ -71,7 +71,7 @@ def test_forms_of_image_and_labels(run, images):
     [
         (None, ["cow"], "labels: 'the image' has the unknown class 'cow'; the classes are cat, cup, dog"),
         (None, "cat", "labels are the text 'cat', expected a list of class names"),
-        (None, np.array([True]), r"labels have shape \(1,\), expected \(3,\), one of each class"),
+        (None, np.array([True]), r"labels have shape \(1,\), expected \(3,\), one for each class"),
         (np.zeros((4, 4)), [], r"image has shape \(4, 4\) and type float64, expected \(H, W, 3\) uint8"),
         (ImageBytes("a.tar/b.png", b"\x89PNG"), [], "a.tar/b.png: is a PNG image that is truncated or damaged"),
     ],
