@@ -53,6 +53,7 @@ def python(code: str, *options: str, **environment: str) -> subprocess.Completed
 PUBLIC = {
     "Config": None,
     "DenseCRF": "image, *, gaussian=(3, 3), bilateral=(50, 5, 10)",
+    "Labeler": "run, *, device=None, threads=1, thresholds=None",
     "bilateral_filter": "image, values, sigma_rgb, sigma_xy",
     "dense_crf": """image, unary, *, gaussian=(3, 3), bilateral=(50, 5, 10), iterations=10,
         normalization="symmetric", prune=0, backend="auto", threads=None""",
