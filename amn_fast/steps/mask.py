@@ -8,8 +8,10 @@ from amn_fast.data.store import Activations, StridedActivations
 from amn_fast.ops.mask import mask_from_scores, mask_scores
 
 
-def scores(found: Activations | StridedActivations, edge: NDArray[np.float32], settings: Mask) -> NDArray[np.float32]:
-    """Propagated scores, (K, H, W) float32 in [0, 1]."""
+def scores(
+    found: Activations | StridedActivations, edge: NDArray[np.float32], settings: Mask, threads: int | None = None
+) -> NDArray[np.float32]:
+    """Propagated scores, (K, H, W) float32 in [0, 1]; bit-identical for any number of threads."""
     return mask_scores(
         found.strided,
         edge,
@@ -19,6 +21,7 @@ def scores(found: Activations | StridedActivations, edge: NDArray[np.float32], s
         radius=settings.radius,
         beta=settings.beta,
         exp_times=settings.exp_times,
+        threads=threads,
     )
 
 
