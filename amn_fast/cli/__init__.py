@@ -9,6 +9,7 @@ os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 
 from amn_fast._console import printable
 from amn_fast.cli import (  # noqa: F401  (each registers its commands)
+    calibrate,
     convert,
     crf,
     data,
