@@ -13,6 +13,7 @@ __version__ = "0.1.0"
 _NAMES = {
     "Config": "amn_fast.config",
     "DenseCRF": "amn_fast.ops.dense_crf",
+    "Labeler": "amn_fast.label.labeler",
     "bilateral_filter": "amn_fast.ops.bilateral_filter",
     "dense_crf": "amn_fast.ops.dense_crf",
     "energy_loss": "amn_fast.ops.energy_loss",
@@ -33,7 +34,7 @@ _NAMES = {
     "unary_from_labels": "amn_fast.ops.unary",
     "unary_from_softmax": "amn_fast.ops.unary",
 }
-_MODULES = ("compat", "config", "data", "errors", "metrics", "models", "nn", "ops", "pipeline")
+_MODULES = ("compat", "config", "data", "errors", "label", "metrics", "models", "nn", "ops", "pipeline")
 
 __all__ = ["__version__", *_NAMES]
 

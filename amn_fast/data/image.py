@@ -10,7 +10,7 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -27,7 +27,7 @@ except ImportError as error:
 
 logging.getLogger("PIL").addHandler(logging.NullHandler())  # its remarks about damaged files, unless they are asked for
 
-__all__ = ["IMAGE_SUFFIXES", "PICTURE_SUFFIXES", "image_size", "read_image", "read_mask"]
+__all__ = ["IMAGE_SUFFIXES", "PICTURE_SUFFIXES", "ImageBytes", "image_size", "read_image", "read_mask"]
 
 PICTURE_SUFFIXES = IMAGE_SUFFIXES
 """The former name of `IMAGE_SUFFIXES`."""
@@ -39,7 +39,20 @@ _FORMATS = ("JPEG", "PNG", "BMP", "TIFF", "WEBP", "GIF")
 _TRANSPOSING = frozenset({5, 6, 7, 8})
 
 
-def read_image(path: Path | str) -> NDArray[np.uint8]:
+class ImageBytes(NamedTuple):
+    """The content of an image file that is not on disk, and its name for messages."""
+
+    name: str
+    data: bytes
+
+    def __str__(self) -> str:
+        return self.name
+
+
+Source = Path | str | ImageBytes
+
+
+def read_image(path: Source) -> NDArray[np.uint8]:
     """Read an image as upright RGB.
 
     Grey, palette and CMYK images are converted; transparency is dropped, not blended; the EXIF orientation is applied;
@@ -48,7 +61,7 @@ def read_image(path: Path | str) -> NDArray[np.uint8]:
     bits, and tools store 8, in files of 16 or 32.
 
     Args:
-        path: a file in one of the formats of `IMAGE_SUFFIXES`, of at most `MOST_PIXELS` pixels.
+        path: a file in one of the formats of `IMAGE_SUFFIXES`, or its content, of at most `MOST_PIXELS` pixels.
 
     Returns:
         (H, W, 3) uint8.
@@ -155,8 +168,8 @@ def _colour_complaint(path: Path | str, image: Image.Image) -> str:
 class _Bounded(io.BufferedReader):
     """A file whose number of reads is bounded by its size: a header of millions of fill bytes or tiny chunks ends."""
 
-    def __init__(self, path: Path | str) -> None:
-        raw = io.FileIO(path)
+    def __init__(self, path: Source) -> None:
+        raw: Any = io.BytesIO(path.data) if isinstance(path, ImageBytes) else io.FileIO(path)
         super().__init__(raw)
         size = raw.seek(0, io.SEEK_END)
         raw.seek(0)
@@ -170,7 +183,7 @@ class _Bounded(io.BufferedReader):
 
 
 @contextmanager
-def _opened(path: Path | str) -> Iterator[Image.Image]:
+def _opened(path: Source) -> Iterator[Image.Image]:
     if "\0" in str(path):
         raise InputError(f"{str(path)!r}: is not a file name")
     try:
@@ -198,7 +211,13 @@ def _opened(path: Path | str) -> Iterator[Image.Image]:
         raise InputError(f"{path}: is {found}, expected an image in one of the formats {names}") from error
 
 
-def _head(path: Path | str) -> bytes:
+def _content(path: Source) -> bytes:
+    return path.data if isinstance(path, ImageBytes) else read_bytes(path)
+
+
+def _head(path: Source) -> bytes:
+    if isinstance(path, ImageBytes):
+        return path.data[:512]
     try:
         with open(path, "rb") as file:
             return file.read(512)
@@ -230,13 +249,13 @@ def _upright(image: Image.Image) -> Image.Image:
     return image
 
 
-def _require_jpeg_end(path: Path | str) -> None:
+def _require_jpeg_end(path: Source) -> None:
     """Raise ValueError when no end marker follows the first scan.
 
     The decoder reports a file that is cut off, but makes grey pixels of one whose rest is zeros, as an interrupted
     download or a full disk leaves it.
     """
-    data = read_bytes(path)
+    data = _content(path)
     position = 2
     while data[position : position + 1] == b"\xff" and data[position + 1 : position + 2] != b"\xda":
         fill = data[position + 1 : position + 2] == b"\xff"
@@ -245,15 +264,15 @@ def _require_jpeg_end(path: Path | str) -> None:
         raise ValueError("no end marker")
 
 
-def _decode_deep_colour(path: Path | str) -> NDArray[Any]:
+def _decode_deep_colour(path: Source) -> NDArray[Any]:
     """16-bit colour, (H, W, 3): Pillow keeps the high bytes alone, which are black where the values have 12 bits."""
-    values = cv2.imdecode(np.frombuffer(read_bytes(path), np.uint8), cv2.IMREAD_UNCHANGED)
+    values = cv2.imdecode(np.frombuffer(_content(path), np.uint8), cv2.IMREAD_UNCHANGED)
     if values is None or values.dtype != np.uint16 or values.ndim != 3:
         raise InputError(f"{path}: has 16-bit colours in a form that is not read; convert it to 8 bits")
     return values[..., 2::-1]
 
 
-def _from_deep(values: NDArray[Any], path: Path | str) -> Image.Image:
+def _from_deep(values: NDArray[Any], path: Source) -> Image.Image:
     """Scale integers of more than 8 bits to 8; see `read_image`."""
     low, high = int(values.min()), int(values.max())
     if low < 0 or high > 0xFFFF:

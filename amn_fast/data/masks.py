@@ -1,5 +1,6 @@
 """Masks as palette PNG, and the checks that a folder of masks has to pass."""
 
+import io
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -36,15 +37,28 @@ def write_mask(path: Path | str, mask: NDArray[np.integer], *, palette: bool = T
         InputError: the mask is not a non-empty (H, W) array of integers in 0..255.
         OSError: the file cannot be written.
     """
+    encoded = encode_mask(mask, str(path), palette=palette)
+    write_atomically(path, lambda file: file.write(encoded))
+
+
+def encode_mask(mask: NDArray[np.integer], name: str, *, palette: bool = True) -> bytes:
+    """The bytes that `write_mask` writes.
+
+    Args:
+        mask, palette: see `write_mask`.
+        name: what the mask is for, for messages.
+    """
     mask = np.asarray(mask)
     if mask.ndim != 2 or mask.size == 0 or mask.dtype.kind not in "bui":
-        raise InputError(f"mask for {path}: has shape {mask.shape} and type {mask.dtype}, expected (H, W) integers")
+        raise InputError(f"mask for {name}: has shape {mask.shape} and type {mask.dtype}, expected (H, W) integers")
     if mask.min() < 0 or mask.max() > 255:
-        raise InputError(f"mask for {path}: has values {mask.min()}..{mask.max()}, expected 0..255")
+        raise InputError(f"mask for {name}: has values {mask.min()}..{mask.max()}, expected 0..255")
     image = Image.fromarray(np.ascontiguousarray(mask, np.uint8))
     if palette:
         image.putpalette(voc_palette().tobytes())
-    write_atomically(path, lambda file: image.save(file, "PNG"))
+    encoded = io.BytesIO()
+    image.save(encoded, "PNG")
+    return encoded.getvalue()
 
 
 def find_masks(folder: Path) -> dict[str, Path]:

@@ -78,6 +78,12 @@ def write_activations(path: Path | str, activations: Activations, *, compact: bo
     write_atomically(path, lambda file: np.savez_compressed(file, **arrays))  # type: ignore[arg-type]
 
 
+def as_stored(activations: Activations) -> Activations:
+    """What a reader gets of these activations once they were written: every value rounded to half precision."""
+    strided, full = (maps.astype(np.float16).astype(np.float32) for maps in (activations.strided, activations.full))
+    return Activations(activations.keys, strided, full)
+
+
 def read_activations(path: Path | str, *, enlarge: bool = True) -> Activations:
     """Read what `write_activations` wrote.
 

@@ -15,9 +15,9 @@ from amn_fast.data.masks import write_mask
 from amn_fast.data.store import read_activations, read_strided, write_activations
 from amn_fast.errors import InputError
 from amn_fast.files import write_atomically
-from amn_fast.models import AmnNet, CamNet, IrnNet
+from amn_fast.models import AmnNet, CamNet, IrnNet, prepare
 from amn_fast.pipeline.dependencies import previous_output
-from amn_fast.pipeline.engine import Warnings
+from amn_fast.pipeline.engine import Warnings, on_device
 from amn_fast.pipeline.folder import Workspace
 from amn_fast.pipeline.table import IMAGE, stage_named
 from amn_fast.pipeline.training import load_weights
@@ -32,13 +32,13 @@ def make_cam(work: Workspace, new: New) -> One:
     """Class activations of an image."""
     net = CamNet(len(work.dataset.classes), work.config.backbone).to(work.device)
     load_weights(work.weights("cam"), net)
-    net.eval()
+    net = prepare(net, work.config.precision)
 
     def one(id: str) -> None:
         image, label = work.dataset.image(id), work.dataset.labels(id)
-        write_activations(
-            new(work.item("cam", id)), cam.activate(net, image, label, work.config.cam.scales, work.device)
-        )
+        with on_device(work.device):
+            found = cam.activate(net, image, label, work.config.cam.scales, work.device)
+        write_activations(new(work.item("cam", id)), found)
 
     return one
 
@@ -48,13 +48,14 @@ def make_amn_cam(work: Workspace, new: New) -> One:
     n_classes = len(work.dataset.classes)
     net = AmnNet(n_classes, work.config.backbone).to(work.device)
     load_weights(work.weights("amn"), net)
-    net.eval()
+    net = prepare(net, work.config.precision)
 
     def one(id: str) -> None:
         image, label = work.dataset.image(id), work.dataset.labels(id)
         path = work.item("cam_seed", id)
         labels = checked_labels(read_mask(path), image.shape[:2], n_classes, f"seed {path}")
-        found = amn.activate(net, image, label, labels, work.config.amn, work.device)
+        with on_device(work.device):
+            found = amn.activate(net, image, label, labels, work.config.amn, work.device)
         write_activations(new(work.item("amn", id)), found)
 
     return one
@@ -78,7 +79,9 @@ def _refine(work: Workspace, new: New, kind: str, settings: Seed) -> One:
         if flat := seed.constant_classes(found):
             names = ", ".join(work.dataset.classes[key - 1] for key in flat)
             warnings.add(id, f"image {id}: the activation of {names} is the same at all pixels and marks no object")
-        write_mask(new(work.item(f"{kind}_seed", id)), seed.refine(work.dataset.image(id), found, settings))
+        write_mask(
+            new(work.item(f"{kind}_seed", id)), seed.refine(work.dataset.image(id), found, settings, work.device)
+        )
 
     return one
 
@@ -93,9 +96,13 @@ def make_masks(work: Workspace, new: New) -> One:
     write_legend(work.root, work.dataset.classes)
     net = IrnNet(config.backbone).to(work.device)
     load_weights(work.weights("irn"), net)
-    net.eval()
+    net = prepare(net, work.config.precision)
     previous = previous_output(
-        work, stage_named("make-mask"), "edge/{id}.npz", settings=("edge",), inputs=(IMAGE, "weights/irn.safetensors")
+        work,
+        stage_named("make-mask"),
+        "edge/{id}.npz",
+        settings=("precision", "edge"),
+        inputs=(IMAGE, "weights/irn.safetensors"),
     )
 
     def one(id: str) -> None:
@@ -105,10 +112,13 @@ def make_masks(work: Workspace, new: New) -> One:
         if found.size != image.shape[:2]:
             raise InputError(f"{path}: found activations of {found.size}, expected {image.shape[:2]} (height, width)")
         kept = previous(id)
-        edge = irn.find_edge(net, image, config.edge.pad, work.device) if kept is None else read_edge(kept)
+        with on_device(work.device):
+            edge = irn.find_edge(net, image, config.edge.pad, work.device) if kept is None else read_edge(kept)
         write_edge(new(work.item("edge", id)), edge)
         trusted = work.trusted(id)
-        made = mask.make_mask(found, edge, config.mask) if trusted is None else read_mask(trusted)
+        made = (
+            mask.make_mask(found, edge, config.mask, work.device, threads=1) if trusted is None else read_mask(trusted)
+        )
         write_mask(new(work.item("masks", id)), made)
 
     return one

@@ -50,6 +50,13 @@ def activate(
     return Activations((valid + 1).astype(np.uint8), strided.cpu().numpy(), full.cpu().numpy())
 
 
+@torch.no_grad()
+def probabilities(net: CamNet, image: NDArray[np.uint8], device: torch.device) -> NDArray[np.float32]:
+    """The classifier's probability of each class, (C,) float32: the mean over an image and its horizontal flip."""
+    pair = flipped_pair(image, 1.0, net.backbone.normalize).to(device)
+    return net(pair).float().sigmoid().mean(0).cpu().numpy()
+
+
 def no_activations(height: int, width: int) -> Activations:
     """Activations of an image without any class."""
     strided = np.zeros((0, (height - 1) // 4 + 1, (width - 1) // 4 + 1), np.float32)
