@@ -458,6 +458,13 @@ class Config(Section):
             description=f"Processes that load images during training, 0..{MAX_WORKERS}; results do not depend on it.",
         ),
     ] = 0
+    precision: Annotated[
+        Literal["float32", "bfloat16", "float16"],
+        Field(
+            description="Precision of the networks in inference. bfloat16 is faster on a GPU and on a CPU with AVX-512"
+            " BF16 or AMX, slower on other CPUs; float16 runs on a GPU only."
+        ),
+    ] = "float32"
     segmentation: Annotated[
         bool, Field(description="Train and evaluate a segmentation network on the masks at the end of `amn-fast run`.")
     ] = False

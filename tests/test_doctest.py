@@ -11,7 +11,8 @@ pytest.importorskip("torch")
 
 
 def test_examples():
-    modules = sorted({*amn_fast._NAMES.values(), "amn_fast.nn", "amn_fast.compat.irn"})
+    steps = {f"amn_fast.steps.{name}" for name in ("choice", "heads", "linear_cam", "regions")}
+    modules = sorted({*amn_fast._NAMES.values(), "amn_fast.nn", "amn_fast.compat.irn", *steps})
     attempted = 0
     for name in modules:
         result = doctest.testmod(

@@ -15,7 +15,7 @@ pytest.importorskip("typer", reason="the command line needs the pipeline extra")
 import yaml
 from PIL import Image
 
-from amn_fast.cli.init import FEW_IMAGES, Found, suggest
+from amn_fast.cli.init import FEW_IMAGES, SIZED, Found, look, suggest
 from amn_fast.config import Config, read_config
 from amn_fast.data.masks import write_mask
 from amn_fast.settings import REQUIRED, all_settings, commented_yaml
@@ -131,6 +131,29 @@ def test_init_keeps_files_and_names_what_it_cannot_use(tmp_path):
     assert init(tmp_path, "both", "--labels", "both/one.csv", "--output", other / "x.yaml")[0] == 0
     config = read_config(other / "x.yaml")
     assert (config.data.root, config.data.options["labels"]) == (tmp_path / "both", "one.csv")
+
+
+def test_the_settings_suit_the_size_of_the_images(tmp_path):
+    for width, height, model, crop in ((8, 8, "demo", 160), (150, 200, "demo", 160), (320, 213, "msrc", 224),
+                                       (500, 375, "voc6", 320), (1600, 900, "voc6", 320)):  # fmt: skip
+        folder = fill(tmp_path / f"{width}", {"images/damaged.png": "no image"})
+        for id in "abc":
+            Image.fromarray(np.zeros((height, width, 3), np.uint8)).save(folder / "images" / f"{id}.png")
+        found = look(folder)
+        assert found.long_side == max(width, height)
+        assert any("run on copies" in remark for remark in found.remarks) == (width == 1600)
+        given, notes = suggest(found, "photos", tmp_path / "photos.yaml")
+        shipped = read_config(model)
+        for name, value in given.items():
+            section, _, key = name.partition(".")
+            if key in SIZED:
+                assert getattr(getattr(shipped, section), key) == (tuple(value) if isinstance(value, list) else value)
+        assert given["train_cam.crop"] == crop
+        assert model in notes["train_cam.crop"]
+        found.ids *= FEW_IMAGES
+        given = suggest(found, "photos", tmp_path / "photos.yaml")[0]
+        assert given.get("train_cam.crop") == (crop if width < 400 else None)
+        assert "backbone" not in given
 
 
 def test_every_setting_is_in_the_file_with_the_value_that_it_has():

@@ -275,22 +275,28 @@ def test_a_wheel_holds_the_package_and_nothing_else(without_compiler):
     assert held == {name for name in wanted if not name.endswith(".cpp")}
 
 
-def installed(target: Path, code: str) -> str:
-    """What `code` prints where the package stands in `target`; without site and this folder, which hold another."""
+def installed(target: Path, code: str) -> tuple[str, str]:
+    """What `code` prints and warns where the package stands in `target`; without site and this folder's package."""
     libraries = {str(Path(importlib.util.find_spec(name).origin).parents[1]) for name in ("numpy", "cv2")}
     done = python(code, "-S", "-P", PYTHONPATH=os.pathsep.join([str(target), *libraries]))
     assert done.returncode == 0, done.stderr
-    return done.stdout
+    return done.stdout, done.stderr
 
 
 def test_without_a_compiler_everything_runs_on_the_references(without_compiler, tmp_path):
     answers = tmp_path / "answers.npz"
-    printed = installed(
+    printed, warned = installed(
         without_compiler,
         WORK
+        + WORK
         + "import amn_fast; print(native, amn_fast.__file__); print(amn_fast.info())\n"
         + f"np.savez({str(answers)!r}, seed=seed, propagated=propagated)",
-    ).splitlines()
+    )
+    printed = printed.splitlines()
+    assert warned.count("RuntimeWarning") == 1, "an operation's import warns once, its calls do not"
+    assert "times slower: the C++ kernels were not built" in warned
+    assert "reinstall with a C++20 compiler at hand, or install a wheel for this platform" in warned
+    assert installed(without_compiler, "import amn_fast; print(amn_fast.__version__)")[1] == ""
     assert printed[0] == f"None {without_compiler / 'amn_fast' / '__init__.py'}"
     (cpu,) = (line for line in printed if line.startswith("backend cpu: "))
     assert cpu.startswith("backend cpu: missing: the C++ kernels were not built or do not load (")

@@ -13,7 +13,7 @@ import typer
 from amn_fast._console import printable
 from amn_fast.cli._common import app, console
 from amn_fast.data.folder import FileDataset, find_images, open_folder
-from amn_fast.data.image import IMAGE_SUFFIXES
+from amn_fast.data.image import IMAGE_SUFFIXES, image_size
 from amn_fast.errors import InputError
 from amn_fast.files import write_text
 
@@ -22,8 +22,14 @@ MASK_FOLDERS = ("masks", "SegmentationClass")
 LABEL_SUFFIXES = frozenset({".csv", ".tsv", ".txt", ".json", ".npy"})
 NO_LABELS = frozenset({"classes.txt", "ids.txt", "readme.txt"})
 FEW_IMAGES = 3000
-"""A smaller set is trained with the settings of the shipped configuration `voc6`, a larger one with the defaults."""
-VOC6_IMAGES = 76
+"""A smaller set is trained with the settings of a shipped configuration, a larger one with the defaults."""
+MODELS = {"demo": (200, 100), "msrc": (320, 247), "voc6": (500, 76)}
+"""Shipped configurations: their images' longer side in pixels, and their number of images."""
+SIZED = frozenset({"crop", "long_side", "rescale", "scales", "exp_times"})
+"""Settings that follow from the images' size."""
+SMALL_SIDE, LARGE_SIDE = 400, 1000
+"""The defaults suit images of VOC's size. The longer side of images too small, or too large for any configuration."""
+SIZES_READ = 100
 MASKS_READ = 20
 """Masks that are read to see whether a folder of them fits; check-data reads all."""
 
@@ -36,6 +42,7 @@ class Found:
         root: the folder of the data set.
         options: those of `open_folder`: paths below `root`.
         ids: of the images.
+        long_side: the median of the images' longer sides, in pixels.
         dataset: None without labels.
         remarks: sentences for the user.
     """
@@ -43,6 +50,7 @@ class Found:
     root: Path
     options: dict[str, Any]
     ids: list[str]
+    long_side: int = 500
     dataset: FileDataset | None = None
     remarks: list[str] = field(default_factory=list)
 
@@ -93,9 +101,14 @@ def look(folder: Path, labels: Path | None = None) -> Found:
         InputError: there are no images, or `labels` cannot be used.
     """
     root, images = _find_root(folder)
-    found = Found(root, {"images": images}, sorted(find_images(root / images)))
-    count = len(found.ids)
-    found.remarks.append(f"{root / images}: {_images(count)}")
+    files = find_images(root / images)
+    found = Found(root, {"images": images}, sorted(files), _median_long_side(list(files.values())))
+    found.remarks.append(f"{root / images}: {_images(len(files))}, about {found.long_side} pixels on the longer side")
+    if found.long_side > LARGE_SIDE:
+        found.remarks.append(
+            "  the networks see objects at a few hundred pixels: run on copies of the images of about 500 pixels,"
+            " which is also faster"
+        )
     if (root / "classes.txt").is_file():
         found.options["classes"] = "classes.txt"
     _find_labels(found, labels)
@@ -128,6 +141,17 @@ def _holds_images(folder: Path) -> bool:
     return folder.is_dir() and any(
         path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".") for path in folder.iterdir()
     )
+
+
+def _median_long_side(files: list[Path]) -> int:
+    """The median of the longer sides of some images, in pixels; `Found`'s default if none can be read."""
+    sides = []
+    for path in files[:: -(-len(files) // SIZES_READ)]:
+        try:
+            sides.append(max(image_size(path)))
+        except (InputError, OSError):  # check-data names such files
+            continue
+    return int(np.median(sides)) if sides else Found.long_side
 
 
 def _find_labels(found: Found, labels: Path | None) -> None:
@@ -234,29 +258,37 @@ def suggest(found: Found, name: str, output: Path) -> tuple[dict[str, Any], dict
         "data.options": "images, labels, masks (ground truth, for scores only), classes, ids: paths below data.root.",
     }
     n_images = len(found.ids)
+    model = min(MODELS, key=lambda name: abs(np.log(found.long_side / MODELS[name][0])))
+    settings = _settings_of(model, n_images)
     if n_images < FEW_IMAGES:
-        given |= _settings_for_few(n_images)
+        given |= settings
         notes["backbone"] = "Small and fast; resnet50 is the reference implementations' network and wants a GPU."
         notes["train_cam.epochs"] = (
-            f"{n_images} images: about as many steps as in the shipped configuration voc6 ({VOC6_IMAGES} images)."
+            f"{n_images} images: about as many steps as the shipped configuration {model} ({MODELS[model][1]} images)."
         )
         notes["cam_seed.fg"] = "High, because AMN learns what a seed gets wrong but fills in what it leaves out."
+    elif found.long_side < SMALL_SIDE:
+        given |= {name: value for name, value in settings.items() if name.rpartition(".")[2] in SIZED}
+    if "train_cam.crop" in given:
+        notes["train_cam.crop"] = (
+            f"For images of about {found.long_side} pixels, as in the shipped configuration {model}; so are the scales."
+        )
     return given, notes
 
 
-def _settings_for_few(n_images: int) -> dict[str, Any]:
-    """The settings of the shipped configuration voc6, with epochs that make about as many steps."""
+def _settings_of(model: str, n_images: int) -> dict[str, Any]:
+    """The settings of a shipped configuration, with epochs that make about as many steps."""
     import yaml
 
     from amn_fast.config import SHIPPED
 
-    values = yaml.safe_load((SHIPPED / "voc6.yaml").read_text(encoding="utf-8"))
+    values = yaml.safe_load((SHIPPED / f"{model}.yaml").read_text(encoding="utf-8"))
     given: dict[str, Any] = {"backbone": values["backbone"]}
     for section in ("train_cam", "cam", "cam_seed", "train_amn", "amn", "amn_seed", "train_irn", "mask"):
         for key, value in values[section].items():
             given[f"{section}.{key}"] = value
             if key == "epochs":
                 batch = values[section]["batch"]
-                steps = value * (VOC6_IMAGES // batch)
+                steps = value * (MODELS[model][1] // batch)
                 given[f"{section}.epochs"] = min(100, max(5, round(steps / max(1, n_images // batch))))
     return given

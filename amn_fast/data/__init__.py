@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 __all__ = ["IGNORE", "Dataset", "open_dataset", "read_activations", "require_complete"]
 
 _KINDS = ("folder", "voc", "coco", "demo")
+_GUIDE = "; docs/guides/voc-coco.md says what to download"
 
 
 def open_dataset(kind: str, root: Path | str, **options: Any) -> Dataset:
@@ -39,6 +40,9 @@ def open_dataset(kind: str, root: Path | str, **options: Any) -> Dataset:
         if option not in opener.__kwdefaults__:
             known = ", ".join(opener.__kwdefaults__)
             raise InputError(f"a data set of kind {kind} has no option {option!r}, expected {known}")
+    if kind != "demo" and not Path(root).is_dir():  # the demo writes its own
+        guide = _GUIDE if kind in ("voc", "coco") else ""
+        raise InputError(f"{root}: there is no such folder; set data.root or --root to the data set's folder{guide}")
     return opener(root, **options)
 
 

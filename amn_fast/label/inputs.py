@@ -372,7 +372,8 @@ class ArchivePart:
         table = _label_table(self.labels, classes) if self.labels is not None else None
         seen: set[str] = set()
         try:
-            with _opened(self.location) as binary, tarfile.open(fileobj=(tail := _Tail(binary)), mode="r|") as archive:
+            tail: Any
+            with _Tail(_opened(self.location)) as tail, tarfile.open(fileobj=tail, mode="r|") as archive:
                 for key, members in _samples(archive):
                     if key in seen or _WRONG_ID.search(key):
                         problem = "is a duplicate" if key in seen else "is no name of a file inside a folder"
@@ -458,6 +459,12 @@ class _Tail:
 
     def __init__(self, binary: Any) -> None:
         self._binary, self._last = binary, b""
+
+    def __enter__(self) -> "_Tail":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._binary.close()
 
     def read(self, size: int) -> bytes:
         content: bytes = self._binary.read(size)

@@ -13,8 +13,9 @@ from amn_fast.data.classes import label_vector
 from amn_fast.data.image import Source, read_image
 from amn_fast.data.store import as_stored
 from amn_fast.errors import InputError
-from amn_fast.label.finished import NETWORKS, check_finished, classes_of, run_config
-from amn_fast.models import AmnNet, CamNet, IrnNet
+from amn_fast.label.finished import check_finished, classes_of, run_config
+from amn_fast.models import AmnNet, CamNet, IrnNet, prepare
+from amn_fast.models.prepare import Net
 from amn_fast.ops._arrays import default_backend, integer
 from amn_fast.ops.mask import mask_from_scores
 from amn_fast.pipeline.folder import Workspace
@@ -97,11 +98,13 @@ class Labeler:
         work = Workspace(self.config)
         self.device = work.device
         backbone = self.config.backbone
-        self._cam, self._amn = CamNet(len(self.classes), backbone), AmnNet(len(self.classes), backbone)
-        self._irn = IrnNet(backbone)
-        for name, net in zip(NETWORKS, (self._cam, self._amn, self._irn), strict=True):
-            load_weights(work.weights(name), net)
-            net.to(self.device).eval()
+        self._cam = self._loaded(work, "cam", CamNet(len(self.classes), backbone))
+        self._amn = self._loaded(work, "amn", AmnNet(len(self.classes), backbone))
+        self._irn = self._loaded(work, "irn", IrnNet(backbone))
+
+    def _loaded(self, work: Workspace, name: str, net: Net) -> Net:
+        load_weights(work.weights(name), net)
+        return prepare(net.to(self.device), self.config.precision)
 
     def label(self, image: Image, labels: ImageLabels | None = None) -> LabelResult:
         """The mask of an image.

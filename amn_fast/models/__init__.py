@@ -11,6 +11,7 @@ from amn_fast.models.backbone import Backbone, make_backbone  # noqa: E402
 from amn_fast.models.cam import CamNet  # noqa: E402
 from amn_fast.models.deeplab import DeepLabV2, MultiScale  # noqa: E402
 from amn_fast.models.irn import IrnNet  # noqa: E402
+from amn_fast.models.prepare import prepare  # noqa: E402
 from amn_fast.models.published import load_published, published_state_dict  # noqa: E402
 
 __all__ = [
@@ -22,5 +23,6 @@ __all__ = [
     "MultiScale",
     "load_published",
     "make_backbone",
+    "prepare",
     "published_state_dict",
 ]

@@ -41,12 +41,13 @@ class AmnNet(nn.Module):
     def forward(self, x: Tensor, label: Tensor) -> Tensor:
         """(B, 3, H, W) normalised images and (B, C) image labels -> (B, C + 1, h, w) logits, 0 is background."""
         features = self.backbone(x)[-1]
-        return self.classifier(features * self.label_enc(label)[:, :, None, None])
+        condition = self.label_enc(label.to(self.label_enc.weight.dtype))
+        return self.classifier(features * condition[:, :, None, None])
 
     @torch.no_grad()
     def activations(self, pair: Tensor, label: Tensor) -> Tensor:
         """(2, 3, H, W) image and its horizontal flip, (C,) label -> (C + 1, h, w): the mean of both maps of logits."""
-        logits = self(pair, label.expand(2, -1))
+        logits = self(pair, label.expand(2, -1)).float()
         return (logits[0] + logits[1].flip(-1)) / 2
 
     def new_parameters(self) -> list[nn.Parameter]:

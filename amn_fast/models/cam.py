@@ -31,7 +31,7 @@ class CamNet(nn.Module):
     @torch.no_grad()
     def activations(self, pair: Tensor) -> Tensor:
         """An image and its horizontal flip, (2, 3, H, W) normalised -> (C, h, w): the sum of both rectified maps."""
-        maps = F.relu(self.classifier(self.backbone(pair)[-1]))
+        maps = F.relu(self.classifier(self.backbone(pair)[-1])).float()
         return maps[0] + maps[1].flip(-1)
 
     def new_parameters(self) -> list[nn.Parameter]:

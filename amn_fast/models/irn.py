@@ -98,7 +98,7 @@ class IrnNet(nn.Module):
         height, width = pair.shape[-2:]
         h, w = (height - 1) // 4 + 1, (width - 1) // 4 + 1
         padded = F.pad(pair, (0, max(0, pad - width), 0, max(0, pad - height)))
-        logits, displacement = self(padded)
+        logits, displacement = (part.float() for part in self(padded))
         logits = logits[..., :h, :w]
         return torch.sigmoid((logits[0] + logits[1].flip(-1)) / 2), displacement[0, :, :h, :w]
 

@@ -87,20 +87,54 @@ def refine_seed(
         return refined if several else refined[0]
 
     def one_image(image: Any, activations: Any, keys: Any, threads: int) -> Array:
-        pixels, scores, names = _check(image, activations, keys)
-        if len(scores) == 0:
-            return np.zeros(pixels.shape[:2], np.uint8)
-        crf = DenseCRF(pixels, gaussian=gaussian, bilateral=bilateral, backend=backend, threads=threads)
-        best, score = scores.argmax(axis=0) + 1, scores.max(axis=0)
-        maps = [np.where(score > threshold, best, 0).ravel() for threshold in thresholds]
-        options: dict[str, Any] = {"backend": crf.backend, "threads": threads}
-        sure, possible = solve_labels(maps, len(scores) + 1, gt_prob, crf.pairwise, iterations, **options)
-        named = np.concatenate([[0], names]).astype(np.uint8)
-        seed = np.where(sure > 0, named[sure], np.where(possible > 0, 255, 0)).astype(np.uint8)
-        return seed.reshape(pixels.shape[:2])
+        sure, possible = crf_labels(
+            image, activations, keys, thresholds, gt_prob=gt_prob, gaussian=gaussian, bilateral=bilateral,
+            iterations=iterations, backend=backend, threads=threads,
+        )  # fmt: skip
+        return combine(sure, possible)
 
     seeds = each_image(one_image, threads, *zip(*cases, strict=True)) if cases else []
     return seeds if several else seeds[0]
+
+
+def crf_labels(
+    image: Any,
+    activations: Any,
+    keys: Any,
+    thresholds: Sequence[float],
+    *,
+    gt_prob: float = 0.7,
+    gaussian: Gaussian | None = (3, 3),
+    bilateral: Bilateral | None = (50, 5, 10),
+    iterations: int = 10,
+    backend: str = "auto",
+    threads: int | None = None,
+) -> Array:
+    """The CRF's labels for each of several thresholds; they share the image's lattices. Runs on the CPU.
+
+    Args:
+        thresholds: any number of them; the CRF of threshold t runs on argmax([t, activations]).
+        image, activations, keys, gt_prob, gaussian, bilateral, iterations, backend, threads: see `refine_seed`.
+
+    Returns:
+        (T, H, W) uint8: 0 and the labels of `keys`.
+    """
+    pixels, scores, names = _check(image, activations, keys)
+    size = pixels.shape[:2]
+    if len(scores) == 0:
+        return np.zeros((len(thresholds), *size), np.uint8)
+    crf = DenseCRF(pixels, gaussian=gaussian, bilateral=bilateral, backend=backend, threads=threads)
+    best, score = scores.argmax(axis=0) + 1, scores.max(axis=0)
+    maps = [np.where(score > threshold, best, 0).ravel() for threshold in thresholds]
+    options: dict[str, Any] = {"backend": crf.backend, "threads": threads}
+    solved = solve_labels(maps, len(scores) + 1, gt_prob, crf.pairwise, iterations, **options)
+    named = np.concatenate([[0], names]).astype(np.uint8)
+    return np.stack([named[one].reshape(size) for one in solved])
+
+
+def combine(sure: Array, possible: Array) -> Array:
+    """The seed from the CRF's labels at the thresholds fg and bg, (..., H, W) uint8 each."""
+    return np.where(sure > 0, sure, np.where(possible > 0, 255, 0)).astype(np.uint8)
 
 
 def _on_gpu(

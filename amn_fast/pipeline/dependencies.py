@@ -25,6 +25,9 @@ NO_INFLUENCE = frozenset({
 WANTS_MORE = frozenset({"eval_seg.save_masks"})
 """Settings that only add outputs: results that have them serve a configuration without them."""
 
+BEFORE = {"precision": "float32"}
+"""Values of settings in the runs of versions that did not have them."""
+
 UNKNOWN = "unknown"
 
 
@@ -110,7 +113,7 @@ def previous_output(
     def part(found: dict[str, Any]) -> dict[str, Any]:
         return {key: value for key, value in found.items() if key.split(".")[0] in ("format", *settings)}
 
-    same_settings = record is not None and part(record.settings) == part(settings_of(work, stage))
+    same_settings = record is not None and part(BEFORE | record.settings) == part(settings_of(work, stage))
 
     def previous(id: str) -> Path | None:
         item = record.items.get(id) if record and same_settings else None
@@ -188,6 +191,7 @@ def settings_changes(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
     """What differs between two sets of settings, in words: "train_cam.lr was 0.1, now 0.05"."""
     if before.get("format") != now["format"]:
         return ["it was made by another version of amn-fast"]
+    before = {key: value for key, value in BEFORE.items() if key in now} | before
     return [
         f"{key} was {before.get(key)}, now {now.get(key)}"
         for key in sorted(before.keys() | now.keys())

@@ -75,6 +75,8 @@ class Workspace:
             raise InputError("device is 'cuda', but PyTorch sees no CUDA device here; expected 'cpu' or 'auto'")
         if wanted == "auto":
             wanted = "cuda" if torch.cuda.is_available() else "cpu"
+        if wanted == "cpu" and self.config.precision == "float16":
+            raise InputError("precision is 'float16' on device 'cpu', expected 'bfloat16' or 'float32' there")
         return torch.device(wanted)
 
     def record(self, stage: Stage) -> Record | None:

@@ -15,7 +15,7 @@ from amn_fast.data.masks import write_mask
 from amn_fast.data.store import read_activations, read_strided, write_activations
 from amn_fast.errors import InputError
 from amn_fast.files import write_atomically
-from amn_fast.models import AmnNet, CamNet, IrnNet
+from amn_fast.models import AmnNet, CamNet, IrnNet, prepare
 from amn_fast.pipeline.dependencies import previous_output
 from amn_fast.pipeline.engine import Warnings
 from amn_fast.pipeline.folder import Workspace
@@ -32,7 +32,7 @@ def make_cam(work: Workspace, new: New) -> One:
     """Class activations of an image."""
     net = CamNet(len(work.dataset.classes), work.config.backbone).to(work.device)
     load_weights(work.weights("cam"), net)
-    net.eval()
+    net = prepare(net, work.config.precision)
 
     def one(id: str) -> None:
         image, label = work.dataset.image(id), work.dataset.labels(id)
@@ -48,7 +48,7 @@ def make_amn_cam(work: Workspace, new: New) -> One:
     n_classes = len(work.dataset.classes)
     net = AmnNet(n_classes, work.config.backbone).to(work.device)
     load_weights(work.weights("amn"), net)
-    net.eval()
+    net = prepare(net, work.config.precision)
 
     def one(id: str) -> None:
         image, label = work.dataset.image(id), work.dataset.labels(id)
@@ -93,9 +93,13 @@ def make_masks(work: Workspace, new: New) -> One:
     write_legend(work.root, work.dataset.classes)
     net = IrnNet(config.backbone).to(work.device)
     load_weights(work.weights("irn"), net)
-    net.eval()
+    net = prepare(net, work.config.precision)
     previous = previous_output(
-        work, stage_named("make-mask"), "edge/{id}.npz", settings=("edge",), inputs=(IMAGE, "weights/irn.safetensors")
+        work,
+        stage_named("make-mask"),
+        "edge/{id}.npz",
+        settings=("precision", "edge"),
+        inputs=(IMAGE, "weights/irn.safetensors"),
     )
 
     def one(id: str) -> None:

@@ -22,7 +22,7 @@ from amn_fast.data.masks import check_masks, voc_palette, write_mask
 from amn_fast.errors import InputError
 from amn_fast.files import write_json
 from amn_fast.metrics import Confusion
-from amn_fast.models import DeepLabV2, MultiScale
+from amn_fast.models import DeepLabV2, MultiScale, prepare
 from amn_fast.pipeline.engine import console, cores, naming_image, progress
 from amn_fast.pipeline.evaluation import environment
 from amn_fast.pipeline.folder import Workspace
@@ -119,7 +119,7 @@ def evaluate(work: Workspace, new: New) -> None:
     base = DeepLabV2(len(classes), config.train_seg.backbone)
     net = MultiScale(base, settings.scales).to(work.device)
     load_weights(weights, net)
-    net.eval()
+    net = prepare(net, config.precision)
     results = _Results(work, new)
     _run(work, net, results)
     if settings.save_masks:

@@ -236,6 +236,13 @@ def test_a_missing_path_is_named(root, voc):
         open_voc(voc, masks="SegmentationClassAug")
 
 
+def test_a_missing_data_set_is_named_with_the_remedy(tmp_path):
+    for kind, end in (("folder", "data set's folder"), ("voc", "docs/guides/voc-coco.md says what to download"),
+                      ("coco", "docs/guides/voc-coco.md says what to download")):  # fmt: skip
+        with pytest.raises(InputError, match=f"no such folder; set data.root or --root to .*{end}$"):
+            open_dataset(kind, tmp_path / "absent", **({"images": ".", "labels": "x.csv"} if kind == "folder" else {}))
+
+
 def test_voc_as_it_lies_on_disk(voc):
     dataset = open_dataset("voc", voc)
     require_complete(dataset)

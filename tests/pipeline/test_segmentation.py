@@ -12,7 +12,7 @@ from amn_fast.data import open_dataset
 from amn_fast.data.image import read_mask
 from amn_fast.data.masks import write_mask
 from amn_fast.errors import InputError
-from amn_fast.models import DeepLabV2, MultiScale
+from amn_fast.models import DeepLabV2, MultiScale, prepare
 from amn_fast.ops.dense_crf import DenseCRF
 from amn_fast.pipeline import run_stage, segmentation
 from amn_fast.pipeline.runner import is_up_to_date
@@ -61,7 +61,7 @@ def expected_labels(config, dataset, mirror=False, window=None):
     """(label map, label map after CRF) of each image, one after the other."""
     net = MultiScale(DeepLabV2(3, "efficientnet_lite0"), (0.5, 0.75))
     load_weights(config.run / "weights" / "seg.safetensors", net)
-    net.eval()
+    net = prepare(net)
     for id in dataset.ids:
         image = dataset.image(id)
         found = net.probabilities(net.base.normalize(image), mirror, window).numpy()
