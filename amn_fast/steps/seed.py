@@ -10,9 +10,8 @@ from amn_fast.ops.dense_crf import refine_seed
 
 def refine(image: NDArray[np.uint8], found: Activations, settings: Seed) -> NDArray[np.uint8]:
     """The seed, (H, W) uint8, computed on one thread."""
-    return refine_seed(
-        image, found.full, found.keys, fg=settings.fg, bg=settings.bg, bilateral=settings.bilateral, threads=1
-    )
+    fg, bg = settings.pair
+    return refine_seed(image, found.full, found.keys, fg=fg, bg=bg, bilateral=settings.bilateral, threads=1)
 
 
 def constant_classes(found: Activations) -> list[int]:
