@@ -4,6 +4,7 @@ import sys
 
 from amn_fast._console import printable
 from amn_fast.cli import (  # noqa: F401  (each registers its commands)
+    calibrate,
     convert,
     crf,
     data,
