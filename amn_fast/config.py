@@ -123,6 +123,10 @@ class CamTraining(Training):
     lr: LearningRate = 0.1
     new_lr: NewLearningRate = 1.0
     momentum: Momentum = 1e-4
+    clip: Annotated[
+        float | None,
+        Field(gt=0, description="Largest norm of a step's gradient, above 0; null, as published, clips nothing."),
+    ] = None
     long_side: Annotated[
         tuple[Count, Count],
         Field(description="Shortest and longest long side, in pixels, to which an image is resized at random."),

@@ -1,5 +1,6 @@
 """The training loop of all networks: seeded, resumable after each epoch, in one process or several."""
 
+import copy
 import functools
 import io
 import json
@@ -15,13 +16,14 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Sampler, default_collate
 
-from amn_fast.config import SegTraining, Training
+from amn_fast.config import CamTraining, SegTraining, Training
 from amn_fast.errors import InputError
 from amn_fast.files import write_atomically
 from amn_fast.models.backbone import why_unreadable
-from amn_fast.pipeline.engine import progress
+from amn_fast.pipeline.engine import console, progress
 from amn_fast.pipeline.folder import Workspace
 from amn_fast.pipeline.processes import Processes
+from amn_fast.steps.convergence import CLIP, FACTOR, RESTARTS, learns_nothing
 from amn_fast.steps.items import ItemDataset
 
 Batch = Any
@@ -114,6 +116,7 @@ def train(
     loss_of: Callable[[Batch], Tensor],
     origin: str = "",
     figures: "Mapping[str, RunningMean] | None" = None,
+    guess: float | None = None,
 ) -> None:
     """Train `net` and write its weights to weights/NAME.safetensors.
 
@@ -127,6 +130,8 @@ def train(
         loss_of: loss of one batch; of the global one, where several processes have a share of it each.
         origin: kept in the file of weights, see `save_weights`.
         figures: means that `loss_of` adds to; they are logged with each epoch's loss.
+        guess: loss of a network that has learned nothing. Where the loss stays there, training starts anew, at most
+            `RESTARTS` times, each time at a third of the rates and with clipped gradients.
     """
     processes, weights = work.processes, new(work.weights(name))
     checkpoint = weights.with_name(f"{name}.checkpoint.pt")
@@ -147,12 +152,14 @@ def train(
     loader = DataLoader(items, batch_sampler=shares, num_workers=work.config.workers, collate_fn=_collate)
     steps = len(batches) // accumulate * settings.epochs
     start_lrs = [group["lr"] for group in optimizer.param_groups]
-    first = _restore(checkpoint, net, optimizer)
+    initial = copy.deepcopy((net.state_dict(), optimizer.state_dict())) if guess is not None else None
+    losses, restarts = _restore(checkpoint, net, optimizer)
     net.train()
     first_process = processes.rank == 0
     with progress(shown=first_process) as bar:
-        task = bar.add_task(name, total=len(batches) * settings.epochs, completed=first * len(batches), note="")
-        for epoch in range(first, settings.epochs):
+        task = bar.add_task(name, total=len(batches) * settings.epochs, completed=len(losses) * len(batches), note="")
+        while (epoch := len(losses)) < settings.epochs:
+            clip = CLIP if restarts else settings.clip if isinstance(settings, CamTraining) else None
             torch.manual_seed(work.config.seed * 1000 + epoch)  # dropout: the same after a restart
             batches.epoch = epoch
             total, start = torch.zeros((), device=work.device), time.monotonic()
@@ -162,25 +169,40 @@ def train(
                 if i % accumulate == 0:
                     factor = poly((epoch * len(batches) + i) // accumulate, steps, settings.power, lr_step)
                     for group, lr in zip(optimizer.param_groups, start_lrs, strict=True):
-                        group["lr"] = lr * factor
+                        group["lr"] = lr * factor / FACTOR**restarts
                     optimizer.zero_grad()
                 with torch.autocast(work.device.type, torch.bfloat16, enabled=work.device.type == "cuda"):
                     loss = loss_of(batch)
                 (loss / accumulate).backward()
                 if i % accumulate == accumulate - 1:
                     processes.average(net.parameters())
+                    if clip is not None:
+                        nn.utils.clip_grad_norm_(net.parameters(), clip)
                     optimizer.step()
                 total += loss.detach()
                 bar.advance(task)
             mean = total.item() / len(batches)  # the epoch's only wait for the device
             speed = len(batches) * batches.batch / (time.monotonic() - start)
+            losses.append(mean)
+            means = {figure: running.take() for figure, running in (figures or {}).items()}
+            again = guess is not None and learns_nothing(losses, guess, settings.epochs, len(batches))
+            if initial is not None and again and restarts < RESTARTS:
+                restarts += 1
+                text = f"{name}: loss is {mean:.3f} in epoch {epoch + 1}, that of guessing is {guess:.3f}"
+                console.print(f"{text}; starts again at 1/{FACTOR**restarts} of the learning rates")
+                work.log("restart", network=name, epoch=epoch + 1, loss=mean, guess=guess, divisor=FACTOR**restarts)
+                net.load_state_dict(initial[0])
+                optimizer.load_state_dict(copy.deepcopy(initial[1]))
+                losses = []
+                bar.update(task, completed=0)
+                _save(checkpoint, net, optimizer, losses, restarts)
+                continue
             if not torch.isfinite(total):
                 raise InputError(f"{name}: loss is NaN or infinite in epoch {epoch + 1}; try a lower learning rate")
             bar.update(task, note=f"epoch {epoch + 1}/{settings.epochs} loss {mean:.4f} {speed:.1f} images/s")
-            means = {figure: running.take() for figure, running in (figures or {}).items()}
             if first_process:
                 work.log("epoch", network=name, epoch=epoch + 1, loss=mean, **means, pictures_per_second=speed)
-                _save(checkpoint, net, optimizer, epoch + 1)
+                _save(checkpoint, net, optimizer, losses, restarts)
     if first_process:
         save_weights(weights, net, origin)
         checkpoint.unlink(missing_ok=True)
@@ -214,7 +236,8 @@ def read_losses(work: Workspace, name: str, figure: str = "loss") -> list[float]
             event = json.loads(line)
         except ValueError:  # a line that a kill cut short
             continue
-        if event["event"] == "start" and event["stage"] == f"train-{name}" and not event["resumed"]:
+        started = event["event"] == "start" and event["stage"] == f"train-{name}" and not event["resumed"]
+        if started or (event["event"] == "restart" and event["network"] == name):
             epochs = {}
         if event["event"] == "epoch" and event["network"] == name:
             epochs[event["epoch"]] = event.get(figure)  # an epoch that a kill cut off from its checkpoint comes again
@@ -234,22 +257,23 @@ def load_weights(path: Path, net: nn.Module) -> None:
         raise InputError(f"weights {path} do not fit: {' '.join(str(error).split())[:300]}") from error
 
 
-def _save(path: Path, net: nn.Module, optimizer: torch.optim.Optimizer, epochs: int) -> None:
-    state = {"net": net.state_dict(), "optimizer": optimizer.state_dict(), "epochs": epochs}
+def _save(path: Path, net: nn.Module, optimizer: torch.optim.Optimizer, losses: list[float], restarts: int) -> None:
+    state = {"net": net.state_dict(), "optimizer": optimizer.state_dict(), "losses": losses, "restarts": restarts}
     # By way of memory: torch.save buries the reason when a write fails, such as a full disk.
     buffer = io.BytesIO()
     torch.save(state, buffer)
     write_atomically(path, lambda file: file.write(buffer.getbuffer()))
 
 
-def _restore(path: Path, net: nn.Module, optimizer: torch.optim.Optimizer) -> int:
+def _restore(path: Path, net: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[list[float], int]:
+    """The loss of each epoch so far, and how often training has started anew."""
     if not path.exists():
-        return 0
+        return [], 0
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
         net.load_state_dict(state["net"])
         optimizer.load_state_dict(state["optimizer"])
-        return state["epochs"]
+        return list(state["losses"]), int(state["restarts"])
     except Exception as error:  # a damaged file and another network's have an error class each
         raise InputError(
             f"checkpoint {path} does not fit: {why_unreadable(error)}; remove it to train from the start"

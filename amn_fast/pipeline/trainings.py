@@ -19,6 +19,7 @@ from amn_fast.pipeline.engine import track
 from amn_fast.pipeline.folder import Workspace
 from amn_fast.pipeline.training import RunningMean, load_weights, save_weights, train
 from amn_fast.steps import amn, cam, irn, seg
+from amn_fast.steps.convergence import guessing_loss
 from amn_fast.steps.items import ClassifierDataset, MaskDataset, SeedDataset
 
 New = Callable[[Path], Path]
@@ -38,7 +39,11 @@ def train_cam(work: Workspace, new: New) -> None:
         return loss
 
     optimizer = cam.optimizer(net, settings)
-    train(work, new, "cam", net, optimizer, items, settings, loss_of, figures={"accuracy": right})
+    labels = np.array([dataset.labels(id) for id in dataset.ids])
+    train(
+        work, new, "cam", net, optimizer, items, settings, loss_of,
+        figures={"accuracy": right}, guess=guessing_loss(labels),
+    )  # fmt: skip
 
 
 def train_amn(work: Workspace, new: New) -> None:
