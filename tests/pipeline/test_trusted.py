@@ -13,9 +13,10 @@ from amn_fast.config import read_config, to_yaml
 from amn_fast.data.image import read_mask
 from amn_fast.data.masks import write_mask
 from amn_fast.errors import InputError
+from amn_fast.pipeline.dependencies import stages_of
 from amn_fast.pipeline.folder import Workspace
 from amn_fast.pipeline.runner import plan, status_of
-from amn_fast.pipeline.table import STAGES, stage_named
+from amn_fast.pipeline.table import stage_named
 from amn_fast.pipeline.trainings import _read_seed
 from amn_fast.steps.items import SeedDataset
 
@@ -24,8 +25,7 @@ from .conftest import configure
 
 def due(config):
     work = Workspace(config)
-    stages = [stage for stage in STAGES if not stage.segmentation]
-    return [stage.name for stage in plan(work, stages)[0]]
+    return [stage.name for stage in plan(work, stages_of(config))[0]]
 
 
 def reasons(config, name):
