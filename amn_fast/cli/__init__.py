@@ -1,6 +1,11 @@
 """The command line: `amn-fast demo`, `amn-fast run CONFIG`, and a command for each stage."""
 
+import os
 import sys
+
+# Read by PyTorch when it is imported: large tensors lie in large memory pages. Networks run up to 1.3 times as fast,
+# as most of their tensors are new memory, whose pages the system maps one by one.
+os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 
 from amn_fast._console import printable
 from amn_fast.cli import (  # noqa: F401  (each registers its commands)
@@ -9,6 +14,7 @@ from amn_fast.cli import (  # noqa: F401  (each registers its commands)
     crf,
     data,
     init,
+    label,
     refine,
     review,
     runs,

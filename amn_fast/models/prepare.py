@@ -62,6 +62,10 @@ def prepare(net: Net, precision: str = "float32") -> Net:
         for conv, norm in _foldable(part):
             _fold(part, conv, norm)
         part.register_forward_pre_hook(convert)
+    if device.type == "cpu" and torch.backends.mkldnn.is_available():
+        for conv in [module for module in net.modules() if type(module) is nn.Conv2d]:
+            if conv.kernel_size == conv.stride == (1, 1) and conv.groups == 1 and conv.padding == (0, 0):
+                _replace(net, conv, _Pointwise(conv))
     return net.to(dtype=dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
@@ -113,8 +117,22 @@ def _fold(net: nn.Module, conv: nn.Conv2d, norm: nn.BatchNorm2d) -> None:
     weight, bias, mean, variance, gain, offset = (None if t is None else t.double() for t in tensors)
     fused = fuse_conv_bn_weights(weight, bias, mean, variance, norm.eps, gain, offset)  # type: ignore[arg-type]
     conv.weight, conv.bias = (nn.Parameter(part.to(conv.weight.dtype), requires_grad=False) for part in fused)
-    rest = nn.Sequential(norm.drop, norm.act) if isinstance(norm, BatchNormAct2d) else nn.Identity()
+    _replace(net, norm, nn.Sequential(norm.drop, norm.act) if isinstance(norm, BatchNormAct2d) else nn.Identity())
+
+
+class _Pointwise(nn.Module):
+    """A 1x1 convolution by oneDNN; on one thread, PyTorch takes a way of its own that is half as fast."""
+
+    def __init__(self, conv: nn.Conv2d) -> None:
+        super().__init__()
+        self.weight, self.bias = conv.weight, conv.bias
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.mkldnn_convolution(x, self.weight, self.bias, (0, 0), (1, 1), (1, 1), 1)
+
+
+def _replace(net: nn.Module, old: nn.Module, new: nn.Module) -> None:
     for parent in net.modules():
         for name, child in parent.named_children():
-            if child is norm:
-                setattr(parent, name, rest)
+            if child is old:
+                setattr(parent, name, new)

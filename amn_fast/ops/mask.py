@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from amn_fast.errors import InputError
-from amn_fast.ops._arrays import as_array, flag, image_size, number, shown
+from amn_fast.ops._arrays import as_array, flag, image_size, number, on_gpu, shown
 from amn_fast.ops.random_walk import TOLERANCE, Affinities, random_walk
 
 Scores = NDArray[np.float32]
@@ -44,7 +44,7 @@ def make_mask(
     Args:
         activations: (K, h, w) array or CPU tensor, the activations of the image's classes without background, at
             least 0, at stride 4.
-        edge: (h, w) or (1, h, w) edge map in [0, 1] at stride 4.
+        edge: (h, w) or (1, h, w) edge map in [0, 1] at stride 4; a CUDA tensor makes the walk run on its GPU.
         keys: (K,) labels of the channels, 1..255; or (K + 1,) with the background's label first.
         size: (H, W) of the image, with 4h >= H and 4w >= W.
         threshold: score that a class has to exceed, a finite number.
@@ -94,7 +94,7 @@ def mask_scores(
     """
     raised = _raised(_checked_activations(activations), power)
     size, per_class = _checked_size(size, raised.shape[1:]), flag("per_class", per_class)
-    return _normalised(random_walk(raised, as_array("edge", edge), **walk), size, per_class)
+    return _normalised(_walk(raised, edge, walk), size, per_class)
 
 
 def mask_from_scores(scores: ArrayLike, keys: ArrayLike, threshold: float = 0.25) -> NDArray[np.uint8]:
@@ -199,6 +199,15 @@ def _checked_labels(keys: ArrayLike, count: int) -> NDArray[np.uint8]:
             raise InputError(f"keys are {shown(labels.tolist())}, expected labels of at least 1 (0 is the background)")
         labels = np.concatenate([[0], labels])
     return labels.astype(np.uint8)
+
+
+def _walk(raised: NDArray[np.float32], edge: ArrayLike, walk: dict[str, Any]) -> NDArray[np.float32]:
+    if not on_gpu(edge):
+        return random_walk(raised, as_array("edge", edge), **walk)
+    import torch
+
+    gpu_edge: Any = edge
+    return random_walk(torch.from_numpy(raised).to(gpu_edge.device), gpu_edge, **walk).cpu().numpy()
 
 
 def _raised(activations: NDArray[Any], power: float) -> NDArray[np.float32]:

@@ -159,7 +159,7 @@ def _read(work: Workspace, id: str, ground_truth: NDArray[np.uint8], label_maps:
         found = read_activations(work.item(name, id))
         activations[name] = (found.full, found.keys)
         _same_size(work.item(name, id), found.size, id, ground_truth)
-    propagated = mask.scores(found, read_edge(work.item("edge", id)), work.config.mask)
+    propagated = mask.scores(found, read_edge(work.item("edge", id)), work.config.mask, work.device, threads=1)
     activations["mask"] = (propagated, found.keys)
     for name, folder in LABEL_MAPS.items():
         _same_size(work.item(folder, id), label_maps[name].shape, id, ground_truth)

@@ -17,7 +17,7 @@ from amn_fast.errors import InputError
 from amn_fast.files import write_atomically
 from amn_fast.models import AmnNet, CamNet, IrnNet, prepare
 from amn_fast.pipeline.dependencies import previous_output
-from amn_fast.pipeline.engine import Warnings
+from amn_fast.pipeline.engine import Warnings, on_device
 from amn_fast.pipeline.folder import Workspace
 from amn_fast.pipeline.table import IMAGE, stage_named
 from amn_fast.pipeline.training import load_weights
@@ -36,9 +36,9 @@ def make_cam(work: Workspace, new: New) -> One:
 
     def one(id: str) -> None:
         image, label = work.dataset.image(id), work.dataset.labels(id)
-        write_activations(
-            new(work.item("cam", id)), cam.activate(net, image, label, work.config.cam.scales, work.device)
-        )
+        with on_device(work.device):
+            found = cam.activate(net, image, label, work.config.cam.scales, work.device)
+        write_activations(new(work.item("cam", id)), found)
 
     return one
 
@@ -54,7 +54,8 @@ def make_amn_cam(work: Workspace, new: New) -> One:
         image, label = work.dataset.image(id), work.dataset.labels(id)
         path = work.item("cam_seed", id)
         labels = checked_labels(read_mask(path), image.shape[:2], n_classes, f"seed {path}")
-        found = amn.activate(net, image, label, labels, work.config.amn, work.device)
+        with on_device(work.device):
+            found = amn.activate(net, image, label, labels, work.config.amn, work.device)
         write_activations(new(work.item("amn", id)), found)
 
     return one
@@ -78,7 +79,9 @@ def _refine(work: Workspace, new: New, kind: str, settings: Seed) -> One:
         if flat := seed.constant_classes(found):
             names = ", ".join(work.dataset.classes[key - 1] for key in flat)
             warnings.add(id, f"image {id}: the activation of {names} is the same at all pixels and marks no object")
-        write_mask(new(work.item(f"{kind}_seed", id)), seed.refine(work.dataset.image(id), found, settings))
+        write_mask(
+            new(work.item(f"{kind}_seed", id)), seed.refine(work.dataset.image(id), found, settings, work.device)
+        )
 
     return one
 
@@ -109,10 +112,13 @@ def make_masks(work: Workspace, new: New) -> One:
         if found.size != image.shape[:2]:
             raise InputError(f"{path}: found activations of {found.size}, expected {image.shape[:2]} (height, width)")
         kept = previous(id)
-        edge = irn.find_edge(net, image, config.edge.pad, work.device) if kept is None else read_edge(kept)
+        with on_device(work.device):
+            edge = irn.find_edge(net, image, config.edge.pad, work.device) if kept is None else read_edge(kept)
         write_edge(new(work.item("edge", id)), edge)
         trusted = work.trusted(id)
-        made = mask.make_mask(found, edge, config.mask) if trusted is None else read_mask(trusted)
+        made = (
+            mask.make_mask(found, edge, config.mask, work.device, threads=1) if trusted is None else read_mask(trusted)
+        )
         write_mask(new(work.item("masks", id)), made)
 
     return one

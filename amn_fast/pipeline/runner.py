@@ -324,7 +324,7 @@ def _compute(work: Workspace, stage: Stage, staging: Staging, keys: dict[str, st
         function(id)
         staging.finish(id, keys[id])
 
-    for_each(stage.name, todo, one, cores() if stage.parallel else 1)
+    for_each(stage.name, todo, one, cores())
 
 
 def commit(work: Workspace, stage: Stage, staging: Staging, found: Status, measured: dict[str, Any]) -> None:

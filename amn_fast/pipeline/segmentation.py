@@ -1,14 +1,12 @@
 """eval-seg: the segmentation network on whole images, with and without CRF; perhaps masks for a benchmark's server.
 
-The network runs on one thread; the CRFs of images that it has left behind run beside it in a pool. Nothing but the
-scores, a few masks for the report and, when asked for, all masks reaches the disk.
+Nothing but the scores, a few masks for the report and, when asked for, all masks reaches the disk.
 """
 
 import hashlib
 import json
 import threading
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +21,7 @@ from amn_fast.errors import InputError
 from amn_fast.files import write_json
 from amn_fast.metrics import Confusion
 from amn_fast.models import DeepLabV2, MultiScale, prepare
-from amn_fast.pipeline.engine import console, cores, naming_image, progress
+from amn_fast.pipeline.engine import console, cores, for_each, on_device
 from amn_fast.pipeline.evaluation import environment
 from amn_fast.pipeline.folder import Workspace
 from amn_fast.pipeline.table import producer
@@ -61,27 +59,26 @@ class _Results:
         self._lock = threading.Lock()
 
     def add(self, id: str, image: NDArray[np.uint8], probabilities: NDArray[np.float32]) -> None:
-        with naming_image(id):
-            ground_truth = self.dataset.ground_truth(id)
-            labels = {"without_crf": probabilities.argmax(0).astype(np.uint8)}
-            if self.settings.crf:
-                labels["with_crf"] = seg.crf_labels(image, probabilities, self.settings)
-            last = labels["with_crf" if self.settings.crf else "without_crf"]
-            if self.settings.save_masks:
-                write_mask(self.new(self.masks / f"{id}.png"), self.ids[last])
-            if id in self.shown:
-                for name, mask in labels.items():
-                    write_mask(self.new(self.shown_folder / NAMES[name] / f"{id}.png"), mask)
-            if ground_truth is None:
-                return
-            if id in self.shown:
-                single = Confusion(len(self.dataset.classes))
-                single.add(last, ground_truth)
-                self.shown[id] = round(single.scores().miou, 6)
-            with self._lock:
-                for name, confusion in self.confusions.items():
-                    confusion.add(labels[name], ground_truth)
-                self.scored += 1
+        ground_truth = self.dataset.ground_truth(id)
+        labels = {"without_crf": probabilities.argmax(0).astype(np.uint8)}
+        if self.settings.crf:
+            labels["with_crf"] = seg.crf_labels(image, probabilities, self.settings)
+        last = labels["with_crf" if self.settings.crf else "without_crf"]
+        if self.settings.save_masks:
+            write_mask(self.new(self.masks / f"{id}.png"), self.ids[last])
+        if id in self.shown:
+            for name, mask in labels.items():
+                write_mask(self.new(self.shown_folder / NAMES[name] / f"{id}.png"), mask)
+        if ground_truth is None:
+            return
+        if id in self.shown:
+            single = Confusion(len(self.dataset.classes))
+            single.add(last, ground_truth)
+            self.shown[id] = round(single.scores().miou, 6)
+        with self._lock:
+            for name, confusion in self.confusions.items():
+                confusion.add(labels[name], ground_truth)
+            self.scored += 1
 
     def scores(self) -> dict[str, Any]:
         """Scores by class; a class absent from the ground truth is left out of the means, as published for DeepLab."""
@@ -121,7 +118,14 @@ def evaluate(work: Workspace, new: New) -> None:
     load_weights(weights, net)
     net = prepare(net, config.precision)
     results = _Results(work, new)
-    _run(work, net, results)
+
+    def one(id: str) -> None:
+        image = dataset.image(id)
+        with on_device(work.device):
+            probabilities = seg.probabilities(net, image, settings, work.device)
+        results.add(id, image, probabilities)
+
+    for_each("segmentation", dataset.ids, one, cores())
     if settings.save_masks:
         check_archive(new(results.masks), dataset)
     data = config.eval_seg.data or config.data
@@ -162,41 +166,6 @@ def _say_why_again(work: Workspace) -> None:
     record = work.record(stage)
     if record is not None and work.config.eval_seg.save_masks and not record.settings.get("eval_seg.save_masks"):
         console.print("  the earlier evaluation kept scores, not masks: the network runs over all images once more")
-
-
-def _run(work: Workspace, net: MultiScale, results: _Results) -> None:
-    """The network on this thread, the rest in a pool; at most two images a thread are in memory."""
-    dataset, threads = work.evaluated, cores()
-    room = threading.Semaphore(2 * threads)
-    waiting: list[Future[None]] = []
-    with progress() as bar, ThreadPoolExecutor(threads) as pool:
-        task = bar.add_task("segmentation", total=len(dataset.ids), note="")
-
-        def done(_: Future[None]) -> None:
-            bar.advance(task)
-            room.release()
-
-        try:
-            for id in dataset.ids:
-                room.acquire()
-                with naming_image(id):
-                    image = dataset.image(id)
-                    found = seg.probabilities(net, image, work.config.eval_seg, work.device)
-                future = pool.submit(results.add, id, image, found)
-                future.add_done_callback(done)
-                waiting = [*_unfinished(waiting), future]
-            for future in waiting:
-                future.result()
-        finally:  # an error waits for the images in work, not for the rest
-            pool.shutdown(wait=False, cancel_futures=True)
-
-
-def _unfinished(futures: list[Future[None]]) -> list[Future[None]]:
-    """Those still in work; the error of one that failed is raised."""
-    finished = {future for future in futures if future.done()}
-    for future in finished:
-        future.result()
-    return [future for future in futures if future not in finished]
 
 
 def check_archive(folder: Path, dataset: Dataset) -> None:

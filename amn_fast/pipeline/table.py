@@ -31,7 +31,6 @@ class Stage:
         outputs: files in the run folder; a path that ends in "/" is a folder of any files.
         settings: keys of the configuration that the outputs depend on.
         per_image: whether each image has its own outputs, recomputed for that image alone.
-        parallel: whether images are computed on several threads at once.
         trains: whether the stage trains a network: its result is never replaced without `--overwrite`.
         scores: whether the stage only scores: its result is replaced without asking.
         result: name of the result in metrics.json, for the report.
@@ -48,7 +47,6 @@ class Stage:
     outputs: tuple[str, ...]
     settings: tuple[str, ...] = ()
     per_image: bool = False
-    parallel: bool = False
     trains: bool = False
     scores: bool = False
     result: str = ""
@@ -95,7 +93,6 @@ STAGES: tuple[Stage, ...] = (
         outputs=("cam_seed/{id}.png",),
         settings=("cam_seed",),
         per_image=True,
-        parallel=True,
         result="refined_seed",
         reference="result/ir_label",
     ),
@@ -128,7 +125,6 @@ STAGES: tuple[Stage, ...] = (
         outputs=("amn_seed/{id}.png",),
         settings=("amn_seed",),
         per_image=True,
-        parallel=True,
         result="amn_refined",
         reference="result/amn_ir_label",
     ),

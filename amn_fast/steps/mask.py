@@ -1,20 +1,30 @@
 """Pseudo-mask of one image: random walk of the activations over the edge map, threshold."""
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from amn_fast.config import Mask
 from amn_fast.data.store import Activations, StridedActivations
 from amn_fast.ops.mask import mask_from_scores, mask_scores
 
+CPU = torch.device("cpu")
+
 
 def scores(
-    found: Activations | StridedActivations, edge: NDArray[np.float32], settings: Mask, threads: int | None = None
+    found: Activations | StridedActivations,
+    edge: NDArray[np.float32],
+    settings: Mask,
+    device: torch.device = CPU,
+    threads: int | None = None,
 ) -> NDArray[np.float32]:
-    """Propagated scores, (K, H, W) float32 in [0, 1]; bit-identical for any number of threads."""
+    """Propagated scores, (K, H, W) float32 in [0, 1]; bit-identical for any number of threads.
+
+    The walk runs on the GPU where `device` is one.
+    """
     return mask_scores(
         found.strided,
-        edge,
+        edge if device.type == "cpu" else torch.from_numpy(edge).to(device),
         found.size,
         power=settings.power,
         per_class=settings.maximum == "class",
@@ -25,6 +35,13 @@ def scores(
     )
 
 
-def make_mask(found: Activations | StridedActivations, edge: NDArray[np.float32], settings: Mask) -> NDArray[np.uint8]:
+def make_mask(
+    found: Activations | StridedActivations,
+    edge: NDArray[np.float32],
+    settings: Mask,
+    device: torch.device = CPU,
+    threads: int | None = None,
+) -> NDArray[np.uint8]:
     """The mask, (H, W) uint8: 0 and the labels of the image."""
-    return mask_from_scores(scores(found, edge, settings), np.concatenate([[0], found.keys]), settings.background)
+    propagated = scores(found, edge, settings, device, threads)
+    return mask_from_scores(propagated, np.concatenate([[0], found.keys]), settings.background)

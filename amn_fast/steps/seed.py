@@ -1,18 +1,25 @@
 """Seed of one image: a dense CRF turns activations into sure foreground, sure background, and 255 between."""
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from amn_fast.config import Seed
 from amn_fast.data.store import Activations
 from amn_fast.ops.dense_crf import refine_seed
 
+CPU = torch.device("cpu")
 
-def refine(image: NDArray[np.uint8], found: Activations, settings: Seed) -> NDArray[np.uint8]:
-    """The seed, (H, W) uint8, computed on one thread."""
-    return refine_seed(
-        image, found.full, found.keys, fg=settings.fg, bg=settings.bg, bilateral=settings.bilateral, threads=1
+
+def refine(
+    image: NDArray[np.uint8], found: Activations, settings: Seed, device: torch.device = CPU
+) -> NDArray[np.uint8]:
+    """The seed, (H, W) uint8, computed on one thread, or on the GPU where `device` is one."""
+    maps = found.full if device.type == "cpu" else torch.from_numpy(found.full).to(device)
+    labels = refine_seed(
+        image, maps, found.keys, fg=settings.fg, bg=settings.bg, bilateral=settings.bilateral, threads=1
     )
+    return labels if isinstance(labels, np.ndarray) else labels.cpu().numpy()
 
 
 def constant_classes(found: Activations) -> list[int]:
