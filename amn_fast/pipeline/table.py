@@ -151,6 +151,18 @@ STAGES: tuple[Stage, ...] = (
         imported=False,
     ),
     Stage(
+        "check-run",
+        "Look for signs that the masks are not useful, and rank them by doubt; needs no ground truth.",
+        "health:check_run",
+        inputs=(
+            IMAGE, LABELS, CLASSES, "cam/{id}.npz", "cam_seed/{id}.png", "amn/{id}.npz", "amn_seed/{id}.png",
+            "edge/{id}.npz", "masks/{id}.png", TRUSTED,
+        ),
+        outputs=("health.json", "doubt.csv"),
+        settings=("seed", "backbone", "weights", "mask"),
+        scores=True,
+    ),
+    Stage(
         "evaluate",
         "Score seeds and masks against ground truth and write the report.",
         "evaluation:evaluate",
@@ -190,11 +202,11 @@ REPORT = Stage(
     "report",
     "Write metrics.json and the report page of a finished run again.",
     "reporting:write",
-    inputs=("evaluation.json", "segmentation.json"),
+    inputs=("health.json", "evaluation.json", "segmentation.json"),
     outputs=("metrics.json", "report.html"),
     scores=True,
 )
-"""Written after each stage that scores; both inputs are optional."""
+"""Written after each stage that scores; the inputs are optional."""
 
 
 def stage_named(name: str) -> Stage:
