@@ -18,6 +18,7 @@ from amn_fast.models import AmnNet, CamNet, IrnNet, prepare
 from amn_fast.models.prepare import Net
 from amn_fast.ops._arrays import default_backend, integer
 from amn_fast.ops.mask import mask_from_scores
+from amn_fast.pipeline.chosen import chosen_seed
 from amn_fast.pipeline.folder import Workspace
 from amn_fast.pipeline.training import load_weights
 from amn_fast.review.doubt import doubt
@@ -95,6 +96,7 @@ class Labeler:
                 f"thresholds: {unknown[0]!r} is no class of {self.run}, expected {', '.join(self.classes)}"
             )
         self.thresholds = np.array([(thresholds or {}).get(name, 0.5) for name in self.classes], np.float32)
+        self._seed = chosen_seed(self.config, "cam_seed")
         work = Workspace(self.config)
         self.device = work.device
         backbone = self.config.backbone
@@ -135,7 +137,7 @@ class Labeler:
             blank = np.zeros(image.shape[:2], np.uint8)
             return LabelResult(blank, names, predicted, np.zeros(0, np.uint8), nothing, (), doubt(nothing))
         found = as_stored(cam.activate(self._cam, image, shown, config.cam.scales, device))
-        labels = seed.refine(image, found, config.cam_seed)
+        labels = seed.refine(image, found, self._seed)
         found = as_stored(amn.activate(self._amn, image, shown, labels, config.amn, device))
         edge = irn.find_edge(self._irn, image, config.edge.pad, device)
         scores = mask.scores(found, edge, config.mask, threads=self.threads)

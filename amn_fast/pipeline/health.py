@@ -6,7 +6,6 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -18,6 +17,7 @@ from amn_fast.data.store import read_activations
 from amn_fast.files import write_json, write_text
 from amn_fast.models.backbone import make_backbone
 from amn_fast.ops.mask import mask_from_scores
+from amn_fast.pipeline.chosen import chosen_seed
 from amn_fast.pipeline.engine import console, cores, for_each, track
 from amn_fast.pipeline.folder import Workspace
 from amn_fast.pipeline.inference import read_edge
@@ -70,7 +70,7 @@ def check_run(work: Workspace, new: Callable[[Path], Path]) -> None:
         *separate(work),
         health.activations(tally.flat, tally.maps, dataset.classes),
         *(
-            health.seeds(name, folder, tally.without[folder], images, _thresholds(config, folder))
+            health.seeds(name, folder, tally.without[folder], images, chosen_seed(config, folder).pair)
             for folder, name in SEEDS.items()
         ),
         health.missing_classes(tally.empty.tolist(), labels.sum(0).tolist(), dataset.classes),
@@ -92,11 +92,6 @@ def report(work: Workspace, findings: list[Finding]) -> None:
     for one in findings:
         console.print(f"{'problem' if one.serious else 'warning'}: {one.text}", soft_wrap=True)
         work.log("health", **one.to_json())
-
-
-def _thresholds(config: Any, section: str) -> tuple[float, float]:
-    settings = getattr(config, section)
-    return settings.fg, settings.bg
 
 
 def _count(work: Workspace, tally: _Tally) -> None:

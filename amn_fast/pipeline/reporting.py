@@ -16,7 +16,8 @@ from amn_fast.data.labels import read_json
 from amn_fast.data.store import read_activations
 from amn_fast.errors import InputError
 from amn_fast.files import write_json
-from amn_fast.pipeline.dependencies import settings_changes, settings_of
+from amn_fast.pipeline.chosen import FOLDER, choice_file, neighbours
+from amn_fast.pipeline.dependencies import exists, settings_changes, settings_of
 from amn_fast.pipeline.engine import cores, progress
 from amn_fast.pipeline.folder import Workspace
 from amn_fast.pipeline.records import Item, Record
@@ -80,12 +81,16 @@ def write(work: Workspace) -> Path:
         metrics["health"] = [*metrics["health"], finding.to_json()]
     if (work.root / CALIBRATION).is_file():
         metrics["calibration"] = read_json(work.root / CALIBRATION)
+    chosen = {Path(path).stem: record for path, record in found.items() if path.startswith(f"{FOLDER}/")}
+    if chosen:
+        metrics["thresholds"] = chosen
     write_json(work.root / "metrics.json", metrics)
     images = RunImages(work) if "evaluation.json" in found else None
     with progress(shown=images is not None) as bar:
         task = bar.add_task("report", total=min(len(work.dataset.ids), GALLERY_MOST))
         return write_report(
             work.root, metrics, images, to_yaml(work.config), segmented,
+            examples={section: _examples(work, section, record) for section, record in chosen.items()},
             threads=cores(), advance=lambda: bar.advance(task),
         )  # fmt: skip
 
@@ -97,7 +102,7 @@ def _results(work: Workspace) -> list[tuple[str, dict[str, Any]]]:
         stage = producer(path)
         assert stage is not None
         record = work.record(stage)
-        if record is None or path not in record.outputs():
+        if record is None or path not in record.outputs() or not exists(work.config, stage):
             continue
         if settings_changes(record.settings, settings_of(work, stage)) or not (work.root / path).exists():
             continue
@@ -121,6 +126,19 @@ def _segmented(work: Workspace, record: dict[str, Any]) -> list[Segmented]:
         )
         for id, miou in record["shown"].items()
     ]
+
+
+def _examples(work: Workspace, section: str, record: dict[str, Any]) -> list[Segmented]:
+    """Seeds of the example images of a choice of thresholds."""
+    found = []
+    for number, id in enumerate(record["examples"]):
+        masks = {}
+        for name, (fg, bg) in neighbours((record["pair"][0], record["pair"][1])).items():
+            path = choice_file(work.root, section).with_suffix("") / f"{number}.{name}.png"
+            if path.exists():
+                masks[f"{name}: fg {fg:g}, bg {bg:g}"] = read_mask(path)
+        found.append(Segmented(id, work.dataset.image(id), masks, work.dataset.ground_truth(id), None))
+    return found
 
 
 class RunImages:

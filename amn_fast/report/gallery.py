@@ -81,11 +81,11 @@ class RunImages(Protocol):
 
 @dataclass(frozen=True)
 class Segmented:
-    """An image that the segmentation network was evaluated on; masks as in `RunImages`.
+    """An image with label maps to draw over it; masks as in `RunImages`.
 
     Attributes:
         id, image: the image.
-        masks: by the names of `SEGMENTATION`.
+        masks: by the names of `SEGMENTATION`, or by what the page calls them.
         ground_truth: None where there is none.
         miou: of the last of the masks, where there is ground truth.
     """
@@ -195,8 +195,8 @@ def image_row(images: RunImages, id: str, names: list[str], miou: float | None =
 
 
 def segmented_row(segmented: Segmented, names: list[str]) -> Row:
-    """One image, and the labels of the segmentation network."""
-    layers: dict[str, NDArray[Any] | None] = {SEGMENTATION[key]: mask for key, mask in segmented.masks.items()}
+    """One image, and the label maps over it."""
+    layers: dict[str, NDArray[Any] | None] = {SEGMENTATION.get(key, key): mask for key, mask in segmented.masks.items()}
     layers[LAYERS["ground_truth"]] = segmented.ground_truth
     return _row(segmented.id, segmented.image, layers, names, segmented.miou, THUMBNAIL)
 

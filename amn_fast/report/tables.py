@@ -199,6 +199,25 @@ def calibration_rows(found: Metrics) -> dict[str, Any] | None:
     return {"used": f"{found['used']} {what}", "rows": rows, "classes": classes}
 
 
+def choice_table(record: Metrics) -> dict[str, Any]:
+    """Scores of all candidate pairs of thresholds: a row for each fg, a column for each bg.
+
+    Each cell has the score and its place between the lowest (0) and the highest (1); None where bg >= fg.
+    """
+    scores = {(row["fg"], row["bg"]): row["score"] for row in record["scores"]}
+    columns = sorted({bg for _, bg in scores})
+    low, high = min(scores.values()), max(scores.values())
+
+    def cell(fg: float, bg: float) -> dict[str, Any] | None:
+        if (score := scores.get((fg, bg))) is None:
+            return None
+        place = (score - low) / (high - low) if high > low else 1.0
+        return {"score": score, "place": round(place, 3), "chosen": [fg, bg] == list(record["pair"])}
+
+    rows = [{"fg": fg, "cells": [cell(fg, bg) for bg in columns]} for fg in sorted({fg for fg, _ in scores})]
+    return {"columns": columns, "rows": rows}
+
+
 def training_rows(metrics: Metrics) -> list[dict[str, Any]]:
     """Loss, and accuracy where it is known, of each network's training: all epochs and the last one."""
     training = metrics.get("training") or {}

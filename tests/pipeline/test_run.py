@@ -37,7 +37,7 @@ from amn_fast.steps import items
 from .conftest import command, configure, start
 
 RESULTS = ("weights", "cam", "cam_seed", "amn", "amn_seed", "edge", "masks")
-STAGES = {stage.name: stage for stage in pipeline.STAGES if not stage.segmentation}
+STAGES = {stage.name: stage for stage in pipeline.STAGES if not (stage.segmentation or stage.when)}
 NAMES = list(STAGES)
 
 
@@ -164,7 +164,7 @@ def touch(root):
         os.utime(path, (1, 1))
 
 
-EVERYTHING, SCORES, MASKS = NAMES, ["evaluate"], ["make-mask", "evaluate"]
+EVERYTHING, SCORES, MASKS = NAMES, ["evaluate"], ["make-mask", "check-run", "evaluate"]
 
 # Change of the data set, the run folder or a setting; the stages that are computed again; what the message names.
 CHANGES = {
