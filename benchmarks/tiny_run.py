@@ -1,6 +1,9 @@
-"""A run folder of a tiny network with random weights, and images for it: labelling jobs without training."""
+"""Labelling jobs without training: a run of a tiny network with random weights, images, an undisturbed process."""
 
 import json
+import types
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -9,6 +12,9 @@ import torch
 from PIL import Image
 
 from amn_fast.data.legend import write_legend
+from amn_fast.label.engines import Computed, Event, Started
+from amn_fast.label.labeler import Labeler
+from amn_fast.label.worker import Ended, Setup, Task, compute
 from amn_fast.models import AmnNet, CamNet, IrnNet
 from amn_fast.pipeline.training import save_weights
 
@@ -58,3 +64,33 @@ def write_images(folder: Path, count: int, sides: tuple[int, int] = (24, 40)) ->
     file = folder.parent / "labels.json"
     file.write_text(json.dumps({"classes": list(CLASSES), "labels": labels}))
     return file
+
+
+class InThisProcess:
+    """Stands for a crew: computes the shards here, one after the other, undisturbed."""
+
+    failures = types.MappingProxyType({})
+
+    def __init__(self, setup: Setup, size: int, timeout: float | None) -> None:
+        self.setup, self.labeler = setup, Labeler(setup.run, thresholds=setup.thresholds)
+
+    def run(self, tasks: Iterator[Task]) -> Iterator[Event]:
+        for task in tasks:
+            task = replace(task, failures=dict(self.failures))
+            yield Started(task.shard)
+            seen: list[object] = []
+            outcome = compute(self.setup, self.labeler, task, seen.append)
+            yield from (Computed(task.shard, message.ok) for message in seen if isinstance(message, Ended))
+            yield outcome
+
+    def __enter__(self) -> "InThisProcess":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+
+def outputs(folder: Path) -> dict[str, bytes]:
+    """All bytes that a job has written, but for its logs."""
+    files = (path for path in sorted(Path(folder).rglob("*")) if path.is_file())
+    return {str(p.relative_to(folder)): p.read_bytes() for p in files if p.relative_to(folder).parts[0] != "logs"}

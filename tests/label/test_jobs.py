@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import time
-import types
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,40 +19,14 @@ from amn_fast.cli import app
 from amn_fast.data.image import read_mask
 from amn_fast.errors import InputError
 from amn_fast.label import jobs
-from amn_fast.label.engines import Computed, Started
 from amn_fast.label.jobs import Options, job_status, label_images
 from amn_fast.label.labeler import Labeler
 from amn_fast.label.places import Place
 from amn_fast.label.prediction import best_threshold
 from amn_fast.label.shards import read_masks, read_rows
-from amn_fast.label.worker import Ended, compute
-from tiny_run import write_images
+from tiny_run import InThisProcess, outputs, write_images
 
 CLASSES = ("cat", "cup", "dog")
-
-
-class InThisProcess:
-    """Stands for a crew: computes the shards here, one after the other, undisturbed."""
-
-    failures = types.MappingProxyType({})
-
-    def __init__(self, setup, size, timeout):
-        self.setup, self.labeler = setup, Labeler(setup.run, thresholds=setup.thresholds)
-
-    def run(self, tasks):
-        for task in tasks:
-            task = replace(task, failures=dict(self.failures))
-            yield Started(task.shard)
-            seen = []
-            outcome = compute(self.setup, self.labeler, task, seen.append)
-            yield from (Computed(task.shard, message.ok) for message in seen if isinstance(message, Ended))
-            yield outcome
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        pass
 
 
 @pytest.fixture
@@ -61,12 +34,6 @@ def here(monkeypatch):
     """Jobs run in this process."""
     monkeypatch.setattr(jobs, "Crew", InThisProcess)
     return InThisProcess
-
-
-def outputs(folder):
-    """All bytes that a job has written, but for its logs."""
-    files = (path for path in sorted(Path(folder).rglob("*")) if path.is_file())
-    return {str(p.relative_to(folder)): p.read_bytes() for p in files if p.relative_to(folder).parts[0] != "logs"}
 
 
 def test_masks_tables_and_forms(run, images, tmp_path, here):
