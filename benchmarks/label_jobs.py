@@ -37,12 +37,16 @@ from amn_fast.label import jobs, labeler
 from amn_fast.label.engines import Computed
 from amn_fast.label.jobs import Options, label_images
 from amn_fast.label.labeler import Labeler
-from tiny_run import CLASSES, CONFIG, InThisProcess, outputs, write_images, write_run
+from tiny_run import BACKBONE, CLASSES, CONFIG, InThisProcess, outputs, write_images, write_run
 
 VOC, COCO = (375, 500), (480, 640)
-LARGE = CONFIG.replace("cam: {scales: [1.0]}", "cam: {scales: [1.0, 0.5, 1.5]}").replace(
-    "amn: {scales: [1.0]", "amn: {scales: [1.0, 0.5, 1.5]"
-)
+SCALES = {"efficientnet_lite0": "[1.0, 0.5, 1.5]", "resnet50": "[1.0, 0.5, 1.5, 2.0]"}
+"""Those of the small sets' configurations, and the published ones."""
+
+
+def config_of(backbone: str) -> str:
+    """The configuration of a run with all scales of the image, for CAM and AMN."""
+    return CONFIG.replace(BACKBONE, backbone).replace("[1.0]", SCALES[backbone])
 
 
 def resident_mb() -> float:
@@ -66,8 +70,11 @@ def workers_of(parent: int) -> list[int]:
 
 
 def kills(folder: Path, images: int, times: int, damaged: int = 50) -> dict[str, Any]:
-    """A job on three workers whose processes are killed at random moments, against one that nothing disturbs."""
-    run, file = write_run(folder / "run"), write_images(folder / "images", images, (12, 20))
+    """A job on three workers whose processes are killed at random moments, against one that nothing disturbs.
+
+    One image in nine has classes: this is about the processes, and the others take less time.
+    """
+    run, file = write_run(folder / "run"), write_images(folder / "images", images, (12, 20), 1 / 9)
     rng = random.Random(0)
     for number in rng.sample(range(images), damaged):
         (folder / "images" / f"image_{number:05d}.png").write_bytes(rng.randbytes(rng.randint(0, 200)))
@@ -188,8 +195,9 @@ def startup(folder: Path, images: int) -> dict[str, Any]:
 
 def processes(folder: Path, rounds: int = 3, images: int = 24) -> dict[str, Any]:
     """Images per second of one process and of two, interleaved; from the first image to the last, without loading."""
-    config = LARGE.replace("test_efficientnet", "efficientnet_lite0")
-    run, file = write_run(folder / "run", config, "efficientnet_lite0"), write_images(folder / "images", images)
+    backbone = "efficientnet_lite0"
+    run = write_run(folder / "run", config_of(backbone), backbone)
+    file = write_images(folder / "images", images)
     resize_all(folder / "images", VOC)
     seconds: dict[int, list[float]] = {1: [], 2: []}
     for turn in range(rounds):
@@ -225,13 +233,12 @@ def resize_all(folder: Path, size: tuple[int, int]) -> None:
 # -------------------------------------------------------------------------------------------------------------- costs
 
 
-def costs(folder: Path, images: int = 6) -> dict[str, Any]:
+def costs(folder: Path, images: int = 4) -> dict[str, Any]:
     """CPU seconds of each step on one thread, and bytes of input and output, for images of VOC's and COCO's size."""
     torch.set_num_threads(1)
     found: dict[str, Any] = {}
-    for backbone in ("efficientnet_lite0", "resnet50"):
-        config = LARGE.replace("test_efficientnet", backbone)
-        run = write_run(folder / backbone, config, backbone)
+    for backbone in SCALES:
+        run = write_run(folder / backbone, config_of(backbone), backbone)
         for name, size in (("VOC", VOC), ("COCO", COCO)):
             place = folder / f"{backbone}-{name}"
             file = write_images(place / "images", images)

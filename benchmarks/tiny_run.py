@@ -47,8 +47,12 @@ def write_run(folder: Path, config: str = CONFIG, backbone: str = BACKBONE) -> P
     return folder
 
 
-def write_images(folder: Path, count: int, sides: tuple[int, int] = (24, 40)) -> Path:
-    """Write images of blobs in different sizes, every ninth without a class, and labels.json beside the folder.
+def write_images(folder: Path, count: int, sides: tuple[int, int] = (24, 40), labelled: float = 8 / 9) -> Path:
+    """Write images of blobs in different sizes, and labels.json beside the folder.
+
+    Args:
+        sides: bounds of heights and widths, in pixels.
+        labelled: share of the images that have classes; no network runs for the others.
 
     Returns:
         the label file.
@@ -60,7 +64,7 @@ def write_images(folder: Path, count: int, sides: tuple[int, int] = (24, 40)) ->
         width, height = random.integers(*sides, 2).tolist()
         coarse = random.integers(0, 256, (4, 4, 3), np.uint8)
         Image.fromarray(cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC)).save(folder / f"{id}.png")
-        labels[id] = [] if number % 9 == 8 else sorted({CLASSES[i] for i in random.integers(0, 3, 2)})
+        labels[id] = [] if number % 18 >= 18 * labelled else sorted({CLASSES[i] for i in random.integers(0, 3, 2)})
     file = folder.parent / "labels.json"
     file.write_text(json.dumps({"classes": list(CLASSES), "labels": labels}))
     return file

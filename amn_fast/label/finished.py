@@ -42,6 +42,7 @@ def identity_of(run: Path) -> dict[str, Any]:
     """All of a run that the mask of a new image depends on, as JSON."""
     check_finished(run)
     config = run_config(run)
+    config = config.model_copy(update={"cam_seed": chosen_seed(config, "cam_seed")})
     return {
         "classes": list(classes_of(run)),
         "settings": {key: _value(config, key) for key in sorted({"backbone", *_settings_of_masks()})},

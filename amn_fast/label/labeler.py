@@ -19,6 +19,7 @@ from amn_fast.models.prepare import Net
 from amn_fast.ops._arrays import default_backend, integer
 from amn_fast.ops.mask import mask_from_scores
 from amn_fast.pipeline.chosen import chosen_seed
+from amn_fast.pipeline.engine import on_device
 from amn_fast.pipeline.folder import Workspace
 from amn_fast.pipeline.training import load_weights
 from amn_fast.review.doubt import doubt
@@ -137,14 +138,16 @@ class Labeler:
             nothing = np.zeros((0, *image.shape[:2]), np.float32)
             blank = np.zeros(image.shape[:2], np.uint8)
             return LabelResult(blank, names, predicted, np.zeros(0, np.uint8), nothing, (), doubt(nothing))
-        found = as_stored(cam.activate(self._cam, image, shown, config.cam.scales, device))
-        labels = seed.refine(image, found, self._seed)
-        found = as_stored(amn.activate(self._amn, image, shown, labels, config.amn, device))
-        if self._irn is None:
+        with on_device(device):
+            found = as_stored(cam.activate(self._cam, image, shown, config.cam.scales, device))
+        labels = seed.refine(image, found, self._seed, device)
+        with on_device(device):
+            found = as_stored(amn.activate(self._amn, image, shown, labels, config.amn, device))
+            edge = None if self._irn is None else irn.find_edge(self._irn, image, config.edge.pad, device)
+        if edge is None:
             scores, made = found.full, mask.make_crf_mask(image, found, config.mask)
         else:
-            edge = irn.find_edge(self._irn, image, config.edge.pad, device)
-            scores = mask.scores(found, edge, config.mask, threads=self.threads)
+            scores = mask.scores(found, edge, config.mask, device, self.threads)
             made = mask_from_scores(scores, found.keys, config.mask.background)
         areas = tuple(int(np.count_nonzero(made == key)) for key in found.keys)
         return LabelResult(made, names, predicted, found.keys, scores, areas, doubt(scores))

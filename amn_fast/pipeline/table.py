@@ -180,6 +180,18 @@ STAGES: tuple[Stage, ...] = (
         imported=False,
     ),
     Stage(
+        "check-run",
+        "Look for signs that the masks are not useful, and rank them by doubt; needs no ground truth.",
+        "health:check_run",
+        inputs=(
+            IMAGE, LABELS, CLASSES, "cam/{id}.npz", "cam_seed/{id}.png", "amn/{id}.npz", "amn_seed/{id}.png",
+            "edge/{id}.npz", "masks/{id}.png", TRUSTED,
+        ),
+        outputs=("health.json", "doubt.csv"),
+        settings=("seed", "backbone", "weights", "mask"),
+        scores=True,
+    ),
+    Stage(
         "evaluate",
         "Score seeds and masks against ground truth and write the report.",
         "evaluation:evaluate",
@@ -219,7 +231,13 @@ REPORT = Stage(
     "report",
     "Write metrics.json and the report page of a finished run again.",
     "reporting:write",
-    inputs=("evaluation.json", "segmentation.json", "thresholds/cam_seed.json", "thresholds/amn_seed.json"),
+    inputs=(
+        "health.json",
+        "evaluation.json",
+        "segmentation.json",
+        "thresholds/cam_seed.json",
+        "thresholds/amn_seed.json",
+    ),
     outputs=("metrics.json", "report.html"),
     scores=True,
 )

@@ -43,7 +43,8 @@ def write_report(
             and for each result that was scored: "scores" (`Scores.to_json`), "miou", and where they apply "curve"
             (`ThresholdCurve.to_json`), "histogram" (`ActivationHistogram.to_json`) and, for the mask, "per_picture"
             (id -> mIoU). "segmentation": eval-seg's record. "thresholds": section -> the thresholds that the run chose
-            (pair, scores of all pairs, images, of). A part that is missing has no section on the page.
+            (pair, scores of all pairs, images, of). "health": findings of check-run; "doubt": of each mask, by id;
+            "calibration": what `amn-fast calibrate` found. A part that is missing has no section on the page.
         images: what to draw; None draws no image and writes no gallery.
         config_text: the resolved configuration.
         segmented: what to draw of the segmentation network's labels.
@@ -63,6 +64,7 @@ def write_report(
     results = tables.results_of(metrics)
     segmentation = metrics.get("segmentation") or {}
     per_image = (results.get("mask") or {}).get("per_picture") or {}
+    doubt = metrics.get("doubt") or {}
     environment = _environment()
     common = {"dataset": dataset, "legend": gallery.legend(names)}
     shown = None
@@ -91,7 +93,10 @@ def write_report(
         labels=tables.label_rows(metrics, names),
         training=_training(metrics),
         choices=_choices(metrics, examples or {}, names),
-        groups=gallery.best_and_worst(images, per_image, names) if images is not None else [],
+        groups=gallery.best_and_worst(images, per_image, names, doubt=doubt) if images is not None else [],
+        health=metrics.get("health") or [],
+        doubt=tables.doubt_rows(doubt, per_image),
+        calibration=tables.calibration_rows(metrics.get("calibration") or {}),
         gallery=shown,
         rules=tables.scoring_rules(results),
         segmentation=_segmentation(segmentation, segmented),
