@@ -115,8 +115,15 @@ class Training(Section):
 
 
 class CamTraining(Training):
-    """train-cam: SGD on the multi-label soft-margin loss."""
+    """train-cam: SGD on the multi-label soft-margin loss, or a linear classifier on frozen features."""
 
+    kind: Annotated[
+        Literal["network", "linear"],
+        Field(
+            description="Train the network (network), or fit its last layer alone to the frozen pretrained features"
+            " (linear), which takes seconds; the other settings of this section then have no effect."
+        ),
+    ] = "network"
     epochs: Epochs = 5
     batch: Batch = 16
     crop: Crop = 512
@@ -152,8 +159,15 @@ class SeedTraining(Training):
 
 
 class AmnTraining(SeedTraining):
-    """train-amn: Adam on the balanced per-pixel loss."""
+    """train-amn: Adam on the balanced per-pixel loss, or linear heads on frozen features."""
 
+    kind: Annotated[
+        Literal["network", "heads"],
+        Field(
+            description="Train the network (network), or fit a linear head on frozen features to the seeds (heads),"
+            " which takes seconds; the other settings of this section then have no effect."
+        ),
+    ] = "network"
     epochs: Epochs = 5
     batch: Batch = 16
     crop: Crop = 512
@@ -390,8 +404,15 @@ class EdgeInference(Section):
 
 
 class Mask(Section):
-    """make-mask: random walk over the edges, then a threshold."""
+    """make-mask: random walk over IRN's edges and a threshold, or a dense CRF."""
 
+    kind: Annotated[
+        Literal["walk", "crf"],
+        Field(
+            description="Propagate the activations over IRN's edges (walk), or refine their thresholded map with a"
+            " dense CRF (crf), which trains no network: IRN's stages are left out."
+        ),
+    ] = "walk"
     radius: Annotated[
         int,
         Field(
@@ -576,7 +597,7 @@ def read_config(path: str | Path, overrides: Iterable[str] = ()) -> Config:
     values = _read_yaml(file)
     if not isinstance(values, dict):
         raise InputError(f"configuration {file} holds {type(values).__name__}, expected names and values")
-    values = _with_paths(values, lambda value: str(folder / value))
+    values = _on_base(_with_paths(values, lambda value: str(folder / value)), file)
     for override in overrides:
         _override(values, override)
     for old, new in RENAMED.items():
@@ -587,6 +608,21 @@ def read_config(path: str | Path, overrides: Iterable[str] = ()) -> Config:
         return Config.model_validate(values)
     except ValidationError as error:
         raise InputError(f"configuration {file}: {_sentence(error)}") from error
+
+
+def _on_base(values: dict[str, Any], file: Path) -> dict[str, Any]:
+    """The values over those of the shipped configuration that `base` names, section by section; `data` as a whole."""
+    if "base" not in values:
+        return values
+    name = values.pop("base")
+    shipped = sorted(p.stem for p in SHIPPED.glob("*.yaml"))
+    if name not in shipped:
+        raise InputError(f"configuration {file}: base is {_short(name)}, expected one of {', '.join(shipped)}")
+    base = _read_yaml(SHIPPED / f"{name}.yaml")
+    for key, value in values.items():
+        both = isinstance(value, dict) and isinstance(base.get(key), dict) and key != "data"
+        base[key] = base[key] | value if both else value
+    return dict(base)
 
 
 def to_yaml(config: Config, folder: Path | None = None) -> str:
