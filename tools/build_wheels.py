@@ -4,7 +4,8 @@
 
 zig's clang compiles both architectures against glibc 2.17 and links its C++ library statically. A wheel therefore needs
 libc and libgcc_s alone and runs on manylinux_2_17 systems and newer. zig comes as the package `ziglang`. Interpreters
-are looked for on PATH and under `pyenv root`; others are named with --python.
+are looked for on PATH and under `pyenv root`; others are named with --python. With ccache, sources without Python's
+headers are compiled once for all versions.
 """
 
 import argparse
@@ -77,9 +78,13 @@ def compilers(arch: str, version: str, folder: Path) -> dict[str, str]:
         wrappers[tool].write_text(f'#!/bin/sh\nexec "{zig}" {tool} -target {target} "$@"\n')
         wrappers[tool].chmod(0o755)
     shared = " ".join([str(wrappers["c++"]), "-shared", "-Wl,-s", *shims(arch, folder, wrappers["cc"])])
+    cache = f"{ccache} " if (ccache := shutil.which("ccache")) else ""
     return {
-        "CC": str(wrappers["cc"]),
-        "CXX": str(wrappers["c++"]),
+        "CC": f"{cache}{wrappers['cc']}",
+        "CXX": f"{cache}{wrappers['c++']}",
+        "CCACHE_COMPILERCHECK": "content",
+        "CCACHE_COMPILERTYPE": "clang",
+        "CCACHE_NOHASHDIR": "1",
         "LDSHARED": shared,
         "LDCXXSHARED": shared,
         "_PYTHON_HOST_PLATFORM": f"linux-{arch}",
