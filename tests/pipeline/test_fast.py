@@ -35,7 +35,8 @@ def test_masks_without_training(configuration, monkeypatch, images):
     monkeypatch.setattr(choosing, "ROUNDS", 1)
     config = read_config(configuration)
     assert [s.name for s in stages_of(config)] == [
-        "train-cam", "make-cam", "choose-seed", "refine-seed", "train-amn", "make-amn-cam", "make-mask", "evaluate",
+        "train-cam", "make-cam", "choose-seed", "refine-seed", "train-amn", "make-amn-cam", "make-mask",
+        "check-run", "evaluate",
     ]  # fmt: skip
     pipeline.run(config)
     work, confusion = Workspace(config), Confusion(3)
