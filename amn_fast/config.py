@@ -303,7 +303,7 @@ class SegEvaluation(Section):
         dict[str, Any], Field(description="Options of that set that differ for the evaluation, such as {ids: val}.")
     ] = {}
     scales: ExtraScales = (0.5, 0.75)
-    mirror: Annotated[
+    flip: Annotated[
         bool, Field(description="Average with the horizontally flipped image; DeepLabV2's test does not.")
     ] = False
     window: Annotated[
@@ -556,15 +556,23 @@ class Config(Section):
         return filled
 
 
+RENAMED = {"train_irn.pad": "edge.pad", "eval_seg.mirror": "eval_seg.flip"}
+"""Old names of settings, which are still read."""
+
+
 def _moved(values: dict[str, Any]) -> dict[str, Any]:
-    """`train_irn.pad` is an inference setting: it is now `edge.pad`."""
-    training, edge = values.get("train_irn"), values.get("edge", {})
-    if not (isinstance(training, dict) and "pad" in training and isinstance(edge, dict)):
-        return dict(values)
-    if "pad" in edge:
-        raise ValueError("train_irn.pad is the old name of edge.pad, and both are given")
-    rest = {key: value for key, value in training.items() if key != "pad"}
-    return values | {"train_irn": rest, "edge": {"pad": training["pad"]} | edge}
+    """The values with settings under their present names."""
+    moved = dict(values)
+    for old, new in RENAMED.items():
+        (section, key), (new_section, new_key) = old.split("."), new.split(".")
+        found, target = moved.get(section), moved.get(new_section, {})
+        if not (isinstance(found, dict) and key in found and isinstance(target, dict)):
+            continue
+        if new_key in target:
+            raise ValueError(f"{old} is the old name of {new}, and both are given")
+        moved[section] = {name: value for name, value in found.items() if name != key}
+        moved[new_section] = {new_key: found[key]} | moved.get(new_section, {})
+    return moved
 
 
 def read_config(path: str | Path, overrides: Iterable[str] = ()) -> Config:
@@ -592,8 +600,10 @@ def read_config(path: str | Path, overrides: Iterable[str] = ()) -> Config:
     values = _on_base(_with_paths(values, lambda value: str(folder / value)), file)
     for override in overrides:
         _override(values, override)
-    if isinstance(training := values.get("train_irn"), dict) and "pad" in training:
-        print("amn-fast: train_irn.pad is an inference setting now, edge.pad; its value is used", file=sys.stderr)
+    for old, new in RENAMED.items():
+        section, key = old.split(".")
+        if isinstance(found := values.get(section), dict) and key in found:
+            print(f"amn-fast: {old} is called {new} now; its value is used", file=sys.stderr)
     try:
         return Config.model_validate(values)
     except ValidationError as error:

@@ -55,7 +55,7 @@ class Tally:
     curves: dict[str, ThresholdCurve] = field(init=False)
     histograms: dict[str, ActivationHistogram] = field(init=False)
     confusions: dict[str, Confusion] = field(init=False)
-    per_picture: dict[str, float] = field(default_factory=dict)
+    per_image: dict[str, float] = field(default_factory=dict)
     """mIoU of the mask of each image that shows a class."""
     label_maps: dict[str, LabelStatistics] = field(init=False)
     """What seeds and masks hold, of all images."""
@@ -91,7 +91,7 @@ def count(tally: Tally, id: str, item: Item) -> None:
     if len(item.activations["amn"][1]):  # an image without any class is right by definition: not a best mask
         single = Confusion(tally.n_classes)
         single.add(item.label_maps["mask"], item.ground_truth)
-        tally.per_picture[id] = round(single.scores().miou, 6)
+        tally.per_image[id] = round(single.scores().miou, 6)
     tally.scored += 1
 
 
@@ -114,7 +114,7 @@ def summary(tally: Tally) -> dict[str, Any]:
     result["mask"] = result.get("mask", {}) | {
         "scores": scores.to_json(),
         "miou": scores.miou,
-        "per_picture": tally.per_picture,
+        "per_image": tally.per_image,
     }
     return result
 
@@ -137,7 +137,7 @@ def evaluate(work: Workspace, new: Callable[[Path], Path]) -> None:
                 count(tally, id, item)
 
     for_each("evaluation", dataset.ids, one, cores())
-    tally.per_picture = dict(sorted(tally.per_picture.items()))
+    tally.per_image = dict(sorted(tally.per_image.items()))
     metrics = {
         "dataset": {
             "name": work.config.name,

@@ -77,7 +77,7 @@ def _refine(work: Workspace, new: New, kind: str, settings: Seed) -> One:
     warnings = Warnings(work, "constant activations")
 
     def one(id: str) -> None:
-        found = read_activations(work.item(kind, id), enlarge=False)
+        found = read_activations(work.item(kind, id), upsampled=False)
         if flat := seed.constant_classes(found):
             names = ", ".join(work.dataset.classes[key - 1] for key in flat)
             warnings.add(id, f"image {id}: the activation of {names} is the same at all pixels and marks no object")
