@@ -15,7 +15,7 @@ from amn_fast.data.masks import write_mask
 from amn_fast.data.store import read_activations, read_strided, write_activations
 from amn_fast.errors import InputError
 from amn_fast.files import write_atomically
-from amn_fast.models import AmnNet, CamNet, IrnNet, prepare
+from amn_fast.models import AmnNet, CamNet, HeadsNet, IrnNet, prepare
 from amn_fast.pipeline.chosen import chosen_seed
 from amn_fast.pipeline.dependencies import previous_output
 from amn_fast.pipeline.engine import Warnings, on_device
@@ -47,7 +47,8 @@ def make_cam(work: Workspace, new: New) -> One:
 def make_amn_cam(work: Workspace, new: New) -> One:
     """AMN's activations of an image."""
     n_classes = len(work.dataset.classes)
-    net = AmnNet(n_classes, work.config.backbone).to(work.device)
+    kind = HeadsNet if work.config.train_amn.kind == "heads" else AmnNet
+    net = kind(n_classes, work.config.backbone).to(work.device)
     load_weights(work.weights("amn"), net)
     net = prepare(net, work.config.precision)
 
@@ -76,7 +77,7 @@ def _refine(work: Workspace, new: New, kind: str, settings: Seed) -> One:
     warnings = Warnings(work, "constant activations")
 
     def one(id: str) -> None:
-        found = read_activations(work.item(kind, id), enlarge=False)
+        found = read_activations(work.item(kind, id), upsampled=False)
         if flat := seed.constant_classes(found):
             names = ", ".join(work.dataset.classes[key - 1] for key in flat)
             warnings.add(id, f"image {id}: the activation of {names} is the same at all pixels and marks no object")
@@ -91,10 +92,12 @@ def make_masks(work: Workspace, new: New) -> One:
     """Edge map and mask of an image: the trusted one where there is one, otherwise the pseudo-mask.
 
     The classes and their colours are written beside the masks. Where only the settings of the mask have changed, the
-    edge maps of the last run serve again.
+    edge maps of the last run serve again. Masks by CRF need no edge maps.
     """
     config = work.config
     write_legend(work.root, work.dataset.classes)
+    if config.mask.kind == "crf":
+        return _crf_masks(work, new)
     net = IrnNet(config.backbone).to(work.device)
     load_weights(work.weights("irn"), net)
     net = prepare(net, work.config.precision)
@@ -120,6 +123,18 @@ def make_masks(work: Workspace, new: New) -> One:
         made = (
             mask.make_mask(found, edge, config.mask, work.device, threads=1) if trusted is None else read_mask(trusted)
         )
+        write_mask(new(work.item("masks", id)), made)
+
+    return one
+
+
+def _crf_masks(work: Workspace, new: New) -> One:
+    def one(id: str) -> None:
+        image, trusted = work.dataset.image(id), work.trusted(id)
+        if trusted is None:
+            made = mask.make_crf_mask(image, read_activations(work.item("amn", id)), work.config.mask)
+        else:
+            made = read_mask(trusted)
         write_mask(new(work.item("masks", id)), made)
 
     return one

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from amn_fast.config import Config, to_yaml
 from amn_fast.data.image import read_mask
+from amn_fast.data.labels import read_json
 from amn_fast.data.store import read_activations
 from amn_fast.errors import InputError
 from amn_fast.files import write_json
@@ -24,11 +25,22 @@ from amn_fast.pipeline.segmentation import NAMES, SHOWN
 from amn_fast.pipeline.table import REPORT, producer
 from amn_fast.report import Segmented, write_report
 from amn_fast.report.gallery import GALLERY_MOST
+from amn_fast.steps import health
+
+SCORES = {"evaluation.json", "segmentation.json"}
+"""Results without which there is no report."""
+CALIBRATION = "calibration.json"
+"""Written by `amn-fast calibrate`."""
 
 
 def publish(work: Workspace, writable: bool) -> None:
     """Write metrics.json and report.html, unless they are up to date."""
-    inputs = {path: work.contents.hash(work.root / path) for path, _ in _results(work)}
+    results = dict(_results(work))
+    if not results.keys() & SCORES:
+        return
+    inputs = {path: work.contents.hash(work.root / path) for path in results}
+    if (work.root / CALIBRATION).is_file():
+        inputs[CALIBRATION] = work.contents.hash(work.root / CALIBRATION)
     record = work.record(REPORT)
     item = record.items.get("") if record else None
     written = item.outputs.items() if item and item.inputs == inputs else ()
@@ -54,7 +66,7 @@ def report(config: Config) -> Path:
 def write(work: Workspace) -> Path:
     """Write metrics.json and report.html from what the stages that score have found; the path of the report."""
     found = dict(_results(work))
-    if not found.keys() & {"evaluation.json", "segmentation.json"}:
+    if not found.keys() & SCORES:
         raise InputError(f"run folder {work.root} has no results; run `amn-fast evaluate` first")
     metrics: dict[str, Any] = dict(found.get("evaluation.json") or {})
     segmented: list[Segmented] = []
@@ -62,6 +74,13 @@ def write(work: Workspace) -> Path:
         metrics = metrics or {"dataset": record["dataset"], "seed": record["seed"]}
         metrics["segmentation"] = record
         segmented = _segmented(work, record)
+    checked = found.get("health.json") or {"findings": [], "doubt": {}}
+    metrics["health"] = checked["findings"]
+    metrics["doubt"] = checked["doubt"]
+    if finding := health.scores({key: metrics[key]["miou"] for key in ("cam", "amn", "heads") if metrics.get(key)}):
+        metrics["health"] = [*metrics["health"], finding.to_json()]
+    if (work.root / CALIBRATION).is_file():
+        metrics["calibration"] = read_json(work.root / CALIBRATION)
     chosen = {Path(path).stem: record for path, record in found.items() if path.startswith(f"{FOLDER}/")}
     if chosen:
         metrics["thresholds"] = chosen
@@ -145,6 +164,8 @@ class RunImages:
         return read_mask(self._work.item("cam_seed", id))
 
     def amn_seed(self, id: str) -> NDArray[np.uint8] | None:
+        if self._work.config.mask.kind == "crf":  # needs none
+            return None
         return read_mask(self._work.item("amn_seed", id))
 
     def mask(self, id: str) -> NDArray[np.uint8] | None:

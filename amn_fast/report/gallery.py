@@ -98,12 +98,19 @@ class Segmented:
 
 
 def best_and_worst(
-    images: RunImages, scores: Mapping[str, float | None], names: list[str], most: int = 12
+    images: RunImages,
+    scores: Mapping[str, float | None],
+    names: list[str],
+    most: int = 12,
+    doubt: Mapping[str, float] | None = None,
 ) -> list[dict[str, Any]]:
-    """Groups of rows: the images with the best and the worst masks; without scores a selection, evenly from the list.
+    """Groups of rows: the images with the best and the worst masks.
+
+    Without scores the most and the least doubtful ones; without doubt a selection, evenly from the list.
 
     Args:
         scores: mIoU of the mask, by id.
+        doubt: of the mask, by id.
         names: of the labels, background first.
         most: images in all groups together.
     """
@@ -112,6 +119,9 @@ def best_and_worst(
         ranked = sorted(known, key=lambda id: (-known[id], id))
         half = min(most, len(ranked) + 1) // 2
         groups = [("Best masks", ranked[:half]), ("Worst masks", ranked[half:][-half:][::-1])]
+    elif doubted := sorted((id for id in images.ids if id in (doubt or {})), key=lambda id: (-(doubt or {})[id], id)):
+        half = min(most, len(doubted) + 1) // 2
+        groups = [("Most doubtful masks", doubted[:half]), ("Least doubtful masks", doubted[half:][-half:][::-1])]
     else:
         groups = [("A selection", evenly(images.ids, most))]
     return [

@@ -8,7 +8,7 @@ from torch import Tensor
 from amn_fast.config import AmnInference, AmnTraining
 from amn_fast.data.augment import flipped_pair
 from amn_fast.data.store import Activations
-from amn_fast.models import AmnNet
+from amn_fast.models import AmnNet, HeadsNet
 from amn_fast.ops.merge import merge_amn
 from amn_fast.ops.pixel_loss import pixel_loss
 from amn_fast.steps.cam import no_activations
@@ -31,7 +31,7 @@ def loss(net: AmnNet, images: Tensor, seeds: Tensor, labels: Tensor, *, eps: flo
 
 
 def activate(
-    net: AmnNet,
+    net: AmnNet | HeadsNet,
     image: NDArray[np.uint8],
     label: NDArray[np.bool_],
     seed: NDArray[np.uint8],
