@@ -64,7 +64,7 @@ class Crew:
     Args:
         setup: of the job.
         size: number of processes.
-        timeout: seconds for an image; None waits for any time.
+        timeout: seconds for an image; None sets no limit.
     """
 
     def __init__(self, setup: Setup, size: int, timeout: float | None) -> None:

@@ -47,7 +47,7 @@ class Options:
         ray: address of a Ray cluster, or "local".
         gpus: share of a GPU for each of Ray's tasks.
         device: of the networks; None takes the run's setting.
-        timeout: seconds for an image; None waits for any time.
+        timeout: seconds for an image; None sets no limit.
         max_errors: end the job when more images are errors.
         retry_failed: compute the images again that finished shards have as errors.
         quiet: print nothing.

@@ -160,7 +160,7 @@ def test_what_is_refused(run, images, tmp_path, here):
         (run, out, {"labels": None}, "labels: found 0 sources"),
         (run, out, {"share": (2, 2)}, "shard is 2/2, expected i/n with i in 0..n-1"),
         (run, out, {"shard_size": 0}, "shard size is 0, expected 1 or more"),
-        (tmp_path, out, {}, "has no config.yaml, weights/cam.safetensors"),
+        (tmp_path, out, {}, "has no config.yaml, expected the folder of a finished run"),
     )
     for where, place, changes, message in cases:
         with pytest.raises(InputError, match=message):
