@@ -96,7 +96,7 @@ def write_report(
         choices=_choices(metrics, examples or {}, names),
         groups=gallery.best_and_worst(images, per_image, names, doubt=doubt) if images is not None else [],
         health=metrics.get("health") or [],
-        doubt=tables.doubt_rows(doubt, per_image),
+        doubt=tables.doubt_rows(doubt, per_image, (metrics.get("calibration") or {}).get("by_doubt") or ()),
         calibration=tables.calibration_rows(metrics.get("calibration") or {}),
         gallery=shown,
         rules=tables.scoring_rules(results),
