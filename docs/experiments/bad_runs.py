@@ -2,7 +2,7 @@
 
     python docs/experiments/bad_runs.py --work /tmp/bad_runs
 
-good: the demo's classifier and seeds, linear heads in place of AMN, masks by CRF. rate: learning rates of the classifier
+good: the demo's classifier and seeds, linear heads in place of AMN, masks by CRF. rate: its learning rates
 100 times too high. shuffled: each image has the label of another one. Prints what check-run says of each run.
 """
 
