@@ -46,7 +46,6 @@ def identity_of(run: Path) -> dict[str, Any]:
     return {
         "classes": list(classes_of(run)),
         "settings": {key: _value(config, key) for key in sorted({"backbone", *_settings_of_masks()})},
-        "seed_thresholds": list(chosen_seed(config, "cam_seed").pair),
         "weights": {name: _digest(run / "weights" / f"{name}.safetensors") for name in networks_of(config)},
     }
 
