@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from amn_fast.models.backbone import make_backbone
+from amn_fast.models.backbone import batches, make_backbone
 
 
 class Aspp(nn.Module):
@@ -47,7 +47,7 @@ class AmnNet(nn.Module):
     @torch.no_grad()
     def activations(self, pair: Tensor, label: Tensor) -> Tensor:
         """(2, 3, H, W) image and its horizontal flip, (C,) label -> (C + 1, h, w): the mean of both maps of logits."""
-        logits = self(pair, label.expand(2, -1)).float()
+        logits = torch.cat([self(x, label.expand(len(x), -1)).float() for x in batches(pair)])
         return (logits[0] + logits[1].flip(-1)) / 2
 
     def new_parameters(self) -> list[nn.Parameter]:
