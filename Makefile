@@ -69,7 +69,7 @@ $(BIN)/python:
 
 # One environment for all; each target adds its extras. The package itself is installed editable.
 $(VENV)/demo.stamp: EXTRAS = pipeline,demo
-$(VENV)/test.stamp: EXTRAS = pipeline,demo,test,gpu
+$(VENV)/test.stamp: EXTRAS = pipeline,demo,label,ray,test,gpu
 $(VENV)/bench.stamp: EXTRAS = pipeline,demo,bench
 $(VENV)/wheels.stamp: EXTRAS = wheels
 $(VENV)/lint.stamp: EXTRAS = pipeline,lint

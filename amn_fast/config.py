@@ -23,6 +23,8 @@ require("yaml", "pipeline")
 import yaml  # noqa: E402  (after the check, so that its sentence is what a user sees)
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator  # noqa: E402
 
+AUTO = "auto"
+"""Value of a threshold that is chosen without ground truth."""
 SHIPPED = Path(__file__).parent / "configs"
 MAX_FILE_BYTES = 1_000_000
 MAX_YAML_DEPTH = 20
@@ -337,18 +339,41 @@ class Seed(Section):
     """refine-seed: dense CRF on argmax([threshold, activations]) with a high and a low threshold."""
 
     fg: Annotated[
-        float, Field(ge=0, le=1, description="Activation above which a pixel is sure foreground, in [bg, 1].")
+        Probability | Literal["auto"],
+        Field(
+            description="Activation above which a pixel is sure foreground, in [bg, 1]; auto chooses both thresholds"
+            " without ground truth."
+        ),
     ]
     bg: Annotated[
-        float, Field(ge=0, le=1, description="Activation below which a pixel is sure background, in [0, fg].")
+        Probability | Literal["auto"],
+        Field(description="Activation below which a pixel is sure background, in [0, fg]; or auto, as `fg`."),
     ]
     bilateral: Bilateral = (50.0, 5.0, 10.0)
 
+    @model_validator(mode="before")
+    @classmethod
+    def _from_auto(cls, values: Any) -> Any:
+        return {"fg": AUTO, "bg": AUTO} if values == AUTO else values
+
     @model_validator(mode="after")
     def _ordered(self) -> "Seed":
-        if self.bg > self.fg:
+        if (self.fg == AUTO) != (self.bg == AUTO):
+            raise ValueError(f"fg is {self.fg} and bg is {self.bg}, expected two numbers or auto for both")
+        if self.fg != AUTO and self.bg > self.fg:  # type: ignore[operator]
             raise ValueError(f"bg threshold {self.bg} is above fg threshold {self.fg}, expected bg <= fg")
         return self
+
+    @property
+    def pair(self) -> tuple[float, float]:
+        """Both thresholds.
+
+        Raises:
+            InputError: they are still to be chosen.
+        """
+        if isinstance(self.fg, str) or isinstance(self.bg, str):
+            raise InputError("the thresholds of the seed are auto, expected numbers; see `pipeline.chosen`")
+        return self.fg, self.bg
 
 
 class EdgeInference(Section):
@@ -474,9 +499,13 @@ class Config(Section):
     ] = False
     train_cam: Annotated[CamTraining, Field(description="Training of the classifier.")] = CamTraining()
     cam: Annotated[Inference, Field(description="Class activations.")] = Inference()
-    cam_seed: Annotated[Seed, Field(description="Seeds from the class activations.")] = Seed.model_validate(
-        SEED_DEFAULTS["cam_seed"]
-    )
+    cam_seed: Annotated[
+        Seed,
+        Field(
+            description="Seeds from the class activations. `cam_seed: auto` chooses the thresholds without ground"
+            " truth; it is the default of data sets of kind folder."
+        ),
+    ] = Seed.model_validate(SEED_DEFAULTS["cam_seed"])
     train_amn: Annotated[AmnTraining, Field(description="Training of the activation manipulation network.")] = (
         AmnTraining()
     )
@@ -496,11 +525,13 @@ class Config(Section):
         if not isinstance(values, dict):
             return values
         filled = _moved(values)
-        mode = values.get("mode")
+        mode, data = values.get("mode"), values.get("data")
+        own = isinstance(data, dict) and data.get("kind") == "folder"
         for name, defaults in MODES.get(mode if isinstance(mode, str) else "compat", {}).items():
             given = filled.get(name, {})
             if isinstance(given, dict):
-                filled[name] = defaults | given
+                auto = own and name == "cam_seed" and not given.keys() & {"fg", "bg"}
+                filled[name] = (dict.fromkeys(defaults, AUTO) if auto else defaults) | given
         return filled
 
 
@@ -634,19 +665,26 @@ def _short(value: object) -> str:
     return text if len(text) <= 100 else f"{text[:97]}..."
 
 
+UNION_TAGS = ("constrained-float", "literal['auto']")
+"""What pydantic adds to the place of a value that may be a number or auto."""
+
+
 def _sentence(error: ValidationError) -> str:
-    parts = []
-    for problem in error.errors()[:3]:
-        place = ".".join(_short(str(step))[1:-1] for step in problem["loc"])
+    parts: dict[str, str] = {}
+    for problem in error.errors():
+        steps = [step for step in problem["loc"] if step not in UNION_TAGS]
+        place = ".".join(_short(str(step))[1:-1] for step in steps)
         if problem["type"] == "extra_forbidden":
-            parts.append(f"{place} is not a known name")
+            said = f"{place} is not a known name"
         elif problem["type"] == "missing":
-            parts.append(f"{place} is missing")
+            said = f"{place} is missing"
         else:
             text = problem["msg"].removeprefix("Value error, ")
-            parts.append(
+            text += ", or 'auto'" if len(steps) < len(problem["loc"]) else ""
+            said = (
                 f"{place} is {_short(problem['input'])}: {text}"
                 if problem["type"] != "value_error"
                 else f"{place}: {text}"
             )
-    return "; ".join(parts)
+        parts.setdefault(place, said)
+    return "; ".join([*parts.values()][:3])

@@ -25,7 +25,7 @@ def problem(size: tuple[int, int], maps: int) -> tuple[np.ndarray, np.ndarray]:
 def test_against_the_reference(race, profile, size, maps):
     size = SMALL if profile == "quick" else size
     x, edge = problem(size, maps)
-    race.parity(random_walk(x, edge, backend="reference"), random_walk(x, edge, threads=1), 5e-6)
+    race.parity(random_walk(x, edge, backend="reference"), random_walk(x, edge, threads=1), 1e-5)
     race.same_task(random_walk(x, edge, backend="reference"), sparse_steps(x, edge), 1e-3)
     ours = Method("ours", lambda: random_walk(x, edge, threads=1))
     others = [
@@ -39,7 +39,7 @@ def test_against_the_dense_matrix(race, profile):
     size = SMALL if profile == "quick" else (32, 40)  # the dense matrix of 94x125 has 138 million entries
     x, edge = problem(size, 1)
     dense = reference.walk_dense(x, edge)
-    race.parity(dense, random_walk(x, edge, threads=1), 5e-6)
+    race.parity(dense, random_walk(x, edge, threads=1), 1e-5)
     ours = Method("ours", lambda: random_walk(x, edge, threads=1))
     other = Method("dense matrix power", lambda: reference.walk_dense(x, edge), CPUS)
     race.run("random_walk", f"{name_of(size)}, K = 1", ours, other, rounds=3)

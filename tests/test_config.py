@@ -56,6 +56,19 @@ def test_a_resolved_configuration_reads_as_the_same(file, tmp_path):
     assert read_config(moved / "config.yaml").run == moved
 
 
+def test_thresholds_are_two_numbers_or_auto(file):
+    assert read_config(file, ["cam_seed={bilateral: [9, 9, 9]}"]).cam_seed.fg == "auto"
+    assert read_config(file, ["cam_seed.fg=0.4"]).cam_seed.pair == (0.4, 0.05)
+    assert read_config(file, ["amn_seed=auto"]).amn_seed.bg == "auto"
+    for given, expected in (
+        ("cam_seed={fg: auto, bg: 0.1}", "cam_seed: fg is auto and bg is 0.1, expected two numbers or auto for both"),
+        ("cam_seed.fg=1.5", "cam_seed.fg is 1.5: Input should be less than or equal to 1, or 'auto'"),
+        ("cam_seed.fg=high", "cam_seed.fg is 'high': Input should be a valid number"),
+        ("cam_seed=high", "cam_seed is 'high'"),
+    ):
+        assert expected in refusal(file, [given])
+
+
 def test_relative_paths_start_at_the_file_and_on_the_command_line_here(tmp_path, monkeypatch):
     (tmp_path / "sub").mkdir()
     (tmp_path / "sub" / "mine.yaml").write_text(

@@ -447,6 +447,21 @@ def test_a_layer_that_cannot_be_drawn_is_refused_by_name(tmp_path, layer, values
     assert not (tmp_path / "report.html").exists()
 
 
+def test_chosen_thresholds(metrics, squares, tmp_path):
+    pairs = [(0.3, 0.05), (0.6, 0.05), (0.6, 0.4)]
+    scores = [{"fg": fg, "bg": bg, "score": 0.1 * (k + 1)} for k, (fg, bg) in enumerate(pairs)]
+    record = {"pair": [0.6, 0.4], "images": 5, "of": 20, "scores": scores}
+    example = Segmented("p00", squares.image("p00"), {"looser: fg 0.3, bg 0.05": squares.seed("p00")}, None, None)
+    found = metrics | {"thresholds": {"cam_seed": record}}
+    page = Page(write_report(tmp_path, found, squares, "", examples={"cam_seed": [example]}))
+    assert "Seeds of the CAM: fg 0.6, bg 0.4" in page.text
+    assert "from 5 of 20 images" in page.text
+    assert ["0.3", "0.100", ""] in page.rows
+    assert ["0.6", "0.200", "0.300"] in page.rows
+    assert (page.drawn("looser: fg 0.3, bg 0.05 of p00")[..., 3] > 0).all()
+    assert "Chosen thresholds" not in Page(write_report(tmp_path, metrics, squares, "")).text
+
+
 def test_the_segmentation_network_has_a_section(metrics, tmp_path):
     images, confusions = Squares(4), {key: Confusion(2) for key in ("without_crf", "with_crf")}
     shown = []

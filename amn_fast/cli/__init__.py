@@ -14,6 +14,7 @@ from amn_fast.cli import (  # noqa: F401  (each registers its commands)
     crf,
     data,
     init,
+    label,
     refine,
     review,
     runs,

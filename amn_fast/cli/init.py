@@ -253,8 +253,11 @@ def suggest(found: Found, name: str, output: Path) -> tuple[dict[str, Any], dict
         "data.root": str(found.root.resolve()) if root.startswith("..") else root,
         "data.options": found.options,
         "run": f"runs/{name}",
+        "cam_seed.fg": "auto",
+        "cam_seed.bg": "auto",
     }
     notes = {
+        "cam_seed.fg": "Both are chosen without ground truth by the stage choose-seed; two numbers fix them.",
         "data.options": "images, labels, masks (ground truth, for scores only), classes, ids: paths below data.root.",
     }
     n_images = len(found.ids)
@@ -266,7 +269,6 @@ def suggest(found: Found, name: str, output: Path) -> tuple[dict[str, Any], dict
         notes["train_cam.epochs"] = (
             f"{n_images} images: about as many steps as the shipped configuration {model} ({MODELS[model][1]} images)."
         )
-        notes["cam_seed.fg"] = "High, because AMN learns what a seed gets wrong but fills in what it leaves out."
     elif found.long_side < SMALL_SIDE:
         given |= {name: value for name, value in settings.items() if name.rpartition(".")[2] in SIZED}
     if "train_cam.crop" in given:
@@ -284,7 +286,7 @@ def _settings_of(model: str, n_images: int) -> dict[str, Any]:
 
     values = yaml.safe_load((SHIPPED / f"{model}.yaml").read_text(encoding="utf-8"))
     given: dict[str, Any] = {"backbone": values["backbone"]}
-    for section in ("train_cam", "cam", "cam_seed", "train_amn", "amn", "amn_seed", "train_irn", "mask"):
+    for section in ("train_cam", "cam", "train_amn", "amn", "amn_seed", "train_irn", "mask"):
         for key, value in values[section].items():
             given[f"{section}.{key}"] = value
             if key == "epochs":

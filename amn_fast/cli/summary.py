@@ -32,12 +32,18 @@ def print_summary(run: Path) -> None:
     results = tables.results_of(metrics)
     scored, images = tables.image_counts(metrics["dataset"])
     title = metrics["dataset"]["name"]
+    health = metrics.get("health") or []
+    useless = any(one["serious"] for one in health)
     if results:
         _print_scores(results, f"{title}, scored on {tables.scored_of(scored, images) or 'its own images'}")
-    else:
+    elif not useless:
         _print_known(metrics, f"{title}, {images} image{'s' * (images != 1)}, no ground truth")
     if "segmentation" in metrics:
         print_segmentation(metrics["segmentation"])
+    if useless:
+        console.print(f"{title}: these masks are not useful as they are")
+    for one in sorted(health, key=lambda one: not one["serious"]):
+        console.print(f"{'problem' if one['serious'] else 'warning'}: {one['text']}", soft_wrap=True)
 
 
 def _print_scores(results: Mapping[str, Any], title: str) -> None:

@@ -156,11 +156,11 @@ def _read_table(path: Path) -> tuple[tuple[str, ...], dict[str, list[str]]]:
     text = read_text(path)
     heading = next((line for line in text.splitlines() if line.strip()), "")
     delimiter = next((mark for mark in heading if mark in "\t,;|"), ",")
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
     try:
-        table = list(csv.reader(io.StringIO(text, newline=""), delimiter=delimiter))
+        lines = [[cell.strip() for cell in row] for row in reader if any(cell.strip() for cell in row)]
     except csv.Error as error:
         raise InputError(f"{path}: is no table of text, it has a cell of more than 131072 characters") from error
-    lines = [[cell.strip() for cell in row] for row in table if any(cell.strip() for cell in row)]
     nameless = next((number for number, line in enumerate(lines, 1) if not line[0]), None)
     if nameless:
         raise InputError(f"{path}: row {nameless} has no id")

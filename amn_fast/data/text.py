@@ -11,6 +11,7 @@ from amn_fast.errors import InputError
 MOST_BYTES = 1 << 31
 """The largest file that is read as a whole; COCO's instances files are below 0.5 GB."""
 
+_FIRST_BYTES = 1 << 20
 _MOST_XML_BYTES = 1 << 26
 _SIGNATURES = (
     (b"\x89PNG", "a PNG image"),
@@ -72,7 +73,9 @@ def read_bytes(path: Path | str, most: int = MOST_BYTES) -> bytes:
     """
     try:
         with open(path, "rb") as file:
-            data = file.read(most + 1)
+            data = file.read(_FIRST_BYTES)
+            if len(data) == _FIRST_BYTES:  # Python allocates as many bytes as it is asked for
+                data += file.read(max(0, most + 1 - _FIRST_BYTES))
     except FileNotFoundError as error:
         raise InputError(f"{path}: there is no such file") from error
     except OSError as error:

@@ -9,22 +9,21 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from amn_fast.data.classes import label_vector, read_classes
+from amn_fast.data.classes import label_vector
 from amn_fast.data.image import Source, read_image
-from amn_fast.data.legend import CLASSES
 from amn_fast.data.store import as_stored
 from amn_fast.errors import InputError
-from amn_fast.models import AmnNet, CamNet, IrnNet
+from amn_fast.label.finished import check_finished, classes_of, run_config
+from amn_fast.models import AmnNet, CamNet, IrnNet, prepare
+from amn_fast.models.prepare import Net
 from amn_fast.ops._arrays import default_backend, integer
 from amn_fast.ops.mask import mask_from_scores
+from amn_fast.pipeline.chosen import chosen_seed
+from amn_fast.pipeline.engine import on_device
 from amn_fast.pipeline.folder import Workspace
 from amn_fast.pipeline.training import load_weights
 from amn_fast.review.doubt import doubt
-from amn_fast.review.source import run_classes, run_config
 from amn_fast.steps import amn, cam, irn, mask, seed
-
-NETWORKS = ("cam", "amn", "irn")
-"""The networks that masks of new images need, by the name of their weights."""
 
 Image = NDArray[np.uint8] | Source
 ImageLabels = Sequence[str] | NDArray[np.bool_]
@@ -98,14 +97,17 @@ class Labeler:
                 f"thresholds: {unknown[0]!r} is no class of {self.run}, expected {', '.join(self.classes)}"
             )
         self.thresholds = np.array([(thresholds or {}).get(name, 0.5) for name in self.classes], np.float32)
+        self._seed = chosen_seed(self.config, "cam_seed")
         work = Workspace(self.config)
         self.device = work.device
         backbone = self.config.backbone
-        self._cam, self._amn = CamNet(len(self.classes), backbone), AmnNet(len(self.classes), backbone)
-        self._irn = IrnNet(backbone)
-        for name, net in zip(NETWORKS, (self._cam, self._amn, self._irn), strict=True):
-            load_weights(work.weights(name), net)
-            net.to(self.device).eval()
+        self._cam = self._loaded(work, "cam", CamNet(len(self.classes), backbone))
+        self._amn = self._loaded(work, "amn", AmnNet(len(self.classes), backbone))
+        self._irn = self._loaded(work, "irn", IrnNet(backbone))
+
+    def _loaded(self, work: Workspace, name: str, net: Net) -> Net:
+        load_weights(work.weights(name), net)
+        return prepare(net.to(self.device), self.config.precision)
 
     def label(self, image: Image, labels: ImageLabels | None = None) -> LabelResult:
         """The mask of an image.
@@ -135,11 +137,13 @@ class Labeler:
             nothing = np.zeros((0, *image.shape[:2]), np.float32)
             blank = np.zeros(image.shape[:2], np.uint8)
             return LabelResult(blank, names, predicted, np.zeros(0, np.uint8), nothing, (), doubt(nothing))
-        found = as_stored(cam.activate(self._cam, image, shown, config.cam.scales, device))
-        labels = seed.refine(image, found, config.cam_seed)
-        found = as_stored(amn.activate(self._amn, image, shown, labels, config.amn, device))
-        edge = irn.find_edge(self._irn, image, config.edge.pad, device)
-        scores = mask.scores(found, edge, config.mask, threads=self.threads)
+        with on_device(device):
+            found = as_stored(cam.activate(self._cam, image, shown, config.cam.scales, device))
+        labels = seed.refine(image, found, self._seed, device)
+        with on_device(device):
+            found = as_stored(amn.activate(self._amn, image, shown, labels, config.amn, device))
+            edge = irn.find_edge(self._irn, image, config.edge.pad, device)
+        scores = mask.scores(found, edge, config.mask, device, self.threads)
         made = mask_from_scores(scores, found.keys, config.mask.background)
         areas = tuple(int(np.count_nonzero(made == key)) for key in found.keys)
         return LabelResult(made, names, predicted, found.keys, scores, areas, doubt(scores))
@@ -166,23 +170,6 @@ class Labeler:
                 yield
         finally:
             torch.set_num_threads(before)
-
-
-def check_finished(run: Path) -> None:
-    """Check that a folder is a run whose networks are trained.
-
-    Raises:
-        InputError: it is not; the message says what is missing.
-    """
-    needed = ["config.yaml", *(f"weights/{name}.safetensors" for name in NETWORKS)]
-    missing = [name for name in needed if not (run / name).is_file()]
-    if missing:
-        raise InputError(f"{run}: has no {', '.join(missing)}, expected the folder of a finished run")
-
-
-def classes_of(run: Path) -> tuple[str, ...]:
-    """The class names of a run: from its classes.txt, which needs no data set, or as `run_classes` finds them."""
-    return read_classes(run / CLASSES) if (run / CLASSES).is_file() else run_classes(run)
 
 
 def _pixels(image: Image) -> NDArray[np.uint8]:

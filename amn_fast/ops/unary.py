@@ -53,8 +53,13 @@ def unary_from_labels(
             f"labels run from {rows.min() + first} to {rows.max() + first}, expected {first}..{n_labels - 1 + first}"
         )
     energies = np.full((n_labels, rows.size), -np.log((1.0 - gt_prob) / (n_labels - 1)), np.float32)
-    energies[rows, np.arange(rows.size)] = -np.log(gt_prob)
-    energies[:, unsure] = -np.log(1.0 / n_labels)
+    if n_labels <= 4:  # a third of the time of indexing by label and pixel
+        for label in range(n_labels):
+            np.copyto(energies[label], np.float32(-np.log(gt_prob)), where=rows == label)
+    else:
+        energies[rows, np.arange(rows.size)] = -np.log(gt_prob)
+    if unsure.any():
+        energies[:, unsure] = -np.log(1.0 / n_labels)
     return energies.reshape(n_labels, *labels.shape)
 
 

@@ -55,11 +55,26 @@ def _flat(key: str, value: Any) -> dict[str, Any]:
     return {full: inner for name, part in value.items() for full, inner in _flat(f"{key}.{name}", part).items()}
 
 
+def exists(config: Config, stage: Stage) -> bool:
+    """Whether the configuration has the stage."""
+    values = config.model_dump(mode="json")
+    return all(_at(values, key) == value for key, value in stage.when)
+
+
+def stages_of(config: Config) -> list[Stage]:
+    """The stages of `amn-fast run`, in order."""
+    return [s for s in STAGES if (config.segmentation or not s.segmentation) and exists(config, s)]
+
+
 def input_names(config: Config, stage: Stage) -> tuple[str, ...]:
-    """The inputs of a stage; a folder of masks in the configuration takes the place of the run's."""
+    """The inputs of a stage, without the outputs of stages that the configuration does not have.
+
+    A folder of masks in the configuration takes the place of the run's.
+    """
+    names = tuple(name for name in stage.inputs if (before := producer(name)) is None or exists(config, before))
     if stage.segmentation and config.train_seg.masks is not None:
-        return tuple(MASK if name.startswith("masks/") else name for name in stage.inputs)
-    return stage.inputs
+        return tuple(MASK if name.startswith("masks/") else name for name in names)
+    return names
 
 
 def ids_of(work: Workspace, stage: Stage) -> tuple[str, ...]:

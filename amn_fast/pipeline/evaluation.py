@@ -22,10 +22,10 @@ from amn_fast.data.store import read_activations
 from amn_fast.errors import InputError
 from amn_fast.files import write_json
 from amn_fast.metrics import ActivationHistogram, Confusion, ThresholdCurve
+from amn_fast.pipeline.dependencies import stages_of
 from amn_fast.pipeline.engine import cores, for_each
 from amn_fast.pipeline.folder import Workspace
 from amn_fast.pipeline.inference import read_edge
-from amn_fast.pipeline.table import STAGES
 from amn_fast.pipeline.training import read_losses
 from amn_fast.report.names import NETWORKS
 from amn_fast.report.statistics import LabelStatistics
@@ -149,7 +149,7 @@ def _training(work: Workspace) -> dict[str, dict[str, list[float]]]:
 
 def _times(work: Workspace) -> dict[str, Any]:
     """Time and memory of the stages before this one; of an imported one its origin, of one left out nothing."""
-    records = {s.name: work.record(s) for s in STAGES if not (s.scores or s.segmentation)}
+    records = {s.name: work.record(s) for s in stages_of(work.config) if not (s.scores or s.segmentation)}
     return {name: record.measured if record else {} for name, record in records.items()}
 
 

@@ -15,11 +15,12 @@ from amn_fast.data.store import read_activations
 from amn_fast.errors import InputError
 from amn_fast.files import write_atomically, write_json
 from amn_fast.models import MultiScale, published_state_dict
+from amn_fast.pipeline.dependencies import input_names, stages_of
 from amn_fast.pipeline.engine import for_each
 from amn_fast.pipeline.folder import Workspace
 from amn_fast.pipeline.importing import NETWORKS
 from amn_fast.pipeline.runner import status_of
-from amn_fast.pipeline.table import STAGES, Stage, upstream
+from amn_fast.pipeline.table import Stage, upstream
 from amn_fast.pipeline.training import load_weights
 
 REFERENCE_BACKBONE = "resnet50"
@@ -43,12 +44,13 @@ def export(config: Config, folder: Path) -> dict[str, str]:
             such files that no export wrote.
     """
     work = Workspace(config)
-    stages = [stage for stage in STAGES if stage.reference]
+    stages = [stage for stage in stages_of(config) if stage.reference]
     done: set[Stage] = set()
     for stage in stages:
         found = status_of(work, stage)
         stands_alone = found.record is not None and found.record.imported
-        if found.up_to_date and (stands_alone or done.issuperset(upstream(stage, stage.inputs))):
+        needed = [before for before in upstream(stage, input_names(config, stage)) if before.reference]
+        if found.up_to_date and (stands_alone or done.issuperset(needed)):
             done.add(stage)
     if not done:
         raise InputError(f"run folder {config.run} holds no finished stage under this configuration, nothing to export")

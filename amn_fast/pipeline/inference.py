@@ -16,6 +16,7 @@ from amn_fast.data.store import read_activations, read_strided, write_activation
 from amn_fast.errors import InputError
 from amn_fast.files import write_atomically
 from amn_fast.models import AmnNet, CamNet, IrnNet, prepare
+from amn_fast.pipeline.chosen import chosen_seed
 from amn_fast.pipeline.dependencies import previous_output
 from amn_fast.pipeline.engine import Warnings, on_device
 from amn_fast.pipeline.folder import Workspace
@@ -63,12 +64,12 @@ def make_amn_cam(work: Workspace, new: New) -> One:
 
 def refine_seed(work: Workspace, new: New) -> One:
     """Seed of an image from its class activations."""
-    return _refine(work, new, "cam", work.config.cam_seed)
+    return _refine(work, new, "cam", chosen_seed(work.config, "cam_seed"))
 
 
 def refine_amn_seed(work: Workspace, new: New) -> One:
     """Seed of an image from AMN's activations."""
-    return _refine(work, new, "amn", work.config.amn_seed)
+    return _refine(work, new, "amn", chosen_seed(work.config, "amn_seed"))
 
 
 def _refine(work: Workspace, new: New, kind: str, settings: Seed) -> One:

@@ -12,10 +12,12 @@ from numpy.typing import NDArray
 
 from amn_fast.config import Config, to_yaml
 from amn_fast.data.image import read_mask
+from amn_fast.data.labels import read_json
 from amn_fast.data.store import read_activations
 from amn_fast.errors import InputError
 from amn_fast.files import write_json
-from amn_fast.pipeline.dependencies import settings_changes, settings_of
+from amn_fast.pipeline.chosen import FOLDER, choice_file, neighbours
+from amn_fast.pipeline.dependencies import exists, settings_changes, settings_of
 from amn_fast.pipeline.engine import cores, progress
 from amn_fast.pipeline.folder import Workspace
 from amn_fast.pipeline.records import Item, Record
@@ -23,11 +25,22 @@ from amn_fast.pipeline.segmentation import NAMES, SHOWN
 from amn_fast.pipeline.table import REPORT, producer
 from amn_fast.report import Segmented, write_report
 from amn_fast.report.gallery import GALLERY_MOST
+from amn_fast.steps import health
+
+SCORES = {"evaluation.json", "segmentation.json"}
+"""Results without which there is no report."""
+CALIBRATION = "calibration.json"
+"""Written by `amn-fast calibrate`."""
 
 
 def publish(work: Workspace, writable: bool) -> None:
     """Write metrics.json and report.html, unless they are up to date."""
-    inputs = {path: work.contents.hash(work.root / path) for path, _ in _results(work)}
+    results = dict(_results(work))
+    if not results.keys() & SCORES:
+        return
+    inputs = {path: work.contents.hash(work.root / path) for path in results}
+    if (work.root / CALIBRATION).is_file():
+        inputs[CALIBRATION] = work.contents.hash(work.root / CALIBRATION)
     record = work.record(REPORT)
     item = record.items.get("") if record else None
     written = item.outputs.items() if item and item.inputs == inputs else ()
@@ -53,7 +66,7 @@ def report(config: Config) -> Path:
 def write(work: Workspace) -> Path:
     """Write metrics.json and report.html from what the stages that score have found; the path of the report."""
     found = dict(_results(work))
-    if not found:
+    if not found.keys() & SCORES:
         raise InputError(f"run folder {work.root} has no results; run `amn-fast evaluate` first")
     metrics: dict[str, Any] = dict(found.get("evaluation.json") or {})
     segmented: list[Segmented] = []
@@ -61,12 +74,23 @@ def write(work: Workspace) -> Path:
         metrics = metrics or {"dataset": record["dataset"], "seed": record["seed"]}
         metrics["segmentation"] = record
         segmented = _segmented(work, record)
+    checked = found.get("health.json") or {"findings": [], "doubt": {}}
+    metrics["health"] = checked["findings"]
+    metrics["doubt"] = checked["doubt"]
+    if finding := health.scores({key: metrics[key]["miou"] for key in ("cam", "amn", "heads") if metrics.get(key)}):
+        metrics["health"] = [*metrics["health"], finding.to_json()]
+    if (work.root / CALIBRATION).is_file():
+        metrics["calibration"] = read_json(work.root / CALIBRATION)
+    chosen = {Path(path).stem: record for path, record in found.items() if path.startswith(f"{FOLDER}/")}
+    if chosen:
+        metrics["thresholds"] = chosen
     write_json(work.root / "metrics.json", metrics)
     images = RunImages(work) if "evaluation.json" in found else None
     with progress(shown=images is not None) as bar:
         task = bar.add_task("report", total=min(len(work.dataset.ids), GALLERY_MOST))
         return write_report(
             work.root, metrics, images, to_yaml(work.config), segmented,
+            examples={section: _examples(work, section, record) for section, record in chosen.items()},
             threads=cores(), advance=lambda: bar.advance(task),
         )  # fmt: skip
 
@@ -78,7 +102,7 @@ def _results(work: Workspace) -> list[tuple[str, dict[str, Any]]]:
         stage = producer(path)
         assert stage is not None
         record = work.record(stage)
-        if record is None or path not in record.outputs():
+        if record is None or path not in record.outputs() or not exists(work.config, stage):
             continue
         if settings_changes(record.settings, settings_of(work, stage)) or not (work.root / path).exists():
             continue
@@ -102,6 +126,19 @@ def _segmented(work: Workspace, record: dict[str, Any]) -> list[Segmented]:
         )
         for id, miou in record["shown"].items()
     ]
+
+
+def _examples(work: Workspace, section: str, record: dict[str, Any]) -> list[Segmented]:
+    """Seeds of the example images of a choice of thresholds."""
+    found = []
+    for number, id in enumerate(record["examples"]):
+        masks = {}
+        for name, (fg, bg) in neighbours((record["pair"][0], record["pair"][1])).items():
+            path = choice_file(work.root, section).with_suffix("") / f"{number}.{name}.png"
+            if path.exists():
+                masks[f"{name}: fg {fg:g}, bg {bg:g}"] = read_mask(path)
+        found.append(Segmented(id, work.dataset.image(id), masks, work.dataset.ground_truth(id), None))
+    return found
 
 
 class RunImages:

@@ -19,18 +19,20 @@ from amn_fast.pipeline.dependencies import (
     FORMAT,
     UNKNOWN,
     changes,
+    exists,
     ids_of,
     input_names,
     inputs_of,
     settings_changes,
     settings_of,
+    stages_of,
 )
 from amn_fast.pipeline.engine import console, cores, for_each, make_deterministic, peak_memory_mb, reset_peak_memory
 from amn_fast.pipeline.folder import Workspace, check_apart, check_free, check_names, claim, only_one_run
 from amn_fast.pipeline.processes import joined, require_single
 from amn_fast.pipeline.records import RECORDS, Inputs, Item, Record
 from amn_fast.pipeline.staging import Staging
-from amn_fast.pipeline.table import STAGES, Stage, ancestors, stage_named, upstream
+from amn_fast.pipeline.table import Stage, ancestors, stage_named, upstream
 from amn_fast.pipeline.trusted import check_trusted
 
 
@@ -94,13 +96,15 @@ def status_of(work: Workspace, stage: Stage) -> Status:
 def run_all(config: Config, *, overwrite: bool = False) -> None:
     """Run every stage of a configuration; see `amn_fast.pipeline.run`."""
     require_single("amn-fast run")
-    stages = [stage for stage in STAGES if config.segmentation or not stage.segmentation]
-    _run(Workspace(config), stages, overwrite, alone=False)
+    _run(Workspace(config), stages_of(config), overwrite, alone=False)
 
 
 def run_one(config: Config, name: str, *, overwrite: bool = False) -> bool:
     """Run one stage; see `amn_fast.pipeline.run_stage`. Under torchrun the processes of a stage meet here."""
     stage, work = stage_named(name), Workspace(config)
+    if not exists(config, stage):
+        wanted = " and ".join(f"{key}: {value}" for key, value in stage.when)
+        raise InputError(f"{name} is not a stage of this configuration, expected {wanted}")
     if not stage.together:
         require_single(stage.name)
         return _run(work, [stage], overwrite, alone=True)

@@ -38,6 +38,7 @@ class Stage:
         imported: whether the output can be imported from there (it is exported in any case).
         segmentation: whether the stage belongs to the segmentation network, which a configuration may leave out.
         together: whether several processes of torchrun may run it together.
+        when: (key, value) pairs of the configuration: the stage exists only where each setting has that value.
     """
 
     name: str
@@ -54,6 +55,7 @@ class Stage:
     imported: bool = True
     segmentation: bool = False
     together: bool = False
+    when: tuple[tuple[str, Any], ...] = ()
 
     def load(self) -> Callable[..., Any]:
         """The function; its module is imported now."""
@@ -86,10 +88,19 @@ STAGES: tuple[Stage, ...] = (
         reference="result/cam",
     ),
     Stage(
+        "choose-seed",
+        "Choose the thresholds of the seeds without ground truth.",
+        "choosing:choose_seed",
+        inputs=(IMAGE, LABELS, CLASSES, "weights/cam.safetensors", "cam/{id}.npz"),
+        outputs=("thresholds/cam_seed.json", "thresholds/cam_seed/"),
+        settings=("seed", "cam_seed"),
+        when=(("cam_seed.fg", "auto"),),
+    ),
+    Stage(
         "refine-seed",
         "Refine the class activations with a dense CRF to the seeds that AMN learns from.",
         "inference:refine_seed",
-        inputs=(IMAGE, "cam/{id}.npz"),
+        inputs=(IMAGE, "cam/{id}.npz", "thresholds/cam_seed.json"),
         outputs=("cam_seed/{id}.png",),
         settings=("cam_seed",),
         per_image=True,
@@ -118,10 +129,19 @@ STAGES: tuple[Stage, ...] = (
         reference="result/amn_cam",
     ),
     Stage(
+        "choose-amn-seed",
+        "Choose the thresholds of AMN's seeds without ground truth.",
+        "choosing:choose_amn_seed",
+        inputs=(IMAGE, LABELS, CLASSES, "weights/cam.safetensors", "amn/{id}.npz"),
+        outputs=("thresholds/amn_seed.json", "thresholds/amn_seed/"),
+        settings=("seed", "amn_seed"),
+        when=(("amn_seed.fg", "auto"),),
+    ),
+    Stage(
         "refine-amn-seed",
         "Refine AMN's activations with a dense CRF to the seeds that IRN learns from.",
         "inference:refine_amn_seed",
-        inputs=(IMAGE, "amn/{id}.npz"),
+        inputs=(IMAGE, "amn/{id}.npz", "thresholds/amn_seed.json"),
         outputs=("amn_seed/{id}.png",),
         settings=("amn_seed",),
         per_image=True,
@@ -149,6 +169,18 @@ STAGES: tuple[Stage, ...] = (
         result="mask",
         reference="result/sem_seg",
         imported=False,
+    ),
+    Stage(
+        "check-run",
+        "Look for signs that the masks are not useful, and rank them by doubt; needs no ground truth.",
+        "health:check_run",
+        inputs=(
+            IMAGE, LABELS, CLASSES, "cam/{id}.npz", "cam_seed/{id}.png", "amn/{id}.npz", "amn_seed/{id}.png",
+            "edge/{id}.npz", "masks/{id}.png", TRUSTED,
+        ),
+        outputs=("health.json", "doubt.csv"),
+        settings=("seed", "backbone", "weights", "mask"),
+        scores=True,
     ),
     Stage(
         "evaluate",
@@ -190,11 +222,17 @@ REPORT = Stage(
     "report",
     "Write metrics.json and the report page of a finished run again.",
     "reporting:write",
-    inputs=("evaluation.json", "segmentation.json"),
+    inputs=(
+        "health.json",
+        "evaluation.json",
+        "segmentation.json",
+        "thresholds/cam_seed.json",
+        "thresholds/amn_seed.json",
+    ),
     outputs=("metrics.json", "report.html"),
     scores=True,
 )
-"""Written after each stage that scores; both inputs are optional."""
+"""Written after each stage that scores; all inputs are optional."""
 
 
 def stage_named(name: str) -> Stage:

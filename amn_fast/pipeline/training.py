@@ -229,13 +229,8 @@ def read_origin(path: Path) -> str:
 
 def read_losses(work: Workspace, name: str, figure: str = "loss") -> list[float]:
     """The mean loss, or another figure, of each epoch of network `name`'s last training; empty if the log has none."""
-    path = work.root / "log.jsonl"
     epochs: dict[int, float | None] = {}
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
-        try:
-            event = json.loads(line)
-        except ValueError:  # a line that a kill cut short
-            continue
+    for event in _events(work):
         started = event["event"] == "start" and event["stage"] == f"train-{name}" and not event["resumed"]
         if started or (event["event"] == "restart" and event["network"] == name):
             epochs = {}
@@ -243,6 +238,27 @@ def read_losses(work: Workspace, name: str, figure: str = "loss") -> list[float]
             epochs[event["epoch"]] = event.get(figure)  # an epoch that a kill cut off from its checkpoint comes again
     values = [value for _, value in sorted(epochs.items()) if value is not None]
     return values if len(values) == len(epochs) else []
+
+
+def read_divisor(work: Workspace, name: str) -> int:
+    """What the learning rates of network `name`'s last training were divided by at its restarts; 1 without any."""
+    divisor = 1
+    for event in _events(work):
+        if event["event"] == "start" and event["stage"] == f"train-{name}" and not event["resumed"]:
+            divisor = 1
+        if event["event"] == "restart" and event["network"] == name:
+            divisor = event["divisor"]
+    return divisor
+
+
+def _events(work: Workspace) -> Iterator[dict[str, Any]]:
+    """The lines of log.jsonl."""
+    path = work.root / "log.jsonl"
+    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
+        try:
+            yield json.loads(line)
+        except ValueError:  # a line that a kill cut short
+            continue
 
 
 def load_weights(path: Path, net: nn.Module) -> None:

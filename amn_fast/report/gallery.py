@@ -81,11 +81,11 @@ class RunImages(Protocol):
 
 @dataclass(frozen=True)
 class Segmented:
-    """An image that the segmentation network was evaluated on; masks as in `RunImages`.
+    """An image with label maps to draw over it; masks as in `RunImages`.
 
     Attributes:
         id, image: the image.
-        masks: by the names of `SEGMENTATION`.
+        masks: by the names of `SEGMENTATION`, or by what the page calls them.
         ground_truth: None where there is none.
         miou: of the last of the masks, where there is ground truth.
     """
@@ -98,12 +98,19 @@ class Segmented:
 
 
 def best_and_worst(
-    images: RunImages, scores: Mapping[str, float | None], names: list[str], most: int = 12
+    images: RunImages,
+    scores: Mapping[str, float | None],
+    names: list[str],
+    most: int = 12,
+    doubt: Mapping[str, float] | None = None,
 ) -> list[dict[str, Any]]:
-    """Groups of rows: the images with the best and the worst masks; without scores a selection, evenly from the list.
+    """Groups of rows: the images with the best and the worst masks.
+
+    Without scores the most and the least doubtful ones; without doubt a selection, evenly from the list.
 
     Args:
         scores: mIoU of the mask, by id.
+        doubt: of the mask, by id.
         names: of the labels, background first.
         most: images in all groups together.
     """
@@ -112,6 +119,9 @@ def best_and_worst(
         ranked = sorted(known, key=lambda id: (-known[id], id))
         half = min(most, len(ranked) + 1) // 2
         groups = [("Best masks", ranked[:half]), ("Worst masks", ranked[half:][-half:][::-1])]
+    elif doubted := sorted((id for id in images.ids if id in (doubt or {})), key=lambda id: (-(doubt or {})[id], id)):
+        half = min(most, len(doubted) + 1) // 2
+        groups = [("Most doubtful masks", doubted[:half]), ("Least doubtful masks", doubted[half:][-half:][::-1])]
     else:
         groups = [("A selection", evenly(images.ids, most))]
     return [
@@ -185,8 +195,8 @@ def image_row(images: RunImages, id: str, names: list[str], miou: float | None =
 
 
 def segmented_row(segmented: Segmented, names: list[str]) -> Row:
-    """One image, and the labels of the segmentation network."""
-    layers: dict[str, NDArray[Any] | None] = {SEGMENTATION[key]: mask for key, mask in segmented.masks.items()}
+    """One image, and the label maps over it."""
+    layers: dict[str, NDArray[Any] | None] = {SEGMENTATION.get(key, key): mask for key, mask in segmented.masks.items()}
     layers[LAYERS["ground_truth"]] = segmented.ground_truth
     return _row(segmented.id, segmented.image, layers, names, segmented.miou, THUMBNAIL)
 

@@ -37,3 +37,7 @@ def label_name(label: int, names: list[str]) -> str:
     if label == 255:
         return "unknown"
     return names[label] if label < len(names) else f"class {label}"
+
+
+CHOICES = {"cam_seed": "Seeds of the CAM", "amn_seed": "Seeds of AMN"}
+"""Sections of the configuration whose thresholds a run may choose, and what the page calls them."""

@@ -11,7 +11,7 @@ from amn_fast._console import printable
 from amn_fast._extras import require
 from amn_fast.files import write_text
 from amn_fast.report import figures, gallery, tables
-from amn_fast.report.names import COMPARED, RESULTS
+from amn_fast.report.names import CHOICES, COMPARED, RESULTS
 
 require("jinja2", "pipeline")
 
@@ -29,6 +29,7 @@ def write_report(
     config_text: str,
     segmented: Sequence[gallery.Segmented] = (),
     *,
+    examples: Mapping[str, Sequence[gallery.Segmented]] | None = None,
     threads: int = 1,
     advance: Callable[[], None] = lambda: None,
 ) -> Path:
@@ -41,10 +42,13 @@ def write_report(
             "label_maps": result -> `LabelStatistics.to_json`; "training": network -> loss and accuracy of each epoch;
             and for each result that was scored: "scores" (`Scores.to_json`), "miou", and where they apply "curve"
             (`ThresholdCurve.to_json`), "histogram" (`ActivationHistogram.to_json`) and, for the mask, "per_picture"
-            (id -> mIoU). "segmentation": eval-seg's record. A part that is missing has no section on the page.
+            (id -> mIoU). "segmentation": eval-seg's record. "thresholds": section -> the thresholds that the run chose
+            (pair, scores of all pairs, images, of). "health": findings of check-run; "doubt": of each mask, by id;
+            "calibration": what `amn-fast calibrate` found. A part that is missing has no section on the page.
         images: what to draw; None draws no image and writes no gallery.
         config_text: the resolved configuration.
         segmented: what to draw of the segmentation network's labels.
+        examples: seeds of some images at the chosen thresholds and at others, by section.
         threads: pages of the gallery that are written at the same time.
         advance: called after each image of the gallery.
 
@@ -60,6 +64,7 @@ def write_report(
     results = tables.results_of(metrics)
     segmentation = metrics.get("segmentation") or {}
     per_image = (results.get("mask") or {}).get("per_picture") or {}
+    doubt = metrics.get("doubt") or {}
     environment = _environment()
     common = {"dataset": dataset, "legend": gallery.legend(names)}
     shown = None
@@ -87,7 +92,11 @@ def write_report(
         classes=_classes(results, names, "classes"),
         labels=tables.label_rows(metrics, names),
         training=_training(metrics),
-        groups=gallery.best_and_worst(images, per_image, names) if images is not None else [],
+        choices=_choices(metrics, examples or {}, names),
+        groups=gallery.best_and_worst(images, per_image, names, doubt=doubt) if images is not None else [],
+        health=metrics.get("health") or [],
+        doubt=tables.doubt_rows(doubt, per_image),
+        calibration=tables.calibration_rows(metrics.get("calibration") or {}),
         gallery=shown,
         rules=tables.scoring_rules(results),
         segmentation=_segmentation(segmentation, segmented),
@@ -122,6 +131,22 @@ def _classes(results: Mapping[str, Metrics], names: list[str], title: str) -> di
         return None
     charts = [figures.plot_classes(f"{title}-{k}", part, values) for k, (part, values) in enumerate(rows["charts"])]
     return {**rows, "charts": charts}
+
+
+def _choices(
+    metrics: Metrics, examples: Mapping[str, Sequence[gallery.Segmented]], names: list[str]
+) -> list[dict[str, Any]]:
+    """The thresholds that the run chose: scores of all pairs, and seeds of example images."""
+    return [
+        {
+            "name": CHOICES[section],
+            "pair": record["pair"],
+            "images": tables.scored_of(record["images"], record["of"]),
+            "table": tables.choice_table(record),
+            "examples": [gallery.segmented_row(one, names) for one in examples.get(section, ())],
+        }
+        for section, record in (metrics.get("thresholds") or {}).items()
+    ]
 
 
 def _training(metrics: Metrics) -> list[dict[str, Any]]:

@@ -4,10 +4,15 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from amn_fast.report.names import COMPARED, NETWORKS, RESULTS, SEGMENTATION, STAGES, TONES, result_name
+from amn_fast.steps.doubt import rank_correlation
 
 Metrics = Mapping[str, Any]
 CLASSES_PER_CHART = 21
+DOUBTFUL = 20
+"""Rows of the table of doubtful masks."""
 
 
 def results_of(metrics: Metrics) -> dict[str, Metrics]:
@@ -164,6 +169,53 @@ def label_rows(metrics: Metrics, names: list[str]) -> dict[str, Any] | None:
         "rows": rows,
         "images": maps[columns[-1]]["images"],
     }
+
+
+def doubt_rows(doubt: Mapping[str, float], scores: Mapping[str, float | None]) -> dict[str, Any] | None:
+    """The most doubtful masks, and how doubt agrees with the scores where there are any."""
+    if not doubt:
+        return None
+    order = sorted(doubt, key=lambda id: (-doubt[id], id))
+    known = [id for id in order if scores.get(id) is not None]
+    correlation = None
+    if len(known) > 2:
+        found = rank_correlation(np.array([doubt[id] for id in known]), np.array([scores[id] for id in known]))
+        correlation = None if math.isnan(found) else found
+    return {
+        "rows": [{"id": id, "doubt": doubt[id], "miou": scores.get(id)} for id in order[:DOUBTFUL]],
+        "images": len(order),
+        "scored": bool(known),
+        "correlation": correlation,
+    }
+
+
+def calibration_rows(found: Metrics) -> dict[str, Any] | None:
+    """The quality of the masks with intervals, from calibration.json."""
+    if not found:
+        return None
+    what = "answers about pixels" if found["source"] == "answers" else "trusted masks"
+    rows = [{"name": name, **found[key]} for key, name in (("chosen", "Chosen"), ("current", "Current")) if found[key]]
+    classes = [{"name": name, **iou} for name, iou in zip(found["classes"], found["chosen"]["iou"], strict=True)]
+    return {"used": f"{found['used']} {what}", "rows": rows, "classes": classes}
+
+
+def choice_table(record: Metrics) -> dict[str, Any]:
+    """Scores of all candidate pairs of thresholds: a row for each fg, a column for each bg.
+
+    Each cell has the score and its place between the lowest (0) and the highest (1); None where bg >= fg.
+    """
+    scores = {(row["fg"], row["bg"]): row["score"] for row in record["scores"]}
+    columns = sorted({bg for _, bg in scores})
+    low, high = min(scores.values()), max(scores.values())
+
+    def cell(fg: float, bg: float) -> dict[str, Any] | None:
+        if (score := scores.get((fg, bg))) is None:
+            return None
+        place = (score - low) / (high - low) if high > low else 1.0
+        return {"score": score, "place": round(place, 3), "chosen": [fg, bg] == list(record["pair"])}
+
+    rows = [{"fg": fg, "cells": [cell(fg, bg) for bg in columns]} for fg in sorted({fg for fg, _ in scores})]
+    return {"columns": columns, "rows": rows}
 
 
 def training_rows(metrics: Metrics) -> list[dict[str, Any]]:

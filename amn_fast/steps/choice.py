@@ -1,7 +1,8 @@
 """Choosing the seed thresholds without ground truth: candidates, what each one's head does on an image, the winner."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -45,6 +46,20 @@ class Candidates:
     other: list[Tensor]
     regions: NDArray[np.int64]
     labels: NDArray[np.uint8]
+
+    def with_labels(
+        self,
+        image: NDArray[np.uint8],
+        found: Activations,
+        thresholds: Sequence[float],
+        bilateral: tuple[float, float, float],
+    ) -> Self:
+        """The same with the labels of more thresholds behind those that it has."""
+        if not thresholds:
+            return self
+        grid = (self.labels.shape[1], self.labels.shape[2])
+        more = labels_at(image, found, thresholds, bilateral, grid)
+        return replace(self, labels=np.concatenate([self.labels, more]))
 
 
 def prepare(
@@ -113,26 +128,110 @@ def agreement(first: NDArray[np.int64], second: NDArray[np.int64], n_labels: int
     return iou.sum(1) / np.maximum((either > 0).sum(1), 1)
 
 
-FIGURES = ("eta", "eta_mask", "agreement")
+MASK_THRESHOLDS = tuple(round(0.05 * k, 2) for k in range(1, 20))
 
 
-def measure(fitted: Tensor, image: Candidates) -> NDArray[np.float64]:
-    """What each head does on an image: eta² of its foreground probability and of its mask, and view agreement.
+@dataclass(frozen=True)
+class Measured:
+    """What the heads do on one image.
+
+    Attributes:
+        eta, eta_mask: (P,) `separation` of the foreground probability and of the mask.
+        view: (P,) agreement of the masks of the image and of its flipped version at another scale.
+        foreground: (P, T) share of the pixels whose probability is above each of `MASK_THRESHOLDS`.
+        certain: (P, T) sum of the probabilities of these pixels over the number of all pixels.
+        total: (P,) mean probability.
+    """
+
+    eta: NDArray[np.float64]
+    eta_mask: NDArray[np.float64]
+    view: NDArray[np.float64]
+    foreground: NDArray[np.float64]
+    certain: NDArray[np.float64]
+    total: NDArray[np.float64]
+
+
+def measure(fitted: Tensor, image: Candidates) -> Measured:
+    """What each head does on an image.
 
     Args:
         fitted: (P, C + 1, D + 1), from `heads.fit`.
         image: of K >= 1 classes.
-
-    Returns:
-        (3, P), in the order of `FIGURES`.
     """
     size = (image.regions.shape[0], image.regions.shape[1])
     p, place = heads.foreground(heads.logits(fitted, heads.grid_features(image.maps), image.keys), size)
     q, other = heads.foreground(heads.logits(fitted, heads.grid_features(image.other), image.keys), size)
     flat, regions = p.flatten(1).numpy().astype(np.float64), image.regions.ravel()
     first, second = (torch.where(a >= 0.5, b, 0).flatten(1).numpy() for a, b in ((p, place), (q, other)))
-    return np.stack([
+    above = [flat > threshold for threshold in MASK_THRESHOLDS]
+    return Measured(
         separation(flat, regions),
         separation((flat >= 0.5).astype(np.float64), regions),
         agreement(first, second, len(image.keys) + 1),
-    ])  # fmt: skip
+        np.stack([one.mean(1) for one in above], 1),
+        np.stack([(flat * one).mean(1) for one in above], 1),
+        flat.mean(1),
+    )
+
+
+@dataclass(frozen=True)
+class PairScores:
+    """What the head of a pair does on all images: means of `Measured` over images.
+
+    Attributes:
+        expected_iou: IoU of foreground that the probabilities promise, at each of `MASK_THRESHOLDS`.
+    """
+
+    eta: float
+    eta_mask: float
+    view: float
+    foreground: tuple[float, ...]
+    expected_iou: tuple[float, ...]
+
+    @property
+    def score(self) -> float:
+        """What the pairs are compared by; see docs/explanation/thresholds.md."""
+        return self.eta * self.eta_mask * self.view
+
+    def to_json(self) -> dict[str, Any]:
+        """The score and its parts, six decimals."""
+
+        def plain(value: Any) -> Any:
+            return [round(one, 6) for one in value] if isinstance(value, tuple) else round(value, 6)
+
+        return {"score": plain(self.score), **{key: plain(value) for key, value in asdict(self).items()}}
+
+
+def summarise(measured: Sequence[Measured]) -> list[PairScores]:
+    """Scores of each pair, from what its head does on each image."""
+
+    def mean(name: str) -> NDArray[np.float64]:
+        return np.mean([getattr(one, name) for one in measured], axis=0)
+
+    foreground, certain, total = mean("foreground"), mean("certain"), mean("total")[:, None]
+    expected = certain / np.maximum(foreground + total - certain, 1e-12)
+    rows = zip(mean("eta"), mean("eta_mask"), mean("view"), foreground, expected, strict=True)
+    return [
+        PairScores(float(eta), float(mask), float(view), tuple(fore.tolist()), tuple(iou.tolist()))
+        for eta, mask, view, fore, iou in rows
+    ]
+
+
+def best_pair(scores: Mapping[Pair, PairScores]) -> Pair:
+    """The pair with the highest score; of equal ones the stricter."""
+    return max(scores, key=lambda pair: (scores[pair].score, pair))
+
+
+FURTHER = {"low": (0.07, 0.05, 0.03, 0.02, 0.01), "high": (0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95)}
+"""Thresholds that extend the grid, outwards."""
+
+
+def beyond_edge(pair: Pair, fg: Sequence[float], bg: Sequence[float]) -> tuple[list[float], list[float]]:
+    """The next thresholds beyond each edge of the grid that a pair lies on: fg and bg, empty inside the grid."""
+
+    def next_of(value: float, grid: Sequence[float]) -> list[float]:
+        below = [t for t in FURTHER["low"] if t < min(grid)] if value == min(grid) else []
+        above = [t for t in FURTHER["high"] if t > max(grid)] if value == max(grid) else []
+        return [*below[:1], *above[:1]]
+
+    return next_of(pair[0], fg), next_of(pair[1], bg)

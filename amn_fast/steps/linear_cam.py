@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from amn_fast.data.augment import resize_image
 from amn_fast.models import CamNet
 
-SCALES = (1.0, 1.5)
+SCALES = (1.0,)
 """Scales of the views of an image that the classifier is fitted on, each with its horizontal flip."""
 DECAY = 1e-3
 ITERATIONS = 200

@@ -15,10 +15,9 @@ def refine(
     image: NDArray[np.uint8], found: Activations, settings: Seed, device: torch.device = CPU
 ) -> NDArray[np.uint8]:
     """The seed, (H, W) uint8, computed on one thread, or on the GPU where `device` is one."""
+    fg, bg = settings.pair
     maps = found.full if device.type == "cpu" else torch.from_numpy(found.full).to(device)
-    labels = refine_seed(
-        image, maps, found.keys, fg=settings.fg, bg=settings.bg, bilateral=settings.bilateral, threads=1
-    )
+    labels = refine_seed(image, maps, found.keys, fg=fg, bg=bg, bilateral=settings.bilateral, threads=1)
     return labels if isinstance(labels, np.ndarray) else labels.cpu().numpy()
 
 

@@ -77,7 +77,7 @@ inline T max(T a, T b) {
     return a > b ? a : b;
 }
 
-// exp(x), relative error below 2e-7, for x <= 0 (or a little more); below -87 it is 0, never a denormal.
+// exp(x), relative error below 2e-7, for x < 88; below -87 it is 0, never a denormal.
 template <class T>
 inline T exp(T given) {
     constexpr int L = sizeof(T) / 4;

@@ -32,7 +32,12 @@ public:
         if (problems[0].energies || channels.lanes <= 4) unary_ = Buffer<float>(padded * channels.lanes);
         for (Term& term : terms_)
             for (auto& rows : term.rows) rows = Buffer<float>(term.lattice->rows() * channels.lanes);
-        if (!problems[0].energies) fill_label_rows();
+        if (!problems[0].energies) {
+            fill_label_rows();
+            const bool blocks =
+                std::all_of(pieces_.begin(), pieces_.end(), [](const auto& piece) { return piece.blocks; });
+            adds_label_rows_ = !channels_.group && blocks && !terms_.empty();
+        }
         for (int t = 0; t < threads; ++t) scratch_.emplace_back(size_t{tile_points} * 3 * channels.lanes);
     }
 
@@ -71,11 +76,14 @@ private:
     // -unary of label maps: one row of channels for each label, and one of zeros for points of no label.
     void fill_label_rows() {
         const int64_t labels = channels_.labels;
-        label_rows_.assign(count_ * (labels + 1) * channels_.own, 0.0f);
+        label_lanes_ = channels_.group ? channels_.own : channels_.lanes;
+        label_rows_.assign(count_ * (labels + 1) * label_lanes_, channels_.group ? 0.0f : far_below);
         for (int m = 0; m < count_; ++m) {
             const float right = problems_[m].energy_right, wrong = problems_[m].energy_wrong;
+            float* none = &label_rows_[(m * (labels + 1) + labels) * label_lanes_];
+            std::fill(none, none + channels_.own, 0.0f);
             for (int64_t given = 0; given < labels; ++given) {
-                float* row = &label_rows_[(m * (labels + 1) + given) * channels_.own];
+                float* row = &label_rows_[(m * (labels + 1) + given) * label_lanes_];
                 for (int c = 0; c < channels_.own; ++c) {
                     const float energy = c == given ? right : wrong;
                     const float last = given == labels - 1 ? right : wrong;
@@ -123,7 +131,7 @@ private:
             std::fill(tile, tile + tile_points * channels_.lanes, far_below);
         for (int m = 0; m < count_; ++m) {
             const uint8_t* labels = problems_[m].labels + first;
-            const float* rows = &label_rows_[m * (channels_.labels + 1) * channels_.own];
+            const float* rows = &label_rows_[m * (channels_.labels + 1) * label_lanes_];
             if (channels_.group) {
                 const int width = channels_.width[0];
                 float* to = tile + m * channels_.group;
@@ -131,20 +139,18 @@ private:
                     for (int c = 0; c < channels_.own; ++c) to[p * width + c] = rows[labels[p] * channels_.own + c];
             } else {
                 for (size_t b = 0; b < channels_.width.size(); ++b) {
-                    const int at = channels_.first[b], width = channels_.width[b];
-                    const int size = std::min(width, channels_.own - at);
-                    float* to = tile + tile_points * at;
-                    const float* from = rows + at;
-                    const auto copy = [&](auto length) {  // of a constant length: no call for a few floats
+                    float* to = tile + tile_points * channels_.first[b];
+                    const float* from = rows + channels_.first[b];
+                    const auto copy = [&](auto width) {  // a constant: no call for a few floats
                         for (int64_t p = 0; p < count; ++p)
-                            std::memcpy(to + p * width, from + labels[p] * channels_.own, length * sizeof(float));
+                            std::memcpy(to + p * width, from + labels[p] * label_lanes_, width * sizeof(float));
                     };
-                    if (size == 16)
+                    if (channels_.width[b] == 16)
                         copy(std::integral_constant<size_t, 16>{});
-                    else if (size == 4)
-                        copy(std::integral_constant<size_t, 4>{});
+                    else if (channels_.width[b] == 8)
+                        copy(std::integral_constant<size_t, 8>{});
                     else
-                        copy(static_cast<size_t>(size));
+                        copy(std::integral_constant<size_t, 4>{});
                 }
             }
         }
@@ -159,7 +165,7 @@ private:
         if (unary_) {
             unary = unary_.data() + first * lanes;
             if (it == 0) fill_unary(first, count, unary);
-        } else {
+        } else if (it == 0 || !adds_label_rows_) {
             fill_unary(first, count, unary);
         }
         if (it > 0) fetch_rows(b, t + 2);
@@ -227,10 +233,14 @@ private:
             for (int j = 0; j < together; ++j)
                 spread[j] = spread_of(terms_[i + j], 0, piece, b, first, terms_[i + j].slice);
             const float* add = (compat ? to : from) + at;
-            if (piece.blocks)
-                passes_.slice_blocks(spread, together, count, piece.blocks, piece.tail, add, to + at);
-            else
+            if (!piece.blocks) {
                 passes_.slice[channels_.log_width[piece.first]](spread, together, count, add, to + at);
+                continue;
+            }
+            Base base{add};
+            if (adds_label_rows_ && i == 0)
+                base = {&label_rows_[channels_.first[piece.first]], problems_[0].labels + first, label_lanes_};
+            passes_.slice_blocks(spread, together, count, piece.blocks, piece.tail, base, to + at);
         }
         if (compat) apply_compat(*compat, count, from, tile);
         return tile.logits;
@@ -321,6 +331,8 @@ private:
     Buffer<float> unary_;
     std::vector<Channels::Piece> pieces_ = channels_.pieces();
     std::vector<float> label_rows_;
+    int label_lanes_ = 0;                 // of one of these rows
+    bool adds_label_rows_ = false;        // in the slice itself, from the second iteration on
     std::vector<Buffer<float>> scratch_;  // one for each thread
 };
 

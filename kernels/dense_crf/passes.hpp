@@ -34,6 +34,14 @@ struct Spread {
     int64_t block_stride = 0;
 };
 
+// What the shares of the lattices are added to, for several blocks at once: a tile (points in blocks of 64), or, where
+// `labels` has a label for each point, the label's row of `lanes` floats.
+struct Base {
+    const float* rows;
+    const uint8_t* labels = nullptr;
+    int lanes = 0;
+};
+
 struct Passes {
     const char* name;
     // Simplices of 64 points. In: features (d, 64). Out: quotient (d, 64), the remainder-0 vertex divided by d + 1;
@@ -50,7 +58,7 @@ struct Passes {
     // row += weight · values[p] for each of the point's vertices.
     void (*splat[width_count])(const Spread* lattices, int count, int64_t points, const float* values);
     // The same for `blocks` (1, 2 or 4) blocks of 16 channels and a tail of 0, 4 or 8: offsets and weights are read once.
-    void (*slice_blocks)(const Spread* lattices, int count, int64_t points, int blocks, int tail, const float* add,
+    void (*slice_blocks)(const Spread* lattices, int count, int64_t points, int blocks, int tail, const Base& add,
                          float* out);
     void (*splat_blocks)(const Spread* lattices, int count, int64_t points, int blocks, int tail, const float* values);
     // (½, 1, ½) along chains of neighbours, in place; half[k] is ½ where index[k + 1] is index[k]'s neighbour, else 0.

@@ -105,12 +105,15 @@ inline Vec<4> to_four(const Pack<W>& v, F f) {
     return to_four(whole, f);
 }
 
-// z = exp(z - top) for the W channels of a point; returns their sum in four parts.
-template <int W>
-inline Vec<4> raise(float* at, float top) {
+// z = exp(z - top), or exp(z), for the W channels of a point; returns their sum in four parts.
+template <int W, bool shift>
+inline Vec<4> raise(float* at, const float* top) {
     Pack<W> z = Pack<W>::load(at);
-    const auto shift = Pack<W>::broadcast(top);
-    for (int k = 0; k < Pack<W>::parts; ++k) z.part[k] = exp(z.part[k] - shift.part[k]);
+    if constexpr (shift) {
+        const auto highest = Pack<W>::broadcast(*top);
+        for (int k = 0; k < Pack<W>::parts; ++k) z.part[k] = z.part[k] - highest.part[k];
+    }
+    for (int k = 0; k < Pack<W>::parts; ++k) z.part[k] = exp(z.part[k]);
     z.store(at);
     return to_four(z, added);
 }
@@ -123,11 +126,25 @@ inline void weigh(float* at, float inverse, float less) {
     q.store(at);
 }
 
+// The highest logit of a whole tile.
+inline float highest_of(const float* tile, int64_t count) {
+    using F = Vec<native_lanes>;
+    F top[4];
+    for (F& t : top) t = splat<F>(-3.0e38f);
+    for (int64_t i = 0; i < count; i += 4 * native_lanes)
+        for (int k = 0; k < 4; ++k) top[k] = max(top[k], load<F>(tile + i + k * native_lanes));
+    const Vec<4> four = to_four(max(max(top[0], top[1]), max(top[2], top[3])), largest);
+    return std::max(std::max(four[0], four[1]), std::max(four[2], four[3]));
+}
+
 // `blocks` blocks of 16 channels, then blocks of 8 and of 4 if there are any. Sums across channels are taken for four
 // points at a time and end in one vector with a lane for each point. The tile is passed over for the maxima, the
 // exponentials and the quotients one after another: together, each point's chain of dependent steps is too long for the
 // processor to look past it to the next point.
-template <bool implicit, bool eight, bool four>
+//
+// Without `shift`, exponentials are of the logits themselves. Next to the implicit label's logit of 0 only an overflow
+// could do harm, and the caller has seen that none comes near.
+template <bool implicit, bool shift, bool eight, bool four>
 void softmax_points(int blocks, float copies, int64_t points, float* tile, float* last) {
     using V4 = Vec<4>;
     using F = Vec<native_lanes>;
@@ -135,7 +152,7 @@ void softmax_points(int blocks, float copies, int64_t points, float* tile, float
     float* const tile4 = tile8 + (eight ? tile_points * 8 : 0);
     float tops[tile_points], sums[tile_points], less[tile_points];
     const int64_t whole = (points + native_lanes - 1) / native_lanes * native_lanes;
-    for (int64_t p = 0; p < whole; p += 4) {
+    for (int64_t p = 0; shift && p < whole; p += 4) {
         V4 top[4];
 #pragma GCC unroll 4
         for (int i = 0; i < 4; ++i) {
@@ -151,16 +168,20 @@ void softmax_points(int blocks, float copies, int64_t points, float* tile, float
         V4 sum[4] = {};
         for (int b = 0; b < blocks; ++b) {
 #pragma GCC unroll 4
-            for (int i = 0; i < 4; ++i) sum[i] = sum[i] + raise<16>(tile + b * tile_block + (p + i) * 16, tops[p + i]);
+            for (int i = 0; i < 4; ++i)
+                sum[i] = sum[i] + raise<16, shift>(tile + b * tile_block + (p + i) * 16, tops + p + i);
         }
         if constexpr (eight) {
 #pragma GCC unroll 4
-            for (int i = 0; i < 4; ++i) sum[i] = sum[i] + raise<8>(tile8 + (p + i) * 8, tops[p + i]);
+            for (int i = 0; i < 4; ++i) sum[i] = sum[i] + raise<8, shift>(tile8 + (p + i) * 8, tops + p + i);
         }
         if constexpr (four) {  // four points' channels side by side: one exponential
             Pack<16> z = Pack<16>::load(tile4 + p * 4);
-            const Pack<16> shift = repeat_each(load<V4>(tops + p));
-            for (int k = 0; k < Pack<16>::parts; ++k) z.part[k] = exp(z.part[k] - shift.part[k]);
+            if constexpr (shift) {
+                const Pack<16> each = repeat_each(load<V4>(tops + p));
+                for (int k = 0; k < Pack<16>::parts; ++k) z.part[k] = z.part[k] - each.part[k];
+            }
+            for (int k = 0; k < Pack<16>::parts; ++k) z.part[k] = exp(z.part[k]);
             z.store(tile4 + p * 4);
 #pragma GCC unroll 4
             for (int i = 0; i < 4; ++i) sum[i] = sum[i] + load<V4>(tile4 + (p + i) * 4);
@@ -168,7 +189,8 @@ void softmax_points(int blocks, float copies, int64_t points, float* tile, float
         store(sums + p, across(sum, added));
     }
     for (int64_t p = 0; p < whole; p += native_lanes) {
-        const F rest = implicit ? exp(-load<F>(tops + p)) : F{};
+        F rest = F{} + (implicit ? 1.0f : 0.0f);
+        if constexpr (implicit && shift) rest = exp(-load<F>(tops + p));
         const F inverse = 1.0f / (load<F>(sums + p) + copies * rest);
         const F q_last = rest * inverse;
         store(sums + p, inverse);
@@ -182,24 +204,28 @@ void softmax_points(int blocks, float copies, int64_t points, float* tile, float
     }
 }
 
-template <bool implicit>
+template <bool implicit, bool shift>
 void softmax_tile(int blocks, bool eight, bool four, float copies, int64_t points, float* tile, float* last) {
-    if (eight && four) return softmax_points<implicit, true, true>(blocks, copies, points, tile, last);
-    if (eight) return softmax_points<implicit, true, false>(blocks, copies, points, tile, last);
-    if (four) return softmax_points<implicit, false, true>(blocks, copies, points, tile, last);
-    softmax_points<implicit, false, false>(blocks, copies, points, tile, last);
+    if (eight && four) return softmax_points<implicit, shift, true, true>(blocks, copies, points, tile, last);
+    if (eight) return softmax_points<implicit, shift, true, false>(blocks, copies, points, tile, last);
+    if (four) return softmax_points<implicit, shift, false, true>(blocks, copies, points, tile, last);
+    softmax_points<implicit, shift, false, false>(blocks, copies, points, tile, last);
 }
 
 void softmax_blocks(const Blocks& blocks, float copies, int64_t points, float* tile, float* last) {
-    int wide = 0;
+    int wide = 0, lanes = 0;
     bool eight = false, four = false;
     for (int b = 0; b < blocks.count; ++b) {
         wide += blocks.width[b] == 16;
         eight |= blocks.width[b] == 8;
         four |= blocks.width[b] == 4;
+        lanes += blocks.width[b];
     }
-    if (copies > 0) return softmax_tile<true>(wide, eight, four, copies, points, tile, last);
-    softmax_tile<false>(wide, eight, four, copies, points, tile, last);
+    if (copies <= 0) return softmax_tile<false, true>(wide, eight, four, copies, points, tile, last);
+    constexpr float no_overflow = 64.0f;  // exp(64) = 6e27, and some hundred of them
+    if (points == tile_points && highest_of(tile, int64_t{tile_points} * lanes) < no_overflow)
+        return softmax_tile<true, false>(wide, eight, four, copies, points, tile, last);
+    softmax_tile<true, true>(wide, eight, four, copies, points, tile, last);
 }
 
 }  // namespace

@@ -11,6 +11,7 @@ import amn_fast
 from amn_fast.config import read_config
 from amn_fast.data.image import ImageBytes, read_image, read_mask
 from amn_fast.errors import InputError
+from amn_fast.label.finished import identity_of
 from amn_fast.pipeline.folder import Workspace
 from amn_fast.pipeline.table import STAGES
 
@@ -79,6 +80,23 @@ def test_forms_of_image_and_labels(run, images):
 def test_wrong_input(run, images, image, labels, message):
     with pytest.raises(InputError, match=message):
         amn_fast.Labeler(run).label(images / "image_00000.png" if image is None else image, labels)
+
+
+def test_thresholds_that_the_run_has_chosen(run, images, tmp_path):
+    copy = shutil.copytree(run, tmp_path / "auto")
+    text = (run / "config.yaml").read_text()
+    (copy / "config.yaml").write_text(text.replace("{fg: 0.6, bg: 0.3}", "auto"))
+    with pytest.raises(InputError, match=r"cam_seed.json does not exist, expected the thresholds that the run has"):
+        amn_fast.Labeler(copy)
+    (copy / "thresholds").mkdir()
+    masks, identities = [], []
+    for pair in ([0.6, 0.3], [0.9, 0.85]):
+        (copy / "thresholds" / "cam_seed.json").write_text(json.dumps({"pair": pair}))
+        masks.append(amn_fast.Labeler(copy).label(images / "image_00000.png", ["cat", "dog"]).mask)
+        identities.append(identity_of(copy))
+    expected = amn_fast.Labeler(run).label(images / "image_00000.png", ["cat", "dog"]).mask
+    np.testing.assert_array_equal(masks[0], expected)
+    assert identities[0] == identity_of(run) != identities[1]
 
 
 def test_an_unfinished_run(run, tmp_path):

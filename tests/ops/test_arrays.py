@@ -7,6 +7,7 @@ import re
 import numpy as np
 import pytest
 
+from amn_fast import _cpus
 from amn_fast.errors import BackendError, InputError
 from amn_fast.ops import _arrays
 
@@ -56,10 +57,10 @@ QUOTAS = {
 
 def test_threads_respect_affinity_and_cgroup_quota(tmp_path, monkeypatch):
     for number, (name, (files, expected)) in enumerate(QUOTAS.items()):
-        assert _arrays._cpu_quota(fake_system(tmp_path / str(number), files)) == expected, name
+        assert _cpus.cpu_quota(fake_system(tmp_path / str(number), files)) == expected, name
     for cpus, quota, expected in ((8, math.inf, 8), (8, 2.5, 3), (2, 16.0, 2), (4, 0.1, 1)):
         monkeypatch.setattr(os, "sched_getaffinity", lambda _, cpus=cpus: set(range(cpus)), raising=False)
-        monkeypatch.setattr(_arrays, "_cpu_quota", lambda quota=quota: quota)
+        monkeypatch.setattr(_cpus, "cpu_quota", lambda quota=quota: quota)
         assert _arrays.thread_count(None) == expected
         assert _arrays.thread_count(np.int64(7)) == 7  # asked for, so not limited
     for bad in (0, -1, 65537, 2**70, 2.0, True, "2", np.zeros(1)):

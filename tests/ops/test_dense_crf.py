@@ -150,6 +150,15 @@ def test_several_unaries_in_one_pass_equal_one_by_one(photo):
         close(together, crf.marginals(unary, 4), 1e-6)
     for labels, unary in zip(crf.labels(unaries, 4), unaries, strict=True):
         assert np.array_equal(labels, crf.marginals(unary, 4).argmax(0))
+    image = photo[:41, :57]  # the last tile of points is not full
+    for labels, count in itertools.product((2, 3, 4, 5, 6, 14, 17, 21, 29, 81), (1, 3, 5)):
+        maps = [smooth_unary(labels, *image.shape[:2], seed).argmin(0) for seed in range(count)]
+        energies = [unary_from_labels(one, labels, 0.7, zero_unsure=False) for one in maps]
+        found, alone = DenseCRF(image).marginals(energies), [dense_crf(image, one) for one in energies]
+        for one, other in zip(found, alone, strict=True):
+            close(one, other, 2e-5)
+        unequal = energies[0] + np.where(np.arange(labels) == 0, 1e-6, 0).astype(np.float32)[:, None, None]  # no map's
+        close(dense_crf(image, unequal), alone[0], 1e-3)
 
 
 @cpu

@@ -40,7 +40,7 @@ def test_every_input_is_of_the_data_set_or_the_output_of_an_earlier_stage():
         assert not written.intersection(stage.outputs)
         assert stage.per_image == any("{id}" in path for path in stage.outputs)
         assert callable(stage.load())
-        for key in stage.settings:
+        for key in (*stage.settings, *(key for key, _ in stage.when)):
             field, section = key.split(".")[0], Config.model_fields
             assert field in section
         written.update(stage.outputs)
@@ -50,11 +50,12 @@ def test_every_input_is_of_the_data_set_or_the_output_of_an_earlier_stage():
 def test_dependencies():
     found = {stage.name: [s.name for s in upstream(stage, stage.inputs)] for stage in STAGES}
     assert found["make-mask"] == ["make-amn-cam", "train-irn"]
+    assert found["refine-seed"] == ["make-cam", "choose-seed"]
     assert found["train-cam"] == []
     assert found["eval-seg"] == ["train-seg"]
     everything = [stage.name for stage in STAGES]
-    assert [s.name for s in ancestors(STAGES[7])] == everything[:7]
-    assert producer("masks/{id}.png") is STAGES[7]
+    assert [s.name for s in ancestors(STAGES[9])] == everything[:9]
+    assert producer("masks/{id}.png") is STAGES[9]
 
 
 def test_commands_and_their_help_come_from_the_table():

@@ -13,9 +13,10 @@ from amn_fast.config import read_config, to_yaml
 from amn_fast.data.image import read_mask
 from amn_fast.data.masks import write_mask
 from amn_fast.errors import InputError
+from amn_fast.pipeline.dependencies import stages_of
 from amn_fast.pipeline.folder import Workspace
 from amn_fast.pipeline.runner import plan, status_of
-from amn_fast.pipeline.table import STAGES, stage_named
+from amn_fast.pipeline.table import stage_named
 from amn_fast.pipeline.trainings import _read_seed
 from amn_fast.steps.items import SeedDataset
 
@@ -24,8 +25,7 @@ from .conftest import configure
 
 def due(config):
     work = Workspace(config)
-    stages = [stage for stage in STAGES if not stage.segmentation]
-    return [stage.name for stage in plan(work, stages)[0]]
+    return [stage.name for stage in plan(work, stages_of(config))[0]]
 
 
 def reasons(config, name):
@@ -53,7 +53,8 @@ def test_trusted_masks_replace_seeds_and_masks(copy_of_run, finished, images, tr
     plain, _ = copy_of_run("run")
     assert due(plain) == []
     config = configure(tmp_path / "trusted.yaml", images, plain.run, f"trusted={json.dumps(str(trusted))}")
-    assert due(config) == ["train-amn", "make-amn-cam", "refine-amn-seed", "train-irn", "make-mask", "evaluate"]
+    later = ["train-amn", "make-amn-cam", "refine-amn-seed", "train-irn", "make-mask", "check-run", "evaluate"]
+    assert due(config) == later
     ids = sorted(path.stem for path in trusted.iterdir())
     for name in ("train-amn", "train-irn", "make-mask"):
         assert reasons(config, name) == [f"3 trusted masks added ({', '.join(ids)})"]

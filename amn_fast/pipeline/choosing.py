@@ -1,0 +1,165 @@
+"""Stages that choose thresholds without ground truth.
+
+They fit a linear head for every candidate pair of thresholds on a random subset of the images, score the heads, and
+write thresholds/SECTION.json: the chosen pair, the scores of all pairs, and curves over mask thresholds; and
+thresholds/SECTION/NUMBER.{looser,chosen,stricter}.png, seeds of example images.
+"""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from amn_fast.config import Seed
+from amn_fast.data.masks import write_mask
+from amn_fast.data.store import read_activations
+from amn_fast.errors import InputError
+from amn_fast.files import write_json
+from amn_fast.models import CamNet
+from amn_fast.models.heads import HeadsNet
+from amn_fast.pipeline.chosen import choice_file, neighbours
+from amn_fast.pipeline.engine import cores, for_each
+from amn_fast.pipeline.folder import Workspace
+from amn_fast.pipeline.training import load_weights
+from amn_fast.steps import choice, heads, seed
+
+New = Callable[[Path], Path]
+
+MOST_IMAGES = 300
+"""Images that a choice is made from: a random subset of a larger set."""
+PROJECTION_IMAGES = 50
+EXAMPLES = 3
+ROUNDS = 3
+"""Times that the grid may be extended where the winner lies on its edge."""
+
+
+def choose_seed(work: Workspace, new: New) -> None:
+    """Choose the thresholds of the seeds from the class activations."""
+    _choose(work, new, "cam", work.config.cam_seed)
+
+
+def choose_amn_seed(work: Workspace, new: New) -> None:
+    """Choose the thresholds of the seeds from AMN's activations."""
+    _choose(work, new, "amn", work.config.amn_seed)
+
+
+def _choose(work: Workspace, new: New, kind: str, settings: Seed) -> None:
+    ids = subset(work)
+    with heads.one_thread():
+        net = feature_net(work, ids)
+        search = Search(work, net, kind, settings, ids)
+        for _ in range(ROUNDS):
+            search.score_new_pairs()
+            if not search.extend():
+                break
+        pair = search.winner()
+        write_json(new(choice_file(work.root, f"{kind}_seed")), {**search.to_json(), "examples": ids[:EXAMPLES]})
+        folder = choice_file(work.root, f"{kind}_seed").with_suffix("")
+        for number, id in enumerate(ids[:EXAMPLES]):
+            found, image = read_activations(work.item(kind, id)), work.dataset.image(id)
+            for name, (fg, bg) in neighbours(pair).items():
+                example = seed.refine(image, found, Seed(fg=fg, bg=bg, bilateral=settings.bilateral))
+                write_mask(new(folder / f"{number}.{name}.png"), example)
+
+
+def subset(work: Workspace, most: int = MOST_IMAGES) -> list[str]:
+    """At most `most` images that show a class, drawn at random, in random order.
+
+    Raises:
+        InputError: no image shows a class.
+    """
+    shown = [id for id in work.dataset.ids if work.dataset.labels(id).any()]
+    if not shown:
+        raise InputError("no image has a label, expected at least one to choose thresholds from")
+    return [shown[k] for k in np.random.default_rng(work.config.seed).permutation(len(shown))[:most]]
+
+
+def feature_net(work: Workspace, ids: Sequence[str]) -> HeadsNet:
+    """The backbone of the trained classifier, with projections fitted on the first of these images."""
+    n_classes = len(work.dataset.classes)
+    classifier = CamNet(n_classes, work.config.backbone)
+    load_weights(work.weights("cam"), classifier)
+    net = HeadsNet(n_classes, work.config.backbone)
+    net.backbone.load_state_dict(classifier.backbone.state_dict())
+    net.to(work.device).eval()
+    maps = [heads.level_maps(net, work.dataset.image(id), work.device) for id in ids[:PROJECTION_IMAGES]]
+    heads.fit_projections(net, maps, np.random.default_rng([work.config.seed, 0]))
+    return net
+
+
+class Search:
+    """The candidates of a set of images, their heads, and their scores."""
+
+    def __init__(self, work: Workspace, net: HeadsNet, kind: str, settings: Seed, ids: Sequence[str]) -> None:
+        self._work, self._net, self._kind, self._settings, self._ids = work, net, kind, settings, ids
+        self._n_classes = len(work.dataset.classes)
+        self._fg, self._bg = list(choice.FG), list(choice.BG)
+        self._thresholds: list[float] = []
+        self._images: dict[str, choice.Candidates] = {}
+        self._scores: dict[choice.Pair, choice.PairScores] = {}
+
+    def score_new_pairs(self) -> None:
+        """Fit and measure the heads of the pairs that have no scores yet."""
+        pairs = [pair for pair in choice.pairs_of(self._fg, self._bg) if pair not in self._scores]
+        self._prepare()
+        fitted = heads.fit(*self._cells(pairs), self._n_classes, random_seed=self._work.config.seed)
+        measured: dict[str, choice.Measured] = {}
+
+        def one(id: str) -> None:
+            measured[id] = choice.measure(fitted, self._images[id])
+
+        for_each("scores of thresholds", self._ids, one, cores())
+        scores = choice.summarise([measured[id] for id in self._ids])
+        self._scores |= dict(zip(pairs, scores, strict=True))
+
+    def _prepare(self) -> None:
+        """Features and labels of all images; for a grid that was extended, labels at the new thresholds."""
+        wanted = sorted({*self._fg, *self._bg})
+        fresh = [threshold for threshold in wanted if threshold not in self._thresholds]
+
+        def one(id: str) -> None:
+            image, found = self._work.dataset.image(id), read_activations(self._work.item(self._kind, id))
+            bilateral = self._settings.bilateral
+            if id in self._images:
+                self._images[id] = self._images[id].with_labels(image, found, fresh, bilateral)
+            else:
+                self._images[id] = choice.prepare(self._net, image, found, fresh, bilateral, self._work.device)
+
+        for_each("candidates", self._ids, one, cores())
+        self._thresholds += fresh
+
+    def _cells(self, pairs: Sequence[choice.Pair]) -> tuple[Tensor, Tensor]:
+        """Cells that the heads are fitted on: features (N, D) and labels (P, N)."""
+        features, labels = [], []
+        for number, id in enumerate(self._ids):
+            image = self._images[id]
+            grid = heads.grid_features(image.maps).flatten(1).T
+            rng = np.random.default_rng([self._work.config.seed, 1, number])
+            cells = heads.cells_of_image(len(grid), len(self._ids), rng)
+            features.append(grid[torch.from_numpy(cells)])
+            seeds = choice.seeds(image.labels, self._thresholds, pairs)
+            labels.append(torch.from_numpy(seeds.reshape(len(pairs), -1)[:, cells]))
+        return torch.cat(features), torch.cat(labels, 1)
+
+    def winner(self) -> choice.Pair:
+        """The pair with the highest score."""
+        return choice.best_pair(self._scores)
+
+    def extend(self) -> bool:
+        """Add thresholds beyond the edge of the grid that the winner lies on; whether there are any."""
+        fg, bg = choice.beyond_edge(self.winner(), self._fg, self._bg)
+        self._fg, self._bg = sorted({*self._fg, *fg}), sorted({*self._bg, *bg})
+        return bool(fg or bg)
+
+    def to_json(self) -> dict[str, Any]:
+        """The choice and what it was made from."""
+        return {
+            "pair": list(self.winner()),
+            "images": len(self._ids),
+            "of": len(self._work.dataset.ids),
+            "mask_thresholds": list(choice.MASK_THRESHOLDS),
+            "scores": [{"fg": fg, "bg": bg, **scores.to_json()} for (fg, bg), scores in sorted(self._scores.items())],
+        }

@@ -1,0 +1,58 @@
+"""The thresholds that a run has chosen, for the stages behind the choice and for labelling new images."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from amn_fast.config import Config, Seed
+from amn_fast.errors import InputError
+
+FOLDER = "thresholds"
+
+
+def choice_file(root: Path, section: str) -> Path:
+    """Where the choice for a section of the configuration, "cam_seed" or "amn_seed", lies in a run folder."""
+    return root / FOLDER / f"{section}.json"
+
+
+def read_choice(path: Path) -> dict[str, Any]:
+    """What a choice was made from: see `amn_fast.pipeline.choosing`.
+
+    Raises:
+        InputError: the file is missing or damaged.
+    """
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        fg, bg = (float(value) for value in found["pair"])
+    except FileNotFoundError:
+        raise InputError(f"{path} does not exist, expected the thresholds that the run has chosen") from None
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise InputError(f"{path} cannot be read, expected the thresholds that the run has chosen: {error}") from error
+    if not 0 <= bg <= fg <= 1:
+        raise InputError(f"{path}: the pair is {fg}, {bg}, expected 0 <= bg <= fg <= 1")
+    return found
+
+
+def chosen_seed(config: Config, section: str) -> Seed:
+    """The settings of seeds, with the chosen thresholds in place of auto.
+
+    Args:
+        config: of the run.
+        section: "cam_seed" or "amn_seed".
+
+    Raises:
+        InputError: the thresholds are auto, and the run has not chosen them.
+    """
+    settings: Seed = getattr(config, section)
+    if settings.fg != "auto":
+        return settings
+    fg, bg = read_choice(choice_file(config.run, section))["pair"]
+    return Seed(fg=fg, bg=bg, bilateral=settings.bilateral)
+
+
+def neighbours(pair: tuple[float, float]) -> dict[str, tuple[float, float]]:
+    """A looser and a stricter pair, to show beside the chosen one."""
+    fg, bg = pair
+    looser = (round(0.6 * fg, 3), round(0.5 * bg, 3))
+    stricter = (round(1 - 0.6 * (1 - fg), 3), round(1 - 0.8 * (1 - bg), 3))
+    return {"looser": looser, "chosen": pair, "stricter": stricter}

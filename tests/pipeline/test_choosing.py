@@ -1,0 +1,92 @@
+"""The stage that chooses seed thresholds: its outputs, its determinism, what depends on it, what it refuses."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from amn_fast import pipeline, refine_seed
+from amn_fast.config import Config
+from amn_fast.data.image import read_mask
+from amn_fast.data.store import read_activations
+from amn_fast.errors import InputError
+from amn_fast.pipeline import choosing
+from amn_fast.pipeline.chosen import chosen_seed, neighbours
+from amn_fast.pipeline.dependencies import input_names, stages_of
+from amn_fast.pipeline.folder import Workspace
+from amn_fast.pipeline.table import stage_named
+from amn_fast.steps import choice
+
+CHOICE = "thresholds/cam_seed.json"
+
+
+@pytest.fixture
+def small_grid(monkeypatch):
+    monkeypatch.setattr(choice, "FG", (0.4, 0.7))
+    monkeypatch.setattr(choice, "BG", (0.1, 0.3))
+    monkeypatch.setattr(choosing, "ROUNDS", 1)
+
+
+def test_seeds_follow_the_choice(copy_of_run, finished, small_grid):
+    config, _ = copy_of_run("auto", (), "cam_seed=auto")
+    assert [s.name for s in stages_of(config)][1:4] == ["make-cam", "choose-seed", "refine-seed"]
+    assert "choose-seed" not in [s.name for s in stages_of(finished)]  # fixed thresholds: nothing to choose
+    assert CHOICE not in input_names(finished, stage_named("refine-seed"))
+    with pytest.raises(InputError, match="refine-seed needs the outputs of choose-seed"):
+        pipeline.run_stage(config, "refine-seed")
+    with pytest.raises(
+        InputError, match=r"choose-seed is not a stage of this configuration, expected cam_seed.fg: auto"
+    ):
+        pipeline.run_stage(finished, "choose-seed")
+    assert pipeline.run_stage(config, "choose-seed")
+    assert not pipeline.run_stage(config, "choose-seed")
+    first = {path: path.read_bytes() for path in (config.run / "thresholds").rglob("*.*")}
+    found = json.loads(first[config.run / CHOICE])
+    scores = {(row["fg"], row["bg"]): row["score"] for row in found["scores"]}
+    assert set(scores) == {(0.4, 0.1), (0.4, 0.3), (0.7, 0.1), (0.7, 0.3)}
+    assert scores[tuple(found["pair"])] == max(scores.values())
+    assert found["images"] == found["of"] - 1 == 10  # one shows no class
+    row = found["scores"][0]
+    assert len(row["foreground"]) == len(row["expected_iou"]) == len(found["mask_thresholds"]) == 19
+    assert row["foreground"] == sorted(row["foreground"], reverse=True)
+    id, looser = found["examples"][0], neighbours(tuple(found["pair"]))["looser"]
+    cam, image = read_activations(config.run / f"cam/{id}.npz"), Workspace(config).dataset.image(id)
+    expected = refine_seed(image, cam.full, cam.keys, fg=looser[0], bg=looser[1])
+    np.testing.assert_array_equal(read_mask(config.run / "thresholds/cam_seed/0.looser.png"), expected)
+    (config.run / CHOICE).unlink()
+    torch.set_num_threads(2)  # the same bytes for any thread count
+    assert pipeline.run_stage(config, "choose-seed")
+    torch.set_num_threads(1)
+    assert first == {path: path.read_bytes() for path in (config.run / "thresholds").rglob("*.*")}
+    assert pipeline.run_stage(config, "refine-seed", overwrite=True)
+    fg, bg = chosen_seed(config, "cam_seed").pair
+    expected = refine_seed(image, cam.full, cam.keys, fg=fg, bg=bg)
+    np.testing.assert_array_equal(read_mask(config.run / f"cam_seed/{id}.png"), expected)
+
+
+def test_what_a_choice_refuses(tmp_path):
+    config = Config(name="a", data={"kind": "folder"}, run=tmp_path)
+    assert config.cam_seed.fg == config.cam_seed.bg == "auto"  # the default of a user's own images
+    assert Config(name="a", data={"kind": "voc"}, run=tmp_path).cam_seed.pair == (0.3, 0.05)
+    for text, message in (
+        (None, "does not exist"), ("{", "cannot be read"), ("{}", "cannot be read"),
+        ('{"pair": [0.1, 0.4]}', "expected 0 <= bg <= fg <= 1"),
+    ):  # fmt: skip
+        if text is not None:
+            (tmp_path / "thresholds").mkdir(exist_ok=True)
+            (tmp_path / CHOICE).write_text(text)
+        with pytest.raises(InputError, match=message):
+            chosen_seed(config, "cam_seed")
+
+
+def test_the_grid_grows_where_the_winner_lies_on_its_edge():
+    inside, fg, bg = (0.3, 0.1), choice.FG, choice.BG
+    for pair, expected in (
+        (inside, ([], [])),
+        ((0.8, 0.2), ([0.85], [])),
+        ((0.1, 0.05), ([0.07], [0.03])),
+        ((0.5, 0.4), ([], [0.5])),
+    ):
+        assert choice.beyond_edge(pair, fg, bg) == expected
+    assert choice.beyond_edge((0.01, 0.0), (0.01, 0.5), (0.0, 0.5)) == ([], [])
