@@ -494,6 +494,13 @@ class Config(Section):
             " BF16 or AMX, slower on other CPUs; float16 runs on a GPU only."
         ),
     ] = "float32"
+    training_precision: Annotated[
+        Literal["auto", "float32", "bfloat16"],
+        Field(
+            description="Precision of the networks in training, whose weights stay in float32: bfloat16 on a GPU and"
+            " float32 on a CPU (auto), or as named."
+        ),
+    ] = "auto"
     segmentation: Annotated[
         bool, Field(description="Train and evaluate a segmentation network on the masks at the end of `amn-fast run`.")
     ] = False

@@ -25,7 +25,7 @@ NO_INFLUENCE = frozenset({
 WANTS_MORE = frozenset({"eval_seg.save_masks"})
 """Settings that only add outputs: results that have them serve a configuration without them."""
 
-BEFORE = {"precision": "float32"}
+BEFORE = {"precision": "float32", "training_precision": "auto"}
 """Values of settings in the runs of versions that did not have them."""
 
 UNKNOWN = "unknown"

@@ -319,6 +319,8 @@ def _compute(work: Workspace, stage: Stage, staging: Staging, keys: dict[str, st
     todo = [id for id, key in keys.items() if not staging.has(id, key)]
     if not todo:
         return
+    if stage.together:
+        work.processes.tell(True)
     function = stage.load()(work, staging.new)
     if not stage.per_image:
         staging.finish("", keys[""])

@@ -63,7 +63,7 @@ class Stage:
         return getattr(importlib.import_module(f"amn_fast.pipeline.{module}"), name)
 
 
-TRAINING = ("seed", "backbone", "weights")
+TRAINING = ("seed", "training_precision", "backbone", "weights")
 
 STAGES: tuple[Stage, ...] = (
     Stage(
@@ -74,6 +74,7 @@ STAGES: tuple[Stage, ...] = (
         outputs=("weights/cam.safetensors",),
         settings=(*TRAINING, "train_cam"),
         trains=True,
+        together=True,
         reference="sess/*cam.pth",
     ),
     Stage(
@@ -115,6 +116,7 @@ STAGES: tuple[Stage, ...] = (
         outputs=("weights/amn.safetensors",),
         settings=(*TRAINING, "train_amn"),
         trains=True,
+        together=True,
         reference="sess/*amn.pth",
     ),
     Stage(
@@ -156,6 +158,7 @@ STAGES: tuple[Stage, ...] = (
         outputs=("weights/irn.safetensors",),
         settings=(*TRAINING, "train_irn"),
         trains=True,
+        together=True,
         reference="sess/*irn.pth",
     ),
     Stage(
@@ -200,7 +203,7 @@ STAGES: tuple[Stage, ...] = (
         "trainings:train_seg",
         inputs=(IMAGE, CLASSES, "masks/{id}.png"),
         outputs=("weights/seg.safetensors",),
-        settings=("seed", "train_seg"),
+        settings=("seed", "training_precision", "train_seg"),
         trains=True,
         segmentation=True,
         together=True,
