@@ -494,6 +494,14 @@ class Config(Section):
             " BF16 or AMX, slower on other CPUs; float16 runs on a GPU only."
         ),
     ] = "float32"
+    store: Annotated[
+        Literal["full", "minimal"],
+        Field(
+            description="Activations on disk: at stride 4 and at full size, or at stride 4 alone (minimal). Seeds and"
+            " masks are the same: with minimal, seeds are made in the pass of the networks, which run again where only"
+            " the settings of seeds change. `evaluate` then scores the activations at stride 4, upsampled."
+        ),
+    ] = "full"
     training_precision: Annotated[
         Literal["auto", "float32", "bfloat16"],
         Field(
