@@ -115,8 +115,15 @@ class Training(Section):
 
 
 class CamTraining(Training):
-    """train-cam: SGD on the multi-label soft-margin loss."""
+    """train-cam: SGD on the multi-label soft-margin loss, or a linear classifier on frozen features."""
 
+    kind: Annotated[
+        Literal["network", "linear"],
+        Field(
+            description="Train the network (network), or fit its last layer alone to the frozen pretrained features"
+            " (linear), which takes seconds; the other settings of this section then have no effect."
+        ),
+    ] = "network"
     epochs: Epochs = 5
     batch: Batch = 16
     crop: Crop = 512
@@ -152,8 +159,15 @@ class SeedTraining(Training):
 
 
 class AmnTraining(SeedTraining):
-    """train-amn: Adam on the balanced per-pixel loss."""
+    """train-amn: Adam on the balanced per-pixel loss, or linear heads on frozen features."""
 
+    kind: Annotated[
+        Literal["network", "heads"],
+        Field(
+            description="Train the network (network), or fit a linear head on frozen features to the seeds (heads),"
+            " which takes seconds; the other settings of this section then have no effect."
+        ),
+    ] = "network"
     epochs: Epochs = 5
     batch: Batch = 16
     crop: Crop = 512
@@ -289,7 +303,7 @@ class SegEvaluation(Section):
         dict[str, Any], Field(description="Options of that set that differ for the evaluation, such as {ids: val}.")
     ] = {}
     scales: ExtraScales = (0.5, 0.75)
-    mirror: Annotated[
+    flip: Annotated[
         bool, Field(description="Average with the horizontally flipped image; DeepLabV2's test does not.")
     ] = False
     window: Annotated[
@@ -390,8 +404,15 @@ class EdgeInference(Section):
 
 
 class Mask(Section):
-    """make-mask: random walk over the edges, then a threshold."""
+    """make-mask: random walk over IRN's edges and a threshold, or a dense CRF."""
 
+    kind: Annotated[
+        Literal["walk", "crf"],
+        Field(
+            description="Propagate the activations over IRN's edges (walk), or refine their thresholded map with a"
+            " dense CRF (crf), which trains no network: IRN's stages are left out."
+        ),
+    ] = "walk"
     radius: Annotated[
         int,
         Field(
@@ -550,15 +571,23 @@ class Config(Section):
         return filled
 
 
+RENAMED = {"train_irn.pad": "edge.pad", "eval_seg.mirror": "eval_seg.flip"}
+"""Old names of settings, which are still read."""
+
+
 def _moved(values: dict[str, Any]) -> dict[str, Any]:
-    """`train_irn.pad` is an inference setting: it is now `edge.pad`."""
-    training, edge = values.get("train_irn"), values.get("edge", {})
-    if not (isinstance(training, dict) and "pad" in training and isinstance(edge, dict)):
-        return dict(values)
-    if "pad" in edge:
-        raise ValueError("train_irn.pad is the old name of edge.pad, and both are given")
-    rest = {key: value for key, value in training.items() if key != "pad"}
-    return values | {"train_irn": rest, "edge": {"pad": training["pad"]} | edge}
+    """The values with settings under their present names."""
+    moved = dict(values)
+    for old, new in RENAMED.items():
+        (section, key), (new_section, new_key) = old.split("."), new.split(".")
+        found, target = moved.get(section), moved.get(new_section, {})
+        if not (isinstance(found, dict) and key in found and isinstance(target, dict)):
+            continue
+        if new_key in target:
+            raise ValueError(f"{old} is the old name of {new}, and both are given")
+        moved[section] = {name: value for name, value in found.items() if name != key}
+        moved[new_section] = {new_key: found[key]} | moved.get(new_section, {})
+    return moved
 
 
 def read_config(path: str | Path, overrides: Iterable[str] = ()) -> Config:
@@ -583,15 +612,32 @@ def read_config(path: str | Path, overrides: Iterable[str] = ()) -> Config:
     values = _read_yaml(file)
     if not isinstance(values, dict):
         raise InputError(f"configuration {file} holds {type(values).__name__}, expected names and values")
-    values = _with_paths(values, lambda value: str(folder / value))
+    values = _on_base(_with_paths(values, lambda value: str(folder / value)), file)
     for override in overrides:
         _override(values, override)
-    if isinstance(training := values.get("train_irn"), dict) and "pad" in training:
-        print("amn-fast: train_irn.pad is an inference setting now, edge.pad; its value is used", file=sys.stderr)
+    for old, new in RENAMED.items():
+        section, key = old.split(".")
+        if isinstance(found := values.get(section), dict) and key in found:
+            print(f"amn-fast: {old} is called {new} now; its value is used", file=sys.stderr)
     try:
         return Config.model_validate(values)
     except ValidationError as error:
         raise InputError(f"configuration {file}: {_sentence(error)}") from error
+
+
+def _on_base(values: dict[str, Any], file: Path) -> dict[str, Any]:
+    """The values over those of the shipped configuration that `base` names, section by section; `data` as a whole."""
+    if "base" not in values:
+        return values
+    name = values.pop("base")
+    shipped = sorted(p.stem for p in SHIPPED.glob("*.yaml"))
+    if name not in shipped:
+        raise InputError(f"configuration {file}: base is {_short(name)}, expected one of {', '.join(shipped)}")
+    base = _read_yaml(SHIPPED / f"{name}.yaml")
+    for key, value in values.items():
+        both = isinstance(value, dict) and isinstance(base.get(key), dict) and key != "data"
+        base[key] = base[key] | value if both else value
+    return dict(base)
 
 
 def to_yaml(config: Config, folder: Path | None = None) -> str:

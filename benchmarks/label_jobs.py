@@ -54,6 +54,11 @@ def resident_mb() -> float:
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
 
 
+def cpu_name() -> str:
+    names = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
+    return names[0].partition(": ")[2] if names else platform.machine()
+
+
 def children(pid: int) -> list[int]:
     try:
         return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
@@ -106,6 +111,7 @@ def kills(folder: Path, images: int, times: int, damaged: int = 50) -> dict[str,
     shown = jobs.job_status(str(folder / "out"))
     return {
         "images": images,
+        "damaged": damaged,
         "killed": killed,
         "exit_status": status,
         "files": len(found),
@@ -176,7 +182,7 @@ def startup(folder: Path, images: int) -> dict[str, Any]:
     (folder / "list.csv").write_text("id,image\n" + "".join(f"{a},{b}\n" for a, b in zip(ids, paths, strict=True)))
     pyarrow.parquet.write_table(pa.table({"id": ids, "image": paths}), folder / "list.parquet")
     (folder / "labels.csv").write_text("id,labels\n" + "".join(f"{id},{CLASSES[int(id[-1]) % 3]}\n" for id in ids))
-    found: dict[str, Any] = {"images": images}
+    found: dict[str, Any] = {}
     for name, source, labels in (
         ("csv", "list.csv", ""),
         ("csv and label file", "list.csv", "labels.csv"),
@@ -187,7 +193,7 @@ def startup(folder: Path, images: int) -> dict[str, Any]:
             [sys.executable, "-c", STARTUP, *map(str, arguments)], capture_output=True, text=True, check=True
         )
         found[name] = json.loads(done.stdout)
-    return found
+    return {"images": images, "inputs": found}
 
 
 # ---------------------------------------------------------------------------------------------------------- processes
@@ -236,15 +242,15 @@ def resize_all(folder: Path, size: tuple[int, int]) -> None:
 def costs(folder: Path, images: int = 4) -> dict[str, Any]:
     """CPU seconds of each step on one thread, and bytes of input and output, for images of VOC's and COCO's size."""
     torch.set_num_threads(1)
-    found: dict[str, Any] = {}
+    rows: dict[str, Any] = {}
     for backbone in SCALES:
         run = write_run(folder / backbone, config_of(backbone), backbone)
         for name, size in (("VOC", VOC), ("COCO", COCO)):
             place = folder / f"{backbone}-{name}"
             file = write_images(place / "images", images)
             resize_all(place / "images", size)
-            found[f"{backbone} {name}"] = cost_of(run, place / "images", file)
-    return found
+            rows[f"{backbone} {name}"] = cost_of(run, place / "images", file)
+    return {"images": images, "rows": rows}
 
 
 STEPS = {
@@ -329,7 +335,8 @@ def main() -> None:
             found = {"processes": processes, "costs": costs}[given.what](folder)
     finally:
         shutil.rmtree(folder)
-    found = {"date": time.strftime("%Y-%m-%d"), "cpus": os.cpu_count(), "machine": platform.machine(), **found}
+    machine = {"date": time.strftime("%Y-%m-%d"), "cpu": cpu_name(), "cpus": os.cpu_count(), "torch": torch.__version__}
+    found = machine | found
     text = json.dumps(found, indent=2)
     print(text)
     if given.output is not None:

@@ -141,9 +141,9 @@ def test_modes_set_defaults_and_a_named_setting_wins(file, capsys):
     assert (config.mask.maximum, config.train_cam.momentum, config.train_cam.lr) == ("global", 0.5, 0.01)
     assert capsys.readouterr().err == ""
     # Names of earlier versions.
-    old = read_config(file, ["mode=fixed", "train_irn.pad=7", "amn.softmax=picture"])
-    assert (old.edge.pad, old.amn.softmax) == (7, "image")
-    assert capsys.readouterr().err.count("\n") == 1
+    old = read_config(file, ["mode=fixed", "train_irn.pad=7", "amn.softmax=picture", "eval_seg.mirror=true"])
+    assert (old.edge.pad, old.amn.softmax, old.eval_seg.flip) == (7, "image", True)
+    assert capsys.readouterr().err.count("\n") == 2
 
 
 def test_a_file_that_is_not_there_is_answered_with_what_is():

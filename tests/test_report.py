@@ -145,7 +145,7 @@ def measured(images: Squares, classes: tuple[str, ...] = ("cat", "cup")) -> dict
     histograms = {key: ActivationHistogram(n_classes) for key in ("cam", "amn")}
     masks, seeds = Confusion(n_classes), Confusion(n_classes)
     maps = {key: LabelStatistics(n_classes) for key in ("refined_seed", "mask")}
-    per_picture = {}
+    per_image = {}
     for id in images.ids:
         for key, label_map in (("refined_seed", images.seed(id)), ("mask", images.mask(id))):
             maps[key].add(label_map, shown)
@@ -160,8 +160,8 @@ def measured(images: Squares, classes: tuple[str, ...] = ("cat", "cup")) -> dict
         seeds.add(images.seed(id), ground_truth)
         alone = Confusion(n_classes)
         alone.add(images.mask(id), ground_truth)
-        per_picture[id] = alone.scores().to_json()["miou"]
-    counts = {"images": len(images.ids), "scored": len(per_picture)}
+        per_image[id] = alone.scores().to_json()["miou"]
+    counts = {"images": len(images.ids), "scored": len(per_image)}
     metrics: dict = {
         "dataset": {"name": "squares", "classes": list(classes), **counts},
         "environment": {"date": "2026-01-02", "machine": "two cores", "python": "3.12", "amn_fast": "0.1.0"},
@@ -173,16 +173,16 @@ def measured(images: Squares, classes: tuple[str, ...] = ("cat", "cup")) -> dict
         "training": {"cam": {"loss": [0.6, 0.25], "accuracy": [0.5, 0.9]}, "amn": {"loss": [1.5, 1.0]}},
     }
     metrics["dataset"]["images_per_class"] = (shown * len(images.ids)).tolist()
-    for key in ("cam", "amn") if per_picture else ():
+    for key in ("cam", "amn") if per_image else ():
         curve = curves[key].to_json()
         scores = curves[key].scores(curve["best_threshold"]).to_json()
         histogram = histograms[key].to_json()
         metrics[key] = {"scores": scores, "curve": curve, "histogram": histogram, "miou": curve["best_miou"] + 4e-7}
-    for key, confusion, rule in (("refined_seed", seeds, "ignore"), ("mask", masks, "wrong")) if per_picture else ():
+    for key, confusion, rule in (("refined_seed", seeds, "ignore"), ("mask", masks, "wrong")) if per_image else ():
         scores = confusion.scores(rule).to_json()
         metrics[key] = {"scores": scores, "miou": scores["miou"]}
-    if per_picture:
-        metrics["mask"]["per_picture"] = per_picture
+    if per_image:
+        metrics["mask"]["per_image"] = per_image
     return json.loads(json.dumps(metrics))
 
 
@@ -300,7 +300,7 @@ def test_the_gallery_has_every_image(squares, metrics, tmp_path, monkeypatch):
     from amn_fast.report import gallery
 
     monkeypatch.setattr(gallery, "PER_PAGE", 8)
-    metrics = {"mask": {"per_picture": metrics["mask"]["per_picture"]}}  # without plots, which take long
+    metrics = {"mask": {"per_image": metrics["mask"]["per_image"]}}  # without plots, which take long
     counted = []
     page = Page(write_report(tmp_path, metrics, squares, CONFIG, threads=2, advance=lambda: counted.append(1)))
     assert page.files == ["gallery/001.html", "gallery/002.html", "gallery/003.html"]
@@ -309,7 +309,7 @@ def test_the_gallery_has_every_image(squares, metrics, tmp_path, monkeypatch):
     assert [id for one in pages for id in one.titles()] == squares.ids
     assert len(counted) == 20
     assert re.findall(r"<figcaption>(.*?)</figcaption>", pages[0].source)[:7] == LAYERS
-    assert f"mask {metrics['mask']['per_picture']['p03']:.3f} mIoU" in pages[0].text
+    assert f"mask {metrics['mask']['per_image']['p03']:.3f} mIoU" in pages[0].text
     assert pages[1].files == ["../report.html", *2 * ["001.html", "001.html", "003.html", "003.html"]]
     (tmp_path / "gallery" / "004.html").write_text("<html>my own page</html>")
     (tmp_path / "gallery" / "notes.txt").write_text("mine")
@@ -365,6 +365,7 @@ def test_an_earlier_record_is_readable(metrics, tmp_path):
     """Before there were "images" and "scored" the number of images was "pictures"."""
     old = {key: value for key, value in metrics.items() if key not in ("label_maps", "training")}
     old["dataset"] = {"name": "squares", "classes": ["cat", "cup"], "pictures": 20}
+    old["mask"] = {**old["mask"], "per_picture": old["mask"].pop("per_image", {"p00": 0.25})}
     text = Page(write_report(tmp_path, old, None, "")).text
     assert "20 images · 2 classes" in text
     assert "cored on" not in text
@@ -377,7 +378,7 @@ def test_undefined_figures_are_dashes(tmp_path):
         "dataset": {"name": "void", "classes": ["cat"], "images": 0, "scored": 0, "images_per_class": [0]},
         "label_maps": {"mask": LabelStatistics(1).to_json()},
         "cam": {"scores": nothing, "curve": curve, "histogram": histogram, "miou": None},
-        "mask": {"scores": nothing, "miou": None, "per_picture": {"p00": None, "gone": 0.5}},
+        "mask": {"scores": nothing, "miou": None, "per_image": {"p00": None, "gone": 0.5}},
     }
     page = Page(write_report(tmp_path, empty, Squares(2), ""))
     assert page.row("make-mask Mask")[1:] == ["–"] * 6
@@ -472,7 +473,7 @@ def test_the_segmentation_network_has_a_section(metrics, tmp_path):
         shown.append(Segmented(id, images.image(id), masks, images.ground_truth(id), 0.25))
     record: dict = {
         "dataset": {"name": "squares-val", "classes": ["cat", "cup"], "pictures": 4},
-        "scored_pictures": 3,
+        "scored_images": 3,
         "train_seg": {"backbone": "resnet101", "masks": None, "checkpoint_every": 50},
         "eval_seg": {"data": None, "options": {"ids": "val"}},
         "losses": [3.0, 1.5, 1.25],

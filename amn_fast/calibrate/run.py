@@ -39,6 +39,7 @@ from amn_fast.pipeline.folder import Workspace
 from amn_fast.pipeline.inference import read_edge
 from amn_fast.review.source import run_config
 from amn_fast.steps import mask
+from amn_fast.steps.doubt import agreement, fit_iou
 
 RESULT = "calibration.json"
 FOLDER = "calibration"
@@ -46,6 +47,8 @@ COLUMNS = ["image", "x", "y", "answer", "view"]
 UNSURE, NO_CLASS = "unsure", "background"
 THRESHOLDS = tuple(k / 20 for k in range(1, 20))
 VIEW_SIDE = 640
+MOST_GROUPS, ANSWERS_PER_GROUP = 4, 40
+"""Groups of images by doubt whose IoU answers estimate, and the fewest answers in each."""
 
 
 class Question(NamedTuple):
@@ -68,6 +71,8 @@ class Calibration:
         chosen: the masks at the chosen threshold.
         current: the masks at the run's own threshold; None where it is 0 or 1.
         classes: names of the labels 0..C.
+        by_doubt: (doubt, expected IoU) of some masks, doubt ascending: the mean IoU over the labels of an image; empty
+            where the run has no doubt.csv or too few masks are known.
     """
 
     source: str
@@ -75,6 +80,7 @@ class Calibration:
     chosen: Quality
     current: Quality | None
     classes: tuple[str, ...]
+    by_doubt: tuple[tuple[float, float], ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """The content of calibration.json."""
@@ -84,6 +90,7 @@ class Calibration:
             "classes": list(self.classes),
             "chosen": self.chosen.to_json(),
             "current": self.current.to_json() if self.current else None,
+            "by_doubt": [[round(doubt, 4), round(iou, 4)] for doubt, iou in self.by_doubt],
         }
 
 
@@ -160,6 +167,7 @@ def from_answers(run: Path | str, path: Path | str) -> Calibration:
         found.quality(found.best()),
         found.quality(edges.index(current)) if current in edges else None,
         names,
+        _by_doubt_of_answers(read_doubt(scored.work.root), answers, sizes, counts, current, edges),
     )
 
 
@@ -190,9 +198,14 @@ def from_masks(run: Path | str, folder: Path | str, *, random_seed: int = 0) -> 
     current = scored.work.config.mask.background
     thresholds = tuple(sorted({*THRESHOLDS, *([current] if 0 < current < 1 else [])}))
     counted: dict[str, tuple[NDArray[np.int64], ...]] = {}
+    iou: dict[str, float] = {}
+    doubt = read_doubt(scored.work.root)
 
     def one(id: str) -> None:
         true = _trusted(files[id], scored.work, id)
+        if id in doubt and scored.work.trusted(id) is None:  # a trusted mask of the run is its own mask
+            known = true != 255
+            iou[id] = agreement(read_mask(scored.work.item("masks", id))[known][None], true[known][None])
         maps, keys = scored.scores(id)
         counted[id] = _count(maps, keys, true, thresholds, len(dataset.classes))
 
@@ -209,12 +222,78 @@ def from_masks(run: Path | str, folder: Path | str, *, random_seed: int = 0) -> 
         quality(found.best()),
         quality(thresholds.index(current)) if current in thresholds else None,
         (NO_CLASS, *dataset.classes),
+        _fitted([(doubt[id], value) for id, value in iou.items()]) if len(iou) >= FEWEST_MASKS else (),
     )
 
 
 def store(run: Path | str, found: Calibration) -> None:
-    """Write calibration.json in the run folder; the report shows it."""
-    write_json(Path(run) / RESULT, found.to_json())
+    """Write calibration.json in the run folder, and calibration/expected_iou.csv; the report shows them."""
+    run = Path(run)
+    write_json(run / RESULT, found.to_json())
+    if found.by_doubt:
+        known, iou = zip(*found.by_doubt, strict=True)
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow(["image", "doubt", "expected_iou"])
+        for id, value in read_doubt(run).items():
+            writer.writerow([id, f"{value:.4f}", f"{np.interp(value, known, iou):.3f}"])
+        write_text(run / FOLDER / "expected_iou.csv", text.getvalue())
+
+
+def read_doubt(run: Path) -> dict[str, float]:
+    """The doubt of each mask, from doubt.csv in the run folder; empty where there is none.
+
+    Raises:
+        InputError: the file is damaged.
+    """
+    path = run / "doubt.csv"
+    if not path.is_file():
+        return {}
+    try:
+        return {row["image"]: float(row["doubt"]) for row in csv.DictReader(io.StringIO(read_text(path), newline=""))}
+    except (KeyError, TypeError, ValueError, csv.Error) as error:
+        raise InputError(f"{path} cannot be read, expected what check-run writes; run `amn-fast check-run`") from error
+
+
+def _fitted(pairs: list[tuple[float, float]]) -> tuple[tuple[float, float], ...]:
+    """Expected IoU at each doubt, which never rises."""
+    pairs = sorted(pairs)
+    doubt = np.array([one for one, _ in pairs])
+    return tuple(zip(doubt.tolist(), fit_iou(doubt, np.array([iou for _, iou in pairs])).tolist(), strict=True))
+
+
+def _by_doubt_of_answers(
+    doubt: dict[str, float],
+    answers: list[tuple[Question, int]],
+    sizes: NDArray[np.int64],
+    counts: NDArray[np.int64],
+    threshold: float,
+    edges: Sequence[float],
+) -> tuple[tuple[float, float], ...]:
+    """Expected IoU in groups of images of similar doubt: an answer stands for its share of its cell's pixels."""
+    asked = counts.sum(-1)
+    known = [(doubt[one.image], one, answer) for one, answer in answers if one.image in doubt]
+    groups = min(MOST_GROUPS, len(known) // ANSWERS_PER_GROUP)
+    if groups < 2 or threshold not in edges:
+        return ()
+    place = edges.index(threshold)
+    known.sort(key=lambda row: (row[0], row[1]))
+    pairs = []
+    for part in np.array_split(np.arange(len(known)), groups):
+        tally = np.zeros((2, 2))  # by truth and mask: background, own class
+        wrong = 0.0
+        for k in part:
+            _, one, answer = known[k]
+            weight = sizes[one.label - 1, one.bin] / asked[one.label - 1, one.bin]
+            shown = int(one.bin > place)
+            if answer in (0, one.label):
+                tally[int(answer > 0), shown] += weight
+            else:
+                wrong += weight
+        right = np.diag(tally)
+        union = tally.sum(0) + tally.sum(1) - right + wrong
+        pairs.append((float(np.mean([known[k][0] for k in part])), float((right / np.maximum(union, 1e-9)).mean())))
+    return _fitted(pairs)
 
 
 def _trusted(path: Path, work: Workspace, id: str) -> NDArray[np.uint8]:
@@ -328,8 +407,13 @@ class _Scored:
             raise InputError(f"{run}: is not a run folder, expected config.yaml in it")
         config: Config = run_config(run)
         self.work = Workspace(config)
-        for kind in ("amn", "edge"):
-            self.work.require(kind)
+        self.work.require("amn")
+        if not (run / "edge").is_dir():
+            raise InputError(
+                f"{run} has no edge maps, expected a run whose masks come from a random walk: calibrate chooses the"
+                " threshold of its scores"
+            )
+        self.work.require("edge")
         self.edges: tuple[float, ...] = ()
         self.sizes = np.zeros((0, 0), np.int64)
         self.sure = 0

@@ -54,6 +54,10 @@ def calibrate(
     calibration.store(run, result)
     _print(result)
     console.print(f"results: {run / calibration.RESULT}", soft_wrap=True)
+    if result.by_doubt:
+        low, high = result.by_doubt[-1][1], result.by_doubt[0][1]
+        where = run / calibration.FOLDER / "expected_iou.csv"
+        console.print(f"expected IoU by doubt, {high:.2f} to {low:.2f}: {where}", soft_wrap=True)
 
 
 def _print(found: "Calibration") -> None:

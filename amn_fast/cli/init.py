@@ -266,6 +266,8 @@ def suggest(found: Found, name: str, output: Path) -> tuple[dict[str, Any], dict
     if n_images < FEW_IMAGES:
         given |= settings
         notes["backbone"] = "Small and fast; resnet50 is the reference implementations' network and wants a GPU."
+        given["train_cam.clip"] = 1.0
+        notes["train_cam.clip"] = "Without it, the classifier of a small set can collapse at these learning rates."
         notes["train_cam.epochs"] = (
             f"{n_images} images: about as many steps as the shipped configuration {model} ({MODELS[model][1]} images)."
         )

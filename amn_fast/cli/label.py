@@ -61,7 +61,7 @@ def label(
         Optional[Literal["cpu", "cuda"]],  # noqa: UP045
         typer.Option(help="Where networks run.", show_default="run's setting"),
     ] = None,
-    timeout: Annotated[float, typer.Option(help="Seconds for an image; then it is an error. 0: any time.")] = 600,
+    timeout: Annotated[float, typer.Option(help="Seconds for an image; then it is an error; 0 sets no limit.")] = 600,
     max_errors: Annotated[
         Optional[int],  # noqa: UP045
         typer.Option(help="Stop when more images are errors.", show_default="never"),

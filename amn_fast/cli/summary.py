@@ -97,7 +97,8 @@ def print_segmentation(record: Mapping[str, Any]) -> None:
     """The scores of the segmentation network, from eval-seg's record."""
     dataset = record["dataset"]
     images = dataset.get("images", dataset.get("pictures"))
-    title = f"{dataset['name']}, segmentation network, scored on {record['scored_pictures']} of {images} images"
+    scored = record.get("scored_images", record.get("scored_pictures"))
+    title = f"{dataset['name']}, segmentation network, scored on {scored} of {images} images"
     if not any(key in record for key in SEGMENTATION):
         console.print(f"{title}: no ground truth")
         return

@@ -84,18 +84,18 @@ def as_stored(activations: Activations) -> Activations:
     return Activations(activations.keys, strided, full)
 
 
-def read_activations(path: Path | str, *, enlarge: bool = True) -> Activations:
+def read_activations(path: Path | str, *, upsampled: bool = True) -> Activations:
     """Read what `write_activations` wrote.
 
     Args:
-        enlarge: take the upsampled `strided` of a compact file for `full`; if False, a compact file is an error.
+        upsampled: take the upsampled `strided` of a compact file for `full`; if False, a compact file is an error.
 
     Raises:
         InputError: the file is missing, damaged or of another form, or compact.
     """
 
     def read(file: Any) -> Activations:
-        if "size" in file and not enlarge:
+        if "size" in file and not upsampled:
             raise _Unfit("it is compact, without the maps at full size, which are needed here; convert with --full")
         strided = file["strided"].astype(np.float32)
         full = upsample(strided, _size(file)) if "size" in file else file["full"].astype(np.float32)

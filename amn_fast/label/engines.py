@@ -64,7 +64,7 @@ class Crew:
     Args:
         setup: of the job.
         size: number of processes.
-        timeout: seconds for an image; None waits for any time.
+        timeout: seconds for an image; None sets no limit.
     """
 
     def __init__(self, setup: Setup, size: int, timeout: float | None) -> None:
@@ -216,19 +216,27 @@ def _one_thread() -> Iterator[None]:
 
 # ---------------------------------------------------------------------------------------------------------------- Ray
 
-_crews: dict[tuple[Setup, float | None], Crew] = {}
+_crews: dict[tuple[str, float | None], Crew] = {}
 """The crew of a process of Ray's: the networks stay loaded from one shard to the next."""
 
 
 def compute_on_ray(setup: Setup, task: Task, timeout: float | None) -> Outcome:
     """Compute one shard in a process of Ray's, by a worker of its own."""
-    if (setup, timeout) not in _crews:
-        for crew in _crews.values():
-            crew.close()
-        _crews.clear()
-        _crews[setup, timeout] = Crew(setup, 1, timeout)
-    found = [event for event in _crews[setup, timeout].run(iter([task])) if isinstance(event, Outcome)]
-    return found[0]
+    key = (repr(setup), timeout)
+    if key not in _crews:
+        _close_crews()
+        _crews[key] = Crew(setup, 1, timeout)
+    try:
+        return next(event for event in _crews[key].run(iter([task])) if isinstance(event, Outcome))
+    except BaseException:
+        _close_crews()  # what they were doing is not known
+        raise
+
+
+def _close_crews() -> None:
+    for crew in _crews.values():
+        crew.close()
+    _crews.clear()
 
 
 def run_on_ray(

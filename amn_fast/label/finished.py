@@ -12,10 +12,12 @@ from amn_fast.pipeline.chosen import chosen_seed
 from amn_fast.pipeline.table import Stage, producer, upstream
 from amn_fast.review.source import run_classes, run_config
 
-__all__ = ["NETWORKS", "check_finished", "classes_of", "identity_of", "run_config"]
+__all__ = ["check_finished", "classes_of", "identity_of", "run_config"]
 
-NETWORKS = ("cam", "amn", "irn")
-"""The networks that masks of new images need, by the name of their weights."""
+
+def networks_of(config: Config) -> tuple[str, ...]:
+    """The networks that masks of new images need, by the name of their weights."""
+    return ("cam", "amn", "irn") if config.mask.kind == "walk" else ("cam", "amn")
 
 
 def check_finished(run: Path) -> None:
@@ -24,9 +26,10 @@ def check_finished(run: Path) -> None:
     Raises:
         InputError: it is not; the message says what is missing.
     """
-    needed = ["config.yaml", *(f"weights/{name}.safetensors" for name in NETWORKS)]
-    missing = [name for name in needed if not (run / name).is_file()]
-    if missing:
+    needed = ["config.yaml"]
+    if (run / "config.yaml").is_file():
+        needed = [f"weights/{name}.safetensors" for name in networks_of(run_config(run))]
+    if missing := [name for name in needed if not (run / name).is_file()]:
         raise InputError(f"{run}: has no {', '.join(missing)}, expected the folder of a finished run")
 
 
@@ -43,7 +46,7 @@ def identity_of(run: Path) -> dict[str, Any]:
     return {
         "classes": list(classes_of(run)),
         "settings": {key: _value(config, key) for key in sorted({"backbone", *_settings_of_masks()})},
-        "weights": {name: _digest(run / "weights" / f"{name}.safetensors") for name in NETWORKS},
+        "weights": {name: _digest(run / "weights" / f"{name}.safetensors") for name in networks_of(config)},
     }
 
 

@@ -432,7 +432,7 @@ class Archives:
         identity: dict[str, Any] = {"archives": prefixes}
         if labels is not None:
             identity["labels"] = hashlib.blake2b(read_location(str(labels)), digest_size=16).hexdigest()
-        return cls(places, prefixes, labels, identity)
+        return cls(places, prefixes, labels.absolute() if labels is not None else None, identity)
 
     @property
     def shards(self) -> int:

@@ -1,6 +1,5 @@
 """A labelling job from its arguments to its outputs: `label_images`, and how far it is: `job_status`."""
 
-import itertools
 import json
 import os
 from collections.abc import Iterator
@@ -48,7 +47,7 @@ class Options:
         ray: address of a Ray cluster, or "local".
         gpus: share of a GPU for each of Ray's tasks.
         device: of the networks; None takes the run's setting.
-        timeout: seconds for an image; None waits for any time.
+        timeout: seconds for an image; None sets no limit.
         max_errors: end the job when more images are errors.
         retry_failed: compute the images again that finished shards have as errors.
         quiet: print nothing.
@@ -92,6 +91,7 @@ def label_images(run: Path | str, source: str, out: str, options: Options) -> Pr
     require("pyarrow", "label")
     labels = _label_source(options)
     run, place = Path(run).absolute(), Place(out)
+    source = source if is_url(source) else os.path.abspath(source)  # workers may have another working directory
     identity = identity_of(run)
     _check_apart(source, out, run)
     listing = open_listing(source, options.shard_size, options.labels, classes_of(run))
@@ -107,10 +107,9 @@ def label_images(run: Path | str, source: str, out: str, options: Options) -> Pr
     progress, todo = _begin(place, listing, mine, options.retry_failed)
     reporter = Reporter(place, f"{i}of{n}", progress, options.quiet)
     tasks = (Task(shard, listing.part(shard), retry=retry) for shard, retry in todo)
-    first = next(tasks, None)
-    crew = Crew(setup, min(processes, max(1, len(todo))), options.timeout) if options.ray is None else None
+    crew = Crew(setup, min(processes, len(todo)), options.timeout) if todo and options.ray is None else None
     with crew or nullcontext(), reporter.shown():
-        for event in _events(crew, setup, itertools.chain([first], tasks) if first else iter(()), options):
+        for event in _events(crew, setup, tasks, options) if todo else ():
             progress.take(event)
             reporter.update()
             if options.max_errors is not None and progress.all_errors > options.max_errors:

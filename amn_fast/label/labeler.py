@@ -14,7 +14,7 @@ from amn_fast.data.image import Source, read_image
 from amn_fast.data.store import as_stored
 from amn_fast.errors import InputError
 from amn_fast.label.finished import check_finished, classes_of, run_config
-from amn_fast.models import AmnNet, CamNet, IrnNet, prepare
+from amn_fast.models import AmnNet, CamNet, HeadsNet, IrnNet, prepare
 from amn_fast.models.prepare import Net
 from amn_fast.ops._arrays import default_backend, integer
 from amn_fast.ops.mask import mask_from_scores
@@ -102,8 +102,9 @@ class Labeler:
         self.device = work.device
         backbone = self.config.backbone
         self._cam = self._loaded(work, "cam", CamNet(len(self.classes), backbone))
-        self._amn = self._loaded(work, "amn", AmnNet(len(self.classes), backbone))
-        self._irn = self._loaded(work, "irn", IrnNet(backbone))
+        kind = HeadsNet if self.config.train_amn.kind == "heads" else AmnNet
+        self._amn = self._loaded(work, "amn", kind(len(self.classes), backbone))
+        self._irn = self._loaded(work, "irn", IrnNet(backbone)) if self.config.mask.kind == "walk" else None
 
     def _loaded(self, work: Workspace, name: str, net: Net) -> Net:
         load_weights(work.weights(name), net)
@@ -142,9 +143,12 @@ class Labeler:
         labels = seed.refine(image, found, self._seed, device)
         with on_device(device):
             found = as_stored(amn.activate(self._amn, image, shown, labels, config.amn, device))
-            edge = irn.find_edge(self._irn, image, config.edge.pad, device)
-        scores = mask.scores(found, edge, config.mask, device, self.threads)
-        made = mask_from_scores(scores, found.keys, config.mask.background)
+            edge = None if self._irn is None else irn.find_edge(self._irn, image, config.edge.pad, device)
+        if edge is None:
+            scores, made = found.full, mask.make_crf_mask(image, found, config.mask)
+        else:
+            scores = mask.scores(found, edge, config.mask, device, self.threads)
+            made = mask_from_scores(scores, found.keys, config.mask.background)
         areas = tuple(int(np.count_nonzero(made == key)) for key in found.keys)
         return LabelResult(made, names, predicted, found.keys, scores, areas, doubt(scores))
 

@@ -10,6 +10,7 @@ from amn_fast.models.amn import AmnNet  # noqa: E402  (after the check, so that 
 from amn_fast.models.backbone import Backbone, make_backbone  # noqa: E402
 from amn_fast.models.cam import CamNet  # noqa: E402
 from amn_fast.models.deeplab import DeepLabV2, MultiScale  # noqa: E402
+from amn_fast.models.heads import HeadsNet  # noqa: E402
 from amn_fast.models.irn import IrnNet  # noqa: E402
 from amn_fast.models.prepare import prepare  # noqa: E402
 from amn_fast.models.published import load_published, published_state_dict  # noqa: E402
@@ -19,6 +20,7 @@ __all__ = [
     "Backbone",
     "CamNet",
     "DeepLabV2",
+    "HeadsNet",
     "IrnNet",
     "MultiScale",
     "load_published",

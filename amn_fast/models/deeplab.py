@@ -214,18 +214,18 @@ class MultiScale(nn.Module):
         return [*logits, largest]
 
     @torch.no_grad()
-    def probabilities(self, x: Tensor, mirror: bool = False, window: int | None = None) -> Tensor:
+    def probabilities(self, x: Tensor, flip: bool = False, window: int | None = None) -> Tensor:
         """One image (3, H, W) normalised -> (C + 1, H, W) float32 softmax of its upsampled logits.
 
-        With `mirror`, the logits are the mean of the image's and of its horizontal flip's, flipped back. With
+        With `flip`, the logits are the mean of the image's and of its horizontal flip's, flipped back. With
         `window`, those of a pixel are the mean over the windows that hold it, see `windows`.
         """
         height, width = x.shape[-2:]
         if window is None:
-            return torch.softmax(self._full_logits(x, mirror), dim=0)
+            return torch.softmax(self._full_logits(x, flip), dim=0)
         total = count = torch.zeros((), device=x.device)
         for rows, columns in windows(height, width, window):
-            logits = self._full_logits(x[:, rows, columns], mirror)
+            logits = self._full_logits(x[:, rows, columns], flip)
             if not total.ndim:
                 total = logits.new_zeros((len(logits), height, width))
                 count = logits.new_zeros((height, width))
@@ -233,12 +233,12 @@ class MultiScale(nn.Module):
             count[rows, columns] += 1
         return torch.softmax(total / count, dim=0)
 
-    def _full_logits(self, x: Tensor, mirror: bool) -> Tensor:
+    def _full_logits(self, x: Tensor, flip: bool) -> Tensor:
         """(3, H, W) -> (C + 1, H, W) float32 logits."""
-        images = torch.stack([x, x.flip(-1)]) if mirror else x[None]
+        images = torch.stack([x, x.flip(-1)]) if flip else x[None]
         logits = torch.cat([self(image)[-1].float() for image in batches(images)])
         full = _resize(logits, x.shape[-2:])
-        return (full[0] + full[1].flip(-1)) / 2 if mirror else full[0]
+        return (full[0] + full[1].flip(-1)) / 2 if flip else full[0]
 
 
 def windows(height: int, width: int, side: int) -> list[tuple[slice, slice]]:

@@ -62,5 +62,5 @@ class HeadsNet(nn.Module):
     @torch.no_grad()
     def activations(self, pair: Tensor, label: Tensor | None = None) -> Tensor:
         """(2, 3, H, W) image and its horizontal flip -> (C + 1, h, w): the mean of both maps of logits, as `AmnNet`."""
-        logits = self(pair)
+        logits = self(pair).float()
         return (logits[0] + logits[1].flip(-1)) / 2

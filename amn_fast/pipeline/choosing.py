@@ -16,21 +16,18 @@ from torch import Tensor
 from amn_fast.config import Seed
 from amn_fast.data.masks import write_mask
 from amn_fast.data.store import read_activations
-from amn_fast.errors import InputError
 from amn_fast.files import write_json
-from amn_fast.models import CamNet
 from amn_fast.models.heads import HeadsNet
 from amn_fast.pipeline.chosen import choice_file, neighbours
 from amn_fast.pipeline.engine import cores, for_each
+from amn_fast.pipeline.features import feature_net, subset
 from amn_fast.pipeline.folder import Workspace
-from amn_fast.pipeline.training import load_weights
 from amn_fast.steps import choice, heads, seed
 
 New = Callable[[Path], Path]
 
 MOST_IMAGES = 300
 """Images that a choice is made from: a random subset of a larger set."""
-PROJECTION_IMAGES = 50
 EXAMPLES = 3
 ROUNDS = 3
 """Times that the grid may be extended where the winner lies on its edge."""
@@ -47,7 +44,7 @@ def choose_amn_seed(work: Workspace, new: New) -> None:
 
 
 def _choose(work: Workspace, new: New, kind: str, settings: Seed) -> None:
-    ids = subset(work)
+    ids = subset(work, MOST_IMAGES)
     with heads.one_thread():
         net = feature_net(work, ids)
         search = Search(work, net, kind, settings, ids)
@@ -59,35 +56,10 @@ def _choose(work: Workspace, new: New, kind: str, settings: Seed) -> None:
         write_json(new(choice_file(work.root, f"{kind}_seed")), {**search.to_json(), "examples": ids[:EXAMPLES]})
         folder = choice_file(work.root, f"{kind}_seed").with_suffix("")
         for number, id in enumerate(ids[:EXAMPLES]):
-            found, image = read_activations(work.item(kind, id)), work.dataset.image(id)
+            found, image = read_activations(work.item(kind, id), upsampled=False), work.dataset.image(id)
             for name, (fg, bg) in neighbours(pair).items():
                 example = seed.refine(image, found, Seed(fg=fg, bg=bg, bilateral=settings.bilateral))
                 write_mask(new(folder / f"{number}.{name}.png"), example)
-
-
-def subset(work: Workspace, most: int = MOST_IMAGES) -> list[str]:
-    """At most `most` images that show a class, drawn at random, in random order.
-
-    Raises:
-        InputError: no image shows a class.
-    """
-    shown = [id for id in work.dataset.ids if work.dataset.labels(id).any()]
-    if not shown:
-        raise InputError("no image has a label, expected at least one to choose thresholds from")
-    return [shown[k] for k in np.random.default_rng(work.config.seed).permutation(len(shown))[:most]]
-
-
-def feature_net(work: Workspace, ids: Sequence[str]) -> HeadsNet:
-    """The backbone of the trained classifier, with projections fitted on the first of these images."""
-    n_classes = len(work.dataset.classes)
-    classifier = CamNet(n_classes, work.config.backbone)
-    load_weights(work.weights("cam"), classifier)
-    net = HeadsNet(n_classes, work.config.backbone)
-    net.backbone.load_state_dict(classifier.backbone.state_dict())
-    net.to(work.device).eval()
-    maps = [heads.level_maps(net, work.dataset.image(id), work.device) for id in ids[:PROJECTION_IMAGES]]
-    heads.fit_projections(net, maps, np.random.default_rng([work.config.seed, 0]))
-    return net
 
 
 class Search:
@@ -121,7 +93,8 @@ class Search:
         fresh = [threshold for threshold in wanted if threshold not in self._thresholds]
 
         def one(id: str) -> None:
-            image, found = self._work.dataset.image(id), read_activations(self._work.item(self._kind, id))
+            image = self._work.dataset.image(id)
+            found = read_activations(self._work.item(self._kind, id), upsampled=False)
             bilateral = self._settings.bilateral
             if id in self._images:
                 self._images[id] = self._images[id].with_labels(image, found, fresh, bilateral)

@@ -28,6 +28,9 @@ WANTS_LESS = {"eval_seg.save_masks": False, "store": "minimal"}
 BEFORE = {"precision": "float32", "training_precision": "auto", "store": "full"}
 """Values of settings in the runs of versions that did not have them."""
 
+ADDED_LATER = {"train_cam.kind": "network", "train_amn.kind": "network", "mask.kind": "walk"}
+"""Settings that earlier versions did not have, each with the value that stands for what these did."""
+
 UNKNOWN = "unknown"
 
 
@@ -40,7 +43,11 @@ def settings_of(work: Workspace, stage: Stage) -> dict[str, Any]:
     for key, value in found.items():
         if key.rsplit(".", 1)[-1] == "weights" and is_path(value):
             found[key] = f"file of hash {work.contents.hash(Path(value)) or 'none'}"
-    return {key: value for key, value in found.items() if key not in NO_INFLUENCE}
+    return {
+        k: value
+        for k, value in found.items()
+        if k not in NO_INFLUENCE and not (k in ADDED_LATER and value == ADDED_LATER[k])
+    }
 
 
 def _at(values: Any, key: str) -> Any:
@@ -76,7 +83,11 @@ def input_names(config: Config, stage: Stage) -> tuple[str, ...]:
 
     A folder of masks in the configuration takes the place of the run's.
     """
-    names = tuple(name for name in stage.inputs if (before := producer(name)) is None or exists(config, before))
+    values = config.model_dump(mode="json")
+    further = [name for key, value, name in stage.inputs_when if _at(values, key) == value]
+    names = tuple(
+        name for name in (*stage.inputs, *further) if (before := producer(name)) is None or exists(config, before)
+    )
     if stage.segmentation and config.train_seg.masks is not None:
         return tuple(MASK if name.startswith("masks/") else name for name in names)
     return names

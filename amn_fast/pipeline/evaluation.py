@@ -8,7 +8,7 @@ import os
 import platform
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from amn_fast._info import package_version
+from amn_fast.config import Config
 from amn_fast.data.image import read_mask
 from amn_fast.data.store import read_activations
 from amn_fast.errors import InputError
@@ -37,15 +38,24 @@ LABEL_MAPS = {**SEEDS, "mask": "masks"}
 """Name in metrics.json -> folder."""
 
 
+def label_maps_of(config: Config) -> dict[str, str]:
+    """Those of `LABEL_MAPS` that the configuration makes."""
+    folders = {path.split("/")[0] for stage in stages_of(config) for path in stage.outputs}
+    return {name: folder for name, folder in LABEL_MAPS.items() if folder in folders}
+
+
 @dataclass
 class Tally:
     """Everything that is counted, over images in any order."""
 
     n_classes: int
+    label_map_names: Sequence[str] = tuple(LABEL_MAPS)
+    walk: bool = True
+    """Whether the masks come from scores, which have a threshold curve."""
     curves: dict[str, ThresholdCurve] = field(init=False)
     histograms: dict[str, ActivationHistogram] = field(init=False)
     confusions: dict[str, Confusion] = field(init=False)
-    per_picture: dict[str, float] = field(default_factory=dict)
+    per_image: dict[str, float] = field(default_factory=dict)
     """mIoU of the mask of each image that shows a class."""
     label_maps: dict[str, LabelStatistics] = field(init=False)
     """What seeds and masks hold, of all images."""
@@ -53,10 +63,12 @@ class Tally:
     """Images with ground truth."""
 
     def __post_init__(self) -> None:
-        self.curves = {name: ThresholdCurve(self.n_classes) for name in (*ACTIVATIONS, "mask")}
+        self.curves = {
+            name: ThresholdCurve(self.n_classes) for name in (*ACTIVATIONS, *(["mask"] if self.walk else []))
+        }
         self.histograms = {name: ActivationHistogram(self.n_classes) for name in ACTIVATIONS}
-        self.confusions = {name: Confusion(self.n_classes) for name in LABEL_MAPS}
-        self.label_maps = {name: LabelStatistics(self.n_classes) for name in LABEL_MAPS}
+        self.confusions = {name: Confusion(self.n_classes) for name in self.label_map_names}
+        self.label_maps = {name: LabelStatistics(self.n_classes) for name in self.label_map_names}
 
 
 @dataclass
@@ -76,10 +88,10 @@ def count(tally: Tally, id: str, item: Item) -> None:
             tally.histograms[name].add(maps, keys, item.ground_truth)
     for name, label_map in item.label_maps.items():
         tally.confusions[name].add(label_map, item.ground_truth)
-    if len(item.activations["mask"][1]):  # an image without any class is right by definition: not a best mask
+    if len(item.activations["amn"][1]):  # an image without any class is right by definition: not a best mask
         single = Confusion(tally.n_classes)
         single.add(item.label_maps["mask"], item.ground_truth)
-        tally.per_picture[id] = round(single.scores().miou, 6)
+        tally.per_image[id] = round(single.scores().miou, 6)
     tally.scored += 1
 
 
@@ -95,21 +107,27 @@ def summary(tally: Tally) -> dict[str, Any]:
         }
         if name in tally.histograms:
             result[name]["histogram"] = tally.histograms[name].to_json()
-    for name in SEEDS:
+    for name in SEEDS.keys() & tally.confusions.keys():
         scores = tally.confusions[name].scores(unknown="ignore")
         result[name] = {"scores": scores.to_json(), "miou": scores.miou}
     scores = tally.confusions["mask"].scores(unknown="wrong")
-    result["mask"] |= {"scores": scores.to_json(), "miou": scores.miou, "per_picture": tally.per_picture}
+    result["mask"] = result.get("mask", {}) | {
+        "scores": scores.to_json(),
+        "miou": scores.miou,
+        "per_image": tally.per_image,
+    }
     return result
 
 
 def evaluate(work: Workspace, new: Callable[[Path], Path]) -> None:
     """Score the images with ground truth; write evaluation.json."""
     dataset = work.dataset
-    tally, lock = Tally(len(dataset.classes)), threading.Lock()
+    folders = label_maps_of(work.config)
+    tally = Tally(len(dataset.classes), tuple(folders), work.config.mask.kind == "walk")
+    lock = threading.Lock()
 
     def one(id: str) -> None:
-        label_maps = {name: read_mask(work.item(folder, id)) for name, folder in LABEL_MAPS.items()}
+        label_maps = {name: read_mask(work.item(folder, id)) for name, folder in folders.items()}
         ground_truth, labels = dataset.ground_truth(id), dataset.labels(id)
         item = None if ground_truth is None else _read(work, id, ground_truth, label_maps)
         with lock:
@@ -119,7 +137,7 @@ def evaluate(work: Workspace, new: Callable[[Path], Path]) -> None:
                 count(tally, id, item)
 
     for_each("evaluation", dataset.ids, one, cores())
-    tally.per_picture = dict(sorted(tally.per_picture.items()))
+    tally.per_image = dict(sorted(tally.per_image.items()))
     metrics = {
         "dataset": {
             "name": work.config.name,
@@ -159,10 +177,11 @@ def _read(work: Workspace, id: str, ground_truth: NDArray[np.uint8], label_maps:
         found = read_activations(work.item(name, id))
         activations[name] = (found.full, found.keys)
         _same_size(work.item(name, id), found.size, id, ground_truth)
-    propagated = mask.scores(found, read_edge(work.item("edge", id)), work.config.mask, work.device, threads=1)
-    activations["mask"] = (propagated, found.keys)
-    for name, folder in LABEL_MAPS.items():
-        _same_size(work.item(folder, id), label_maps[name].shape, id, ground_truth)
+    if work.config.mask.kind == "walk":
+        propagated = mask.scores(found, read_edge(work.item("edge", id)), work.config.mask, work.device, threads=1)
+        activations["mask"] = (propagated, found.keys)
+    for name, label_map in label_maps.items():
+        _same_size(work.item(LABEL_MAPS[name], id), label_map.shape, id, ground_truth)
     return Item(ground_truth, activations, label_maps)
 
 

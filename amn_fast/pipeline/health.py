@@ -18,7 +18,8 @@ from amn_fast.files import write_json, write_text
 from amn_fast.models.backbone import make_backbone
 from amn_fast.ops.mask import mask_from_scores
 from amn_fast.pipeline.chosen import chosen_seed
-from amn_fast.pipeline.engine import console, cores, for_each, track
+from amn_fast.pipeline.dependencies import stages_of
+from amn_fast.pipeline.engine import cores, for_each, track
 from amn_fast.pipeline.folder import Workspace
 from amn_fast.pipeline.inference import read_edge
 from amn_fast.pipeline.training import read_divisor, read_losses
@@ -42,15 +43,14 @@ class _Tally:
     flat: NDArray[np.int64] = field(init=False)
     maps: NDArray[np.int64] = field(init=False)
     empty: NDArray[np.int64] = field(init=False)
-    without: dict[str, list[int]] = field(init=False)
-    """Seeds without a pixel of foreground, and of background."""
+    without: dict[str, list[int]] = field(default_factory=dict)
+    """By folder of seeds: how many have no pixel of foreground, and none of background."""
     shares: dict[str, tuple[float, float]] = field(default_factory=dict)
     """Foreground share of each image with a class, before and after the walk."""
     signs: dict[str, tuple[float, ...]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.flat, self.maps, self.empty = np.zeros((3, self.n_classes), np.int64)
-        self.without = {folder: [0, 0] for folder in SEEDS}
 
 
 def check_run(work: Workspace, new: Callable[[Path], Path]) -> None:
@@ -70,15 +70,16 @@ def check_run(work: Workspace, new: Callable[[Path], Path]) -> None:
         *separate(work),
         health.activations(tally.flat, tally.maps, dataset.classes),
         *(
-            health.seeds(name, folder, tally.without[folder], images, chosen_seed(config, folder).pair)
-            for folder, name in SEEDS.items()
+            health.seeds(SEEDS[folder], folder, without, images, chosen_seed(config, folder).pair)
+            for folder, without in tally.without.items()
         ),
         health.missing_classes(tally.empty.tolist(), labels.sum(0).tolist(), dataset.classes),
         health.flooding(before, after, config.mask.exp_times),
         health.foreground(float(after.mean()) if images else None, images),
     ]  # fmt: skip
     findings = [one for one in found if one is not None]
-    report(work, findings)
+    for one in findings:
+        work.tell(one)
     order = ranked(tally.signs, {id for id in dataset.ids if work.trusted(id) is not None})
     write_json(
         new(work.root / "health.json"),
@@ -87,25 +88,24 @@ def check_run(work: Workspace, new: Callable[[Path], Path]) -> None:
     write_text(new(work.root / "doubt.csv"), doubt_table(order, tally.signs))
 
 
-def report(work: Workspace, findings: list[Finding]) -> None:
-    """Say what was found, on the console and in the log."""
-    for one in findings:
-        console.print(f"{'problem' if one.serious else 'warning'}: {one.text}", soft_wrap=True)
-        work.log("health", **one.to_json())
-
-
 def _count(work: Workspace, tally: _Tally) -> None:
     lock = threading.Lock()
+    made_here = {path.split("/{id}")[0] for stage in stages_of(work.config) for path in stage.outputs}
+    walk = "weights/irn.safetensors" in made_here  # without it, masks come from the activations themselves
+    folders = [folder for folder in SEEDS if folder in made_here]
 
     def one(id: str) -> None:
         cam = read_activations(work.item("cam", id))
         flat = cam.full.std((1, 2)) < health.FLAT if len(cam.keys) else np.zeros(0, bool)
-        seeds = {folder: read_mask(work.item(folder, id)) for folder in SEEDS}
+        seeds = {folder: read_mask(work.item(folder, id)) for folder in folders}
         made, found = read_mask(work.item("masks", id)), read_activations(work.item("amn", id))
         shares, signs = None, None
         if len(found.keys):
             threshold = work.config.mask.background
-            scores = mask.scores(found, read_edge(work.item("edge", id)), work.config.mask, work.device, threads=1)
+            scores = found.full
+            if walk:
+                edge = read_edge(work.item("edge", id))
+                scores = mask.scores(found, edge, work.config.mask, work.device, threads=1)
             keys = np.concatenate([[0], found.keys])
             shares = tuple(float((mask_from_scores(maps, keys, threshold) > 0).mean()) for maps in (found.full, scores))
             regions = find_regions(work.dataset.image(id))
@@ -119,8 +119,9 @@ def _count(work: Workspace, tally: _Tally) -> None:
             if shares is not None and signs is not None:
                 tally.shares[id], tally.signs[id] = (shares[0], shares[1]), signs
                 for folder, seed in seeds.items():
-                    tally.without[folder][0] += not ((seed > 0) & (seed < 255)).any()
-                    tally.without[folder][1] += not (seed == 0).any()
+                    lacking = tally.without.setdefault(folder, [0, 0])
+                    lacking[0] += not ((seed > 0) & (seed < 255)).any()
+                    lacking[1] += not (seed == 0).any()
 
     for_each("check-run", work.dataset.ids, one, cores())
     for part in (tally.shares, tally.signs):  # threads finish in any order

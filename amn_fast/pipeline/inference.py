@@ -16,9 +16,9 @@ from amn_fast.data.masks import write_mask
 from amn_fast.data.store import Activations, as_stored, is_compact, read_activations, read_strided, write_activations
 from amn_fast.errors import InputError
 from amn_fast.files import write_atomically
-from amn_fast.models import AmnNet, CamNet, IrnNet, prepare
+from amn_fast.models import AmnNet, CamNet, HeadsNet, IrnNet, prepare
 from amn_fast.pipeline.chosen import chosen_seed
-from amn_fast.pipeline.dependencies import inputs_of, item_key, previous_output, settings_of
+from amn_fast.pipeline.dependencies import exists, inputs_of, item_key, previous_output, settings_of
 from amn_fast.pipeline.engine import Warnings, on_device
 from amn_fast.pipeline.folder import Workspace
 from amn_fast.pipeline.staging import Staging
@@ -67,7 +67,8 @@ def _cam_network(work: Workspace) -> Activate:
 
 def _amn_network(work: Workspace) -> Activate:
     n_classes = len(work.dataset.classes)
-    net = AmnNet(n_classes, work.config.backbone).to(work.device)
+    kind = HeadsNet if work.config.train_amn.kind == "heads" else AmnNet
+    net = kind(n_classes, work.config.backbone).to(work.device)
     load_weights(work.weights("amn"), net)
     net = prepare(net, work.config.precision)
 
@@ -99,12 +100,12 @@ def _seeds_ahead(work: Workspace, kind: str) -> Callable[[str, NDArray[np.uint8]
     """The function that makes a seed in the pass of its activations, for the stage of the seeds to take over.
 
     The seed goes to the folder of that stage in work, as if the stage had been killed after this image. None where the
-    thresholds are chosen later, from the activations of all images.
+    run has no such stage, or the thresholds are chosen later, from the activations of all images.
     """
-    if getattr(work.config, f"{kind}_seed").fg == "auto":
-        return None
     stage = producer(f"{kind}_seed/{{id}}.png")
     assert stage is not None
+    if getattr(work.config, f"{kind}_seed").fg == "auto" or not exists(work.config, stage):
+        return None
     staging, settings = Staging(work.root, stage, work.contents), settings_of(work, stage)
     write_seed = _seed_writer(work, staging.new, kind)
 
@@ -131,7 +132,7 @@ def _refine(work: Workspace, new: New, kind: str, network: Callable[[Workspace],
                 compute = activate()
             found = as_stored(compute(id, image))
         else:
-            found = read_activations(path, enlarge=False)
+            found = read_activations(path, upsampled=False)
         write_seed(id, image, found)
 
     return one
@@ -153,10 +154,12 @@ def make_masks(work: Workspace, new: New) -> One:
     """Edge map and mask of an image: the trusted one where there is one, otherwise the pseudo-mask.
 
     The classes and their colours are written beside the masks. Where only the settings of the mask have changed, the
-    edge maps of the last run serve again.
+    edge maps of the last run serve again. Masks by CRF need no edge maps.
     """
     config = work.config
     write_legend(work.root, work.dataset.classes)
+    if config.mask.kind == "crf":
+        return _crf_masks(work, new)
     net = IrnNet(config.backbone).to(work.device)
     load_weights(work.weights("irn"), net)
     net = prepare(net, work.config.precision)
@@ -182,6 +185,18 @@ def make_masks(work: Workspace, new: New) -> One:
         made = (
             mask.make_mask(found, edge, config.mask, work.device, threads=1) if trusted is None else read_mask(trusted)
         )
+        write_mask(new(work.item("masks", id)), made)
+
+    return one
+
+
+def _crf_masks(work: Workspace, new: New) -> One:
+    def one(id: str) -> None:
+        image, trusted = work.dataset.image(id), work.trusted(id)
+        if trusted is None:
+            made = mask.make_crf_mask(image, read_activations(work.item("amn", id)), work.config.mask)
+        else:
+            made = read_mask(trusted)
         write_mask(new(work.item("masks", id)), made)
 
     return one

@@ -164,6 +164,8 @@ class RunImages:
         return read_mask(self._work.item("cam_seed", id))
 
     def amn_seed(self, id: str) -> NDArray[np.uint8] | None:
+        if self._work.config.mask.kind == "crf":  # needs none
+            return None
         return read_mask(self._work.item("amn_seed", id))
 
     def mask(self, id: str) -> NDArray[np.uint8] | None:

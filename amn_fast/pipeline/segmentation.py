@@ -137,7 +137,7 @@ def evaluate(work: Workspace, new: New) -> None:
             "list_sha256": list_checksum(dataset.ids),
             "data": data.model_copy(update={"options": data.options | settings.options}).model_dump(mode="json"),
         },
-        "scored_pictures": results.scored,
+        "scored_images": results.scored,
         "environment": environment(),
         "seed": config.seed,
         "weights_sha256": hashlib.sha256(weights.read_bytes()).hexdigest(),

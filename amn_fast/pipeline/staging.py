@@ -81,7 +81,8 @@ class Staging:
     def finish(self, id: str, key: str) -> None:
         """Note in the journal that an item is finished."""
         if self._stage.per_image:
-            paths = [output.replace("{id}", id) for output in self._stage.outputs]
+            places = [output.replace("{id}", id) for output in self._stage.outputs]
+            paths = [path for path in places if (self.folder / path).exists()]
         else:
             files = (path for path in sorted(self.folder.rglob("*")) if path.is_file())
             names = (str(path.relative_to(self.folder)) for path in files)

@@ -28,7 +28,8 @@ class Stage:
             the path to write to for a path in the run folder. For a stage per image it returns the function of an id
             that writes the outputs of that image.
         inputs: IMAGE, LABELS, ... of the data set, or outputs of earlier stages. `{id}` stands for each image.
-        outputs: files in the run folder; a path that ends in "/" is a folder of any files.
+        outputs: files in the run folder; a path that ends in "/" is a folder of any files. Under some configurations
+            a stage per image writes a part of them only.
         settings: keys of the configuration that the outputs depend on.
         per_image: whether each image has its own outputs, recomputed for that image alone.
         trains: whether the stage trains a network: its result is never replaced without `--overwrite`.
@@ -39,6 +40,7 @@ class Stage:
         segmentation: whether the stage belongs to the segmentation network, which a configuration may leave out.
         together: whether several processes of torchrun may run it together.
         when: (key, value) pairs of the configuration: the stage exists only where each setting has that value.
+        inputs_when: (key, value, input): further inputs where a setting has a value.
     """
 
     name: str
@@ -56,6 +58,7 @@ class Stage:
     segmentation: bool = False
     together: bool = False
     when: tuple[tuple[str, Any], ...] = ()
+    inputs_when: tuple[tuple[str, Any, str], ...] = ()
 
     def load(self) -> Callable[..., Any]:
         """The function; its module is imported now."""
@@ -64,6 +67,9 @@ class Stage:
 
 
 TRAINING = ("seed", "training_precision", "backbone", "weights")
+
+WALK = ("mask.kind", "walk")
+"""Without the random walk over IRN's edges, IRN and its seeds are left out."""
 
 STAGES: tuple[Stage, ...] = (
     Stage(
@@ -117,6 +123,7 @@ STAGES: tuple[Stage, ...] = (
         settings=(*TRAINING, "train_amn"),
         trains=True,
         together=True,
+        inputs_when=(("train_amn.kind", "heads", "weights/cam.safetensors"),),
         reference="sess/*amn.pth",
     ),
     Stage(
@@ -137,7 +144,7 @@ STAGES: tuple[Stage, ...] = (
         inputs=(IMAGE, LABELS, CLASSES, "weights/cam.safetensors", "amn/{id}.npz"),
         outputs=("thresholds/amn_seed.json", "thresholds/amn_seed/"),
         settings=("seed", "amn_seed"),
-        when=(("amn_seed.fg", "auto"),),
+        when=(("amn_seed.fg", "auto"), WALK),
     ),
     Stage(
         "refine-amn-seed",
@@ -147,6 +154,7 @@ STAGES: tuple[Stage, ...] = (
         outputs=("amn_seed/{id}.png",),
         settings=("amn_seed",),
         per_image=True,
+        when=(WALK,),
         result="amn_refined",
         reference="result/amn_ir_label",
     ),
@@ -159,6 +167,7 @@ STAGES: tuple[Stage, ...] = (
         settings=(*TRAINING, "train_irn"),
         trains=True,
         together=True,
+        when=(WALK,),
         reference="sess/*irn.pth",
     ),
     Stage(

@@ -219,7 +219,7 @@ def train(
                 raise InputError(f"{name}: loss is NaN or infinite in epoch {epoch + 1}; try a lower learning rate")
             bar.update(task, note=f"epoch {epoch + 1}/{settings.epochs} loss {mean:.4f} {speed:.1f} images/s")
             if first_process:
-                work.log("epoch", network=name, epoch=epoch + 1, loss=mean, **means, pictures_per_second=speed)
+                work.log("epoch", network=name, epoch=epoch + 1, loss=mean, **means, images_per_second=speed)
                 _save(checkpoint, net, optimizer, losses, restarts)
     if first_process:
         save_weights(weights, net, origin)

@@ -16,9 +16,10 @@ from amn_fast._info import package_version
 from amn_fast.data.image import read_mask
 from amn_fast.models import AmnNet, CamNet, DeepLabV2, IrnNet, MultiScale
 from amn_fast.pipeline.engine import track
+from amn_fast.pipeline.fitting import fit_heads, fit_linear_cam
 from amn_fast.pipeline.folder import Workspace
-from amn_fast.pipeline.training import RunningMean, load_weights, save_weights, train
-from amn_fast.steps import amn, cam, irn, seg
+from amn_fast.pipeline.training import RunningMean, load_weights, read_divisor, read_losses, save_weights, train
+from amn_fast.steps import amn, cam, health, irn, seg
 from amn_fast.steps.convergence import guessing_loss
 from amn_fast.steps.items import ClassifierDataset, MaskDataset, SeedDataset
 
@@ -26,8 +27,11 @@ New = Callable[[Path], Path]
 
 
 def train_cam(work: Workspace, new: New) -> None:
-    """Train the classifier."""
+    """Train the classifier, or fit its last layer."""
     config, dataset, settings = work.config, work.dataset, work.config.train_cam
+    if settings.kind == "linear":
+        fit_linear_cam(work, new)
+        return
     torch.manual_seed(config.seed)
     net = CamNet(len(dataset.classes), config.backbone, config.weights).to(work.device)
     items = ClassifierDataset(dataset, net.backbone.normalize, settings.crop, settings.long_side, config.seed)
@@ -40,19 +44,26 @@ def train_cam(work: Workspace, new: New) -> None:
         return loss
 
     optimizer = cam.optimizer(net, settings)
-    labels = np.array([dataset.labels(id) for id in dataset.ids])
-    train(
-        work, new, "cam", net, optimizer, items, settings, loss_of,
-        figures={"accuracy": right}, guess=guessing_loss(labels),
-    )  # fmt: skip
+    guess = guessing_loss(np.array([dataset.labels(id) for id in dataset.ids]))
+    train(work, new, "cam", net, optimizer, items, settings, loss_of, figures={"accuracy": right}, guess=guess)
+    if work.processes.rank > 0:
+        return
+    losses, divisor = read_losses(work, "cam"), read_divisor(work, "cam")
+    found = health.classifier(losses, guess, divisor, settings.lr, settings.new_lr, len(dataset.ids))
+    if found is not None:  # said now, before the hours that the next stages may take
+        work.tell(found)
 
 
 def train_amn(work: Workspace, new: New) -> None:
-    """Train AMN on the seeds of the CAM."""
+    """Train AMN, or fit linear heads, on the seeds of the CAM."""
     config, dataset, settings = work.config, work.dataset, work.config.train_amn
+    seeds = partial(_read_seed, work.root / "cam_seed", config.trusted)
+    if settings.kind == "heads":
+        if work.processes.rank == 0:  # there is nothing to share
+            fit_heads(work, new, seeds)
+        return
     torch.manual_seed(config.seed)
     net = AmnNet(len(dataset.classes), config.backbone, config.weights).to(work.device)
-    seeds = partial(_read_seed, work.root / "cam_seed", config.trusted)
     items = SeedDataset(dataset, seeds, net.backbone.normalize, settings.crop, settings.rescale, config.seed)
     train(
         work, new, "amn", net, amn.optimizer(net, settings), items, settings,

@@ -41,7 +41,7 @@ def write_report(
             images_per_class; "environment": date, machine, versions; "stages": name -> seconds, peak_memory_mb;
             "label_maps": result -> `LabelStatistics.to_json`; "training": network -> loss and accuracy of each epoch;
             and for each result that was scored: "scores" (`Scores.to_json`), "miou", and where they apply "curve"
-            (`ThresholdCurve.to_json`), "histogram" (`ActivationHistogram.to_json`) and, for the mask, "per_picture"
+            (`ThresholdCurve.to_json`), "histogram" (`ActivationHistogram.to_json`) and, for the mask, "per_image"
             (id -> mIoU). "segmentation": eval-seg's record. "thresholds": section -> the thresholds that the run chose
             (pair, scores of all pairs, images, of). "health": findings of check-run; "doubt": of each mask, by id;
             "calibration": what `amn-fast calibrate` found. A part that is missing has no section on the page.
@@ -63,7 +63,8 @@ def write_report(
     names = ["background", *(printable(str(name)) for name in dataset.get("classes") or [])]
     results = tables.results_of(metrics)
     segmentation = metrics.get("segmentation") or {}
-    per_image = (results.get("mask") or {}).get("per_picture") or {}
+    mask = results.get("mask") or {}
+    per_image = mask.get("per_image", mask.get("per_picture")) or {}  # the second: in records of version 0.1
     doubt = metrics.get("doubt") or {}
     environment = _environment()
     common = {"dataset": dataset, "legend": gallery.legend(names)}
@@ -95,7 +96,7 @@ def write_report(
         choices=_choices(metrics, examples or {}, names),
         groups=gallery.best_and_worst(images, per_image, names, doubt=doubt) if images is not None else [],
         health=metrics.get("health") or [],
-        doubt=tables.doubt_rows(doubt, per_image),
+        doubt=tables.doubt_rows(doubt, per_image, (metrics.get("calibration") or {}).get("by_doubt") or ()),
         calibration=tables.calibration_rows(metrics.get("calibration") or {}),
         gallery=shown,
         rules=tables.scoring_rules(results),
@@ -165,7 +166,7 @@ def _segmentation(record: Metrics, segmented: Sequence[gallery.Segmented]) -> di
     results = {key: record[key] for key in ("without_crf", "with_crf") if record.get(key)}
     return {
         "dataset": dataset,
-        "scored": tables.scored_of(record.get("scored_pictures"), n_images),
+        "scored": tables.scored_of(record.get("scored_images", record.get("scored_pictures")), n_images),
         "rows": tables.segmentation_rows(record),
         "training": training,
         "settings": settings,

@@ -171,8 +171,14 @@ def label_rows(metrics: Metrics, names: list[str]) -> dict[str, Any] | None:
     }
 
 
-def doubt_rows(doubt: Mapping[str, float], scores: Mapping[str, float | None]) -> dict[str, Any] | None:
-    """The most doubtful masks, and how doubt agrees with the scores where there are any."""
+def doubt_rows(
+    doubt: Mapping[str, float], scores: Mapping[str, float | None], by_doubt: Sequence[Sequence[float]] = ()
+) -> dict[str, Any] | None:
+    """The most doubtful masks, and how doubt agrees with the scores where there are any.
+
+    Args:
+        by_doubt: (doubt, expected IoU), doubt ascending, from calibration.json.
+    """
     if not doubt:
         return None
     order = sorted(doubt, key=lambda id: (-doubt[id], id))
@@ -182,11 +188,21 @@ def doubt_rows(doubt: Mapping[str, float], scores: Mapping[str, float | None]) -
         found = rank_correlation(np.array([doubt[id] for id in known]), np.array([scores[id] for id in known]))
         correlation = None if math.isnan(found) else found
     return {
-        "rows": [{"id": id, "doubt": doubt[id], "miou": scores.get(id)} for id in order[:DOUBTFUL]],
+        "rows": [
+            {"id": id, "doubt": doubt[id], "miou": scores.get(id), "expected": _expected(doubt[id], by_doubt)}
+            for id in order[:DOUBTFUL]
+        ],
+        "calibrated": bool(by_doubt),
         "images": len(order),
         "scored": bool(known),
         "correlation": correlation,
     }
+
+
+def _expected(doubt: float, by_doubt: Sequence[Sequence[float]]) -> float | None:
+    if not by_doubt:
+        return None
+    return float(np.interp(doubt, [one for one, _ in by_doubt], [iou for _, iou in by_doubt]))
 
 
 def calibration_rows(found: Metrics) -> dict[str, Any] | None:

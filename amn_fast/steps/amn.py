@@ -9,7 +9,7 @@ from torch import Tensor
 from amn_fast.config import AmnInference, AmnTraining
 from amn_fast.data.augment import flipped_pair
 from amn_fast.data.store import Activations
-from amn_fast.models import AmnNet
+from amn_fast.models import AmnNet, HeadsNet
 from amn_fast.nn import PixelLoss
 from amn_fast.ops.merge import merge_amn
 from amn_fast.steps.cam import no_activations
@@ -43,7 +43,7 @@ def loss(
 
 
 def activate(
-    net: AmnNet,
+    net: AmnNet | HeadsNet,
     image: NDArray[np.uint8],
     label: NDArray[np.bool_],
     seed: NDArray[np.uint8],

@@ -191,7 +191,7 @@ class PairScores:
     @property
     def score(self) -> float:
         """What the pairs are compared by; see docs/explanation/thresholds.md."""
-        return self.eta * self.eta_mask * self.view
+        return self.eta * self.eta_mask * self.view**2
 
     def to_json(self) -> dict[str, Any]:
         """The score and its parts, six decimals."""

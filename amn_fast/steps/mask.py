@@ -7,6 +7,7 @@ from numpy.typing import NDArray
 from amn_fast.config import Mask
 from amn_fast.data.store import Activations, StridedActivations
 from amn_fast.ops.mask import mask_from_scores, mask_scores
+from amn_fast.ops.refine_seed import crf_labels
 
 CPU = torch.device("cpu")
 
@@ -45,3 +46,9 @@ def make_mask(
     """The mask, (H, W) uint8: 0 and the labels of the image."""
     propagated = scores(found, edge, settings, device, threads)
     return mask_from_scores(propagated, np.concatenate([[0], found.keys]), settings.background)
+
+
+def make_crf_mask(image: NDArray[np.uint8], found: Activations, settings: Mask) -> NDArray[np.uint8]:
+    """The mask by a dense CRF of argmax([threshold, activations]), (H, W) uint8, computed on one thread."""
+    mask: NDArray[np.uint8] = crf_labels(image, found.full, found.keys, (settings.background,), threads=1)[0]
+    return mask

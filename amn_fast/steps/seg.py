@@ -46,7 +46,7 @@ def probabilities(
     """The network's softmax of one image at full size, (C + 1, H, W) float32."""
     x = net.base.normalize(image).to(device)
     with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
-        return net.probabilities(x, settings.mirror, settings.window).cpu().numpy()
+        return net.probabilities(x, settings.flip, settings.window).cpu().numpy()
 
 
 def crf_labels(image: NDArray[np.uint8], softmax: NDArray[np.float32], settings: SegEvaluation) -> NDArray[np.uint8]:

@@ -133,7 +133,7 @@ def test_other_files_are_refused_and_nothing_in_them_is_executed(tmp_path, kind)
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 300), (33, 65)])
 @pytest.mark.parametrize("keys", [(), (2, 5)])
-def test_compact_files_hold_the_size_and_enlarge_the_strided_map(tmp_path, keys, size):
+def test_compact_files_hold_the_size_and_upsample_the_strided_map(tmp_path, keys, size):
     before = activations(keys, size)
     write_activations(tmp_path / "a.npz", before, compact=True)
     with np.load(tmp_path / "a.npz") as file:
@@ -142,10 +142,10 @@ def test_compact_files_hold_the_size_and_enlarge_the_strided_map(tmp_path, keys,
     np.testing.assert_allclose(after.strided, before.strided, rtol=0, atol=2.5e-4)
     np.testing.assert_array_equal(after.full, upsample(after.strided, size))
     with pytest.raises(InputError, match=r"a\.npz cannot be read: it is compact"):
-        read_activations(tmp_path / "a.npz", enlarge=False)
+        read_activations(tmp_path / "a.npz", upsampled=False)
     write_activations(tmp_path / "a.npz", before)
     np.testing.assert_allclose(
-        read_activations(tmp_path / "a.npz", enlarge=False).full, before.full, rtol=0, atol=2.5e-4
+        read_activations(tmp_path / "a.npz", upsampled=False).full, before.full, rtol=0, atol=2.5e-4
     )
 
 

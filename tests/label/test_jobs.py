@@ -19,11 +19,13 @@ from amn_fast.cli import app
 from amn_fast.data.image import read_mask
 from amn_fast.errors import InputError
 from amn_fast.label import jobs
+from amn_fast.label.engines import Crew
 from amn_fast.label.jobs import Options, job_status, label_images
 from amn_fast.label.labeler import Labeler
 from amn_fast.label.places import Place
 from amn_fast.label.prediction import best_threshold
 from amn_fast.label.shards import read_masks, read_rows
+from amn_fast.label.worker import Begun
 from tiny_run import InThisProcess, outputs, write_images
 
 CLASSES = ("cat", "cup", "dog")
@@ -158,7 +160,7 @@ def test_what_is_refused(run, images, tmp_path, here):
         (run, out, {"labels": None}, "labels: found 0 sources"),
         (run, out, {"share": (2, 2)}, "shard is 2/2, expected i/n with i in 0..n-1"),
         (run, out, {"shard_size": 0}, "shard size is 0, expected 1 or more"),
-        (tmp_path, out, {}, "has no config.yaml, weights/cam.safetensors"),
+        (tmp_path, out, {}, "has no config.yaml, expected the folder of a finished run"),
     )
     for where, place, changes, message in cases:
         with pytest.raises(InputError, match=message):
@@ -234,3 +236,29 @@ def test_kills_hangs_and_damage(run, tmp_path, here, monkeypatch):
     shown = CliRunner().invoke(app, ["label-status", str(out), "--errors", "1"]).output
     assert "finished: 6 of 6 shards, 72 of 72 images\nerrors: 7\n  image_00000: " in shown
     assert "0of1" in shown
+
+
+class Killing(Crew):
+    """Kills the worker that has begun a certain image."""
+
+    def _take(self, each, message):
+        yield from super()._take(each, message)
+        if message == Begun("image_00001"):
+            each.process.kill()
+
+
+def test_workers_that_die(run, tmp_path, monkeypatch):
+    """At one image again and again, and before the first one."""
+    monkeypatch.setattr(jobs, "Crew", Killing)
+    file, folder = write_images(tmp_path / "images", 3), tmp_path / "images"
+    (folder / "image_00001.png").unlink()
+    os.mkfifo(folder / "image_00001.png")  # opening it waits until the worker is killed
+    options = Options(labels=file, workers=1, threads=1, quiet=True)
+    assert label_images(run, str(folder), str(tmp_path / "out"), options).errors == 1
+    (failed,) = job_status(str(tmp_path / "out")).failed
+    assert failed.error == "the process that computed it ended 3 times (signal 9)"
+
+    copy = shutil.copytree(run, tmp_path / "run")
+    (copy / "weights" / "irn.safetensors").write_bytes(b"damaged")
+    with pytest.raises(InputError, match=r"weights .*irn.safetensors do not fit"):
+        label_images(copy, str(folder), str(tmp_path / "none"), options)

@@ -214,15 +214,15 @@ def test_the_maximum_over_scales():
     np.testing.assert_array_equal(largest, np.maximum.reduce([side.numpy() for side in sides]))
 
 
-def test_probabilities_of_a_image_and_its_mirror_image():
+def test_probabilities_of_an_image_and_its_flip():
     torch.manual_seed(0)
     net = MultiScale(DeepLabV2(3, "resnet18")).eval()
     x = torch.randn(3, 51, 70)
-    plain, flipped = net.probabilities(x), net.probabilities(x, mirror=True)
+    plain, flipped = net.probabilities(x), net.probabilities(x, flip=True)
     assert plain.shape == flipped.shape == (4, 51, 70)
     torch.testing.assert_close(plain.sum(0), torch.ones(51, 70))
     assert not torch.allclose(plain, flipped)
-    torch.testing.assert_close(net.probabilities(x.flip(-1), mirror=True).flip(-1), flipped)
+    torch.testing.assert_close(net.probabilities(x.flip(-1), flip=True).flip(-1), flipped)
 
 
 def test_a_single_pixel():
@@ -281,7 +281,7 @@ def test_windows_cover_the_image_and_overlap_by_a_third():
 
 
 def test_windows_logits_are_averaged_where_they_overlap():
-    for mirror in [False, True]:
+    for flip in [False, True]:
         torch.manual_seed(0)
         net = MultiScale(DeepLabV2(2, "resnet18")).eval()
         x = torch.randn(3, 70, 110)
@@ -292,12 +292,12 @@ def test_windows_logits_are_averaged_where_they_overlap():
                 part = x[:, top : top + 64, left : left + 64]
                 with torch.no_grad():
                     logits = F.interpolate(net(part[None])[-1], size=(64, 64), mode="bilinear", align_corners=False)[0]
-                    if mirror:
+                    if flip:
                         turned = net(part.flip(-1)[None])[-1]
                         turned = F.interpolate(turned, size=(64, 64), mode="bilinear", align_corners=False)[0].flip(-1)
                         logits = (logits + turned) / 2
                 total[:, top : top + 64, left : left + 64] += logits
                 count[top : top + 64, left : left + 64] += 1
-        torch.testing.assert_close(net.probabilities(x, mirror, 64), torch.softmax(total / count, 0))
-        assert torch.equal(net.probabilities(x, mirror, 110)[:, :, :], net.probabilities(x, mirror, 200))
-        torch.testing.assert_close(net.probabilities(x, mirror, 200), net.probabilities(x, mirror))
+        torch.testing.assert_close(net.probabilities(x, flip, 64), torch.softmax(total / count, 0))
+        assert torch.equal(net.probabilities(x, flip, 110)[:, :, :], net.probabilities(x, flip, 200))
+        torch.testing.assert_close(net.probabilities(x, flip, 200), net.probabilities(x, flip))

@@ -28,7 +28,7 @@ ANSWERS = {
     "cam": (CamNet, lambda net, pair: merge_cam([net.activations(pair)], SIZE, [0, 1, 2])[1]),
     "amn": (AmnNet, lambda net, pair: net.activations(pair, LABEL).softmax(0)),
     "irn": (lambda n, backbone: IrnNet(backbone), lambda net, pair: net.edges(pair, 0)[0]),
-    "deeplab": (DeepLabV2, lambda net, pair: MultiScale(net).eval().probabilities(pair[0], mirror=True)),
+    "deeplab": (DeepLabV2, lambda net, pair: MultiScale(net).eval().probabilities(pair[0], flip=True)),
 }
 
 

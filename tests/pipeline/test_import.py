@@ -119,7 +119,7 @@ def test_two_weight_files_for_one_network(published, images, tmp_path):
         import_before(config, tmp_path / "there", "make-mask")
 
 
-SEGMENTATION = ("train_seg.backbone=resnet101", "eval_seg.crf=false", "eval_seg.scales=[0.5]", "eval_seg.mirror=false")
+SEGMENTATION = ("train_seg.backbone=resnet101", "eval_seg.crf=false", "eval_seg.scales=[0.5]", "eval_seg.flip=false")
 
 
 def test_eval_seg_takes_published_weights(images, tmp_path):

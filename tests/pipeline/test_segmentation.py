@@ -57,14 +57,14 @@ def record(config):
     return json.loads((config.run / "segmentation.json").read_text())
 
 
-def expected_labels(config, dataset, mirror=False, window=None):
+def expected_labels(config, dataset, flip=False, window=None):
     """(label map, label map after CRF) of each image, one after the other."""
     net = MultiScale(DeepLabV2(3, "efficientnet_lite0"), (0.5, 0.75))
     load_weights(config.run / "weights" / "seg.safetensors", net)
     net = prepare(net)
     for id in dataset.ids:
         image = dataset.image(id)
-        found = net.probabilities(net.base.normalize(image), mirror, window).numpy()
+        found = net.probabilities(net.base.normalize(image), flip, window).numpy()
         crf = DenseCRF(image, gaussian=(1, 3), bilateral=(67, 3, 4))
         yield id, found.argmax(0), crf.labels(-np.log(np.clip(found, 1e-5, 1)))
 
@@ -79,19 +79,19 @@ def miou(pairs, classes=4):
     return (np.diag(table) / (table.sum(0) + table.sum(1) - np.diag(table)))[shown].mean()
 
 
-@pytest.mark.parametrize("mirror", [False, True])
-def test_scores_are_those_of_the_images_one_by_one(settings, mirror):
-    config, _ = settings(f"eval_seg.mirror={str(mirror).lower()}", "eval_seg.save_masks=true")
+@pytest.mark.parametrize("flip", [False, True])
+def test_scores_are_those_of_the_images_one_by_one(settings, flip):
+    config, _ = settings(f"eval_seg.flip={str(flip).lower()}", "eval_seg.save_masks=true")
     assert evaluate(config)
     dataset = open_dataset(config.data.kind, config.data.root, **config.data.options)
     plain, refined = [], []
-    for id, labels, after in expected_labels(config, dataset, mirror):
+    for id, labels, after in expected_labels(config, dataset, flip):
         plain.append((labels, dataset.ground_truth(id)))
         refined.append((after, dataset.ground_truth(id)))
         saved = read_mask(config.run / "segmentation/results/VOC2012/Segmentation/comp6_test_cls" / f"{id}.png")
         np.testing.assert_array_equal(saved, after)
     found = record(config)
-    assert found["scored_pictures"] == 11
+    assert found["scored_images"] == 11
     assert found["without_crf"]["miou"] == pytest.approx(miou(plain), abs=1e-6)
     assert found["with_crf"]["miou"] == pytest.approx(miou(refined), abs=1e-6)
     assert found["with_crf"]["miou"] != found["without_crf"]["miou"]
@@ -144,7 +144,7 @@ def test_pictures_of_another_set_need_no_labels_and_no_truth(settings, my_images
     )
     evaluate(config)
     found = record(config)
-    assert (found["dataset"]["images"], found["scored_pictures"]) == (2, 1)
+    assert (found["dataset"]["images"], found["scored_images"]) == (2, 1)
     assert sorted(path.name for path in (config.run / segmentation.SERVER_LAYOUT).iterdir()) == [
         "demo_001.png",
         "demo_002.png",

@@ -1,0 +1,97 @@
+"""The fast mode: linear models in place of trained networks, masks by CRF; the stages, their masks, new images."""
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+import amn_fast
+from amn_fast import pipeline
+from amn_fast.config import SHIPPED, Config, read_config
+from amn_fast.data.image import read_mask
+from amn_fast.data.store import read_activations
+from amn_fast.errors import InputError
+from amn_fast.metrics import Confusion
+from amn_fast.pipeline import choosing
+from amn_fast.pipeline.dependencies import input_names, settings_of, stages_of
+from amn_fast.pipeline.folder import Workspace
+from amn_fast.pipeline.table import stage_named
+from amn_fast.steps import choice
+from amn_fast.steps.mask import make_crf_mask
+
+
+@pytest.fixture
+def configuration(images, tmp_path):
+    options = {"masks": "masks", "classes": "classes.txt", "ids": "ids.txt"}
+    data = {"kind": "folder", "root": str(images), "options": options}
+    values = {"base": "fast", "name": "mine", "data": data, "run": "run", "cam": {"scales": [1.0]}, "device": "cpu"}
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(values))
+    return tmp_path / "mine.yaml"
+
+
+@pytest.fixture
+def small_grid(monkeypatch):
+    monkeypatch.setattr(choice, "FG", (0.4, 0.7))
+    monkeypatch.setattr(choice, "BG", (0.1, 0.3))
+    monkeypatch.setattr(choosing, "ROUNDS", 1)
+
+
+def test_a_transformer_serves_too(configuration, small_grid):
+    config = read_config(configuration, ["backbone=test_vit", "weights=null"])
+    pipeline.run(config)
+    assert len(list((config.run / "masks").glob("*.png"))) == 11
+
+
+def test_masks_without_training(configuration, small_grid):
+    config = read_config(configuration)
+    assert [s.name for s in stages_of(config)] == [
+        "train-cam", "make-cam", "choose-seed", "refine-seed", "train-amn", "make-amn-cam", "make-mask",
+        "check-run", "evaluate",
+    ]  # fmt: skip
+    pipeline.run(config)
+    work, confusion = Workspace(config), Confusion(3)
+    labeler = amn_fast.Labeler(config.run)
+    for id in work.dataset.ids:
+        image, found = work.dataset.image(id), read_activations(config.run / f"amn/{id}.npz")
+        mask = read_mask(config.run / f"masks/{id}.png")
+        np.testing.assert_array_equal(mask, make_crf_mask(image, found, config.mask))
+        names = [work.dataset.classes[key - 1] for key in found.keys]
+        np.testing.assert_array_equal(labeler.label(image, names).mask, mask)
+        confusion.add(mask, work.dataset.ground_truth(id))
+    assert confusion.scores().miou > 0.7  # ten images; the real backbone's features
+    assert not (config.run / "edge").exists()
+    report = (config.run / "report.html").read_text()
+    assert "Seeds of the CAM: fg" in report
+    assert "Refined seed" in report
+    assert "Refined AMN seed" not in report
+    before = {path: path.read_bytes() for path in config.run.rglob("*") if path.suffix in (".png", ".npz")}
+    for name in ("weights/cam.safetensors", "weights/amn.safetensors"):
+        (config.run / name).unlink()
+    torch.set_num_threads(2)
+    pipeline.run(config, overwrite=True)  # fitted again, on other threads: the same
+    torch.set_num_threads(1)
+    assert before == {path: path.read_bytes() for path in config.run.rglob("*") if path.suffix in (".png", ".npz")}
+    assert not pipeline.run_stage(config, "make-mask")
+
+
+def test_kinds_change_what_stages_depend_on(configuration, finished):
+    fast = read_config(configuration)
+    assert "weights/cam.safetensors" in input_names(fast, stage_named("train-amn"))
+    assert "weights/cam.safetensors" not in input_names(finished, stage_named("train-amn"))
+    with pytest.raises(InputError, match=r"train-irn is not a stage of this configuration, expected mask.kind: walk"):
+        pipeline.run_stage(fast, "train-irn")
+    # Runs of earlier versions, which did not have these settings, stay up to date.
+    for key, stage in (("train_cam.kind", "train-cam"), ("train_amn.kind", "train-amn"), ("mask.kind", "make-mask")):
+        assert key not in settings_of(Workspace(finished), stage_named(stage))
+        assert key in settings_of(Workspace(fast), stage_named(stage))
+
+
+def test_a_base_gives_what_a_file_leaves_out(configuration, tmp_path):
+    fast, shipped = read_config(configuration), read_config(SHIPPED / "fast.yaml")
+    assert (fast.train_amn, fast.mask) == (shipped.train_amn, shipped.mask)
+    assert fast.cam.scales == (1.0,)
+    assert fast.run == tmp_path / "run"
+    (tmp_path / "other.yaml").write_text("base: quick\nname: a\ndata: {kind: folder}\nrun: run\n")
+    with pytest.raises(InputError, match=r"base is 'quick', expected one of .*fast"):
+        read_config(tmp_path / "other.yaml")
+    assert Config(name="a", data={"kind": "voc"}, run=tmp_path).mask.kind == "walk"
