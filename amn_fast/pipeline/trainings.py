@@ -18,8 +18,8 @@ from amn_fast.models import AmnNet, CamNet, DeepLabV2, IrnNet, MultiScale
 from amn_fast.pipeline.engine import track
 from amn_fast.pipeline.fitting import fit_heads, fit_linear_cam
 from amn_fast.pipeline.folder import Workspace
-from amn_fast.pipeline.training import RunningMean, load_weights, save_weights, train
-from amn_fast.steps import amn, cam, irn, seg
+from amn_fast.pipeline.training import RunningMean, load_weights, read_divisor, read_losses, save_weights, train
+from amn_fast.steps import amn, cam, health, irn, seg
 from amn_fast.steps.convergence import guessing_loss
 from amn_fast.steps.items import ClassifierDataset, MaskDataset, SeedDataset
 
@@ -43,11 +43,12 @@ def train_cam(work: Workspace, new: New) -> None:
         return loss
 
     optimizer = cam.optimizer(net, settings)
-    labels = np.array([dataset.labels(id) for id in dataset.ids])
-    train(
-        work, new, "cam", net, optimizer, items, settings, loss_of,
-        figures={"accuracy": right}, guess=guessing_loss(labels),
-    )  # fmt: skip
+    guess = guessing_loss(np.array([dataset.labels(id) for id in dataset.ids]))
+    train(work, new, "cam", net, optimizer, items, settings, loss_of, figures={"accuracy": right}, guess=guess)
+    losses, divisor = read_losses(work, "cam"), read_divisor(work, "cam")
+    found = health.classifier(losses, guess, divisor, settings.lr, settings.new_lr, len(dataset.ids))
+    if found is not None:  # said now, before the hours that the next stages may take
+        work.tell(found)
 
 
 def train_amn(work: Workspace, new: New) -> None:

@@ -18,11 +18,12 @@ import torch
 from torch import nn
 
 from amn_fast.errors import InputError, MissingExtra
-from amn_fast.models import AmnNet, CamNet, IrnNet, load_published, make_backbone
+from amn_fast.models import AmnNet, CamNet, HeadsNet, IrnNet, load_published, make_backbone, prepare
 from amn_fast.models.backbone import LITE0_PACKAGE, read_state_dict
 
 TIMM_NAMES = ("resnet18", "mobilenetv3_small_100")
 NAMES = ("resnet50", "efficientnet_lite0", *TIMM_NAMES)
+OTHER_NAMES = ("test_vit", "test_vit2", "test_convnext")  # without batch norms, or of other strides
 CATS = range(281, 286)  # ImageNet's tabby, tiger cat, Persian, Siamese and Egyptian cat
 
 needs_lite0 = pytest.mark.skipif(
@@ -162,17 +163,24 @@ def test_norms_use_their_running_statistics_in_training():
 
 def test_networks_take_timm_names_and_odd_sizes():
     for size in [(1, 1), (2, 3), (33, 65), (97, 129)]:
-        for name in TIMM_NAMES:
+        for name in (*TIMM_NAMES, *OTHER_NAMES):
             torch.manual_seed(0)
             x = torch.randn(2, 3, *size)
             h, w = (size[0] - 1) // 4 + 1, (size[1] - 1) // 4 + 1
             cam, amn, irn = CamNet(5, name).eval(), AmnNet(5, name).eval(), IrnNet(name).eval()
+            heads = HeadsNet(5, name).eval()
             coarse = ((size[0] - 1) // 16 + 1, (size[1] - 1) // 16 + 1)
             with torch.no_grad():
                 assert cam(x).shape == (2, 5)
                 assert cam.activations(x).shape == (5, *coarse)
                 assert amn(x, torch.ones(2, 5)).shape == (2, 6, *coarse)
                 assert amn.activations(x, torch.ones(5)).shape == (6, *coarse)
+                found = heads.activations(x, torch.ones(5))
+                assert found.shape[0] == 6
+                assert min(found.shape[1:]) >= 1
+                for net, given in ((cam, (x,)), (heads, (x,)), (amn, (x, torch.ones(5)))):
+                    expected = net.activations(*given)
+                    torch.testing.assert_close(prepare(net).activations(*given), expected, rtol=1e-3, atol=1e-4)
                 edges, displacements = irn(x)
                 assert edges.shape == (2, 1, h, w)
                 assert displacements.shape == (2, 2, h, w)
@@ -193,8 +201,31 @@ def test_edges_of_the_smallest_image():
             assert torch.isfinite(probability).all()
 
 
+def test_transformers_give_patch_tokens_at_stride_16_for_any_patch_and_size():
+    for name, patch in (("test_vit", 16), ("vit_tiny_patch16_224", 16), ("eva02_tiny_patch14_224", 14)):
+        torch.manual_seed(0)
+        backbone = make_backbone(name).eval()
+        side = backbone.net.patch_embed.img_size[0]
+        x = torch.randn(1, 3, side // patch * 16, side // patch * 16)
+        with torch.no_grad():
+            seen = nn.functional.interpolate(x, (side, side), mode="bilinear", antialias=True)
+            tokens = backbone.net.forward_features(seen)[:, backbone.net.num_prefix_tokens :]
+            last = backbone(x)[-1]
+            torch.testing.assert_close(last.flatten(2).transpose(1, 2), tokens, rtol=1e-3, atol=1e-4)
+            larger = backbone(torch.randn(1, 3, 2 * side + 9, side // 2))
+        assert [level.shape[2:] for level in larger] == [(-(-(2 * side + 9) // 16), -(-(side // 2) // 16))] * 5
+        names = [key for key, _ in backbone.net.named_parameters()]
+        of_level = [[key for key in names if key.startswith(tuple(part))] for part in backbone.level_prefixes()]
+        assert sorted(key for part in of_level for key in part) == sorted(names)
+        backbone.freeze(3)
+        trained = [key for key, parameter in backbone.net.named_parameters() if parameter.requires_grad]
+        first = min(int(key.split(".")[1]) for key in trained if key.startswith("blocks."))
+        assert first == backbone.blocks[2] + 1
+        assert {key.split(".")[0] for key in trained} <= {"blocks", "norm", "fc_norm"}
+
+
 def test_a_gradient_reaches_what_a_network_learns():
-    for name in TIMM_NAMES:
+    for name in (*TIMM_NAMES, "test_vit"):
         for net, loss in (
             (CamNet(2, name), lambda net, x: net(x).square().sum()),
             (AmnNet(2, name), lambda net, x: net(x, torch.ones(len(x), 2)).square().sum()),
@@ -209,12 +240,11 @@ def test_other_networks_are_refused():
     for name, sentence in [
         (
             "resnet_50",
-            "backbone 'resnet_50' is not one of resnet50, efficientnet_lite0 or a timm convolutional network",
+            "backbone 'resnet_50' is not one of resnet50, efficientnet_lite0, a plain vision transformer of timm or",
         ),
         ("", "backbone '' is not one of"),
-        ("vit_tiny_patch16_224", "backbone 'vit_tiny_patch16_224' is not one of"),
+        ("swin_tiny_patch4_window7_224", "backbone 'swin_tiny_patch4_window7_224' is not one of"),
         ("vgg11", "backbone 'vgg11' is not one of"),
-        ("convnext_atto", "backbone 'convnext_atto' has 4 feature levels, expected 5"),
     ]:
         with pytest.raises(InputError) as caught:
             make_backbone(name)

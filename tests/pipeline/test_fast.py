@@ -29,13 +29,24 @@ def configuration(images, tmp_path):
     return tmp_path / "mine.yaml"
 
 
-def test_masks_without_training(configuration, monkeypatch, images):
+@pytest.fixture
+def small_grid(monkeypatch):
     monkeypatch.setattr(choice, "FG", (0.4, 0.7))
     monkeypatch.setattr(choice, "BG", (0.1, 0.3))
     monkeypatch.setattr(choosing, "ROUNDS", 1)
+
+
+def test_a_transformer_serves_too(configuration, small_grid):
+    config = read_config(configuration, ["backbone=test_vit", "weights=null"])
+    pipeline.run(config)
+    assert len(list((config.run / "masks").glob("*.png"))) == 11
+
+
+def test_masks_without_training(configuration, small_grid):
     config = read_config(configuration)
     assert [s.name for s in stages_of(config)] == [
-        "train-cam", "make-cam", "choose-seed", "refine-seed", "train-amn", "make-amn-cam", "make-mask", "evaluate",
+        "train-cam", "make-cam", "choose-seed", "refine-seed", "train-amn", "make-amn-cam", "make-mask",
+        "check-run", "evaluate",
     ]  # fmt: skip
     pipeline.run(config)
     work, confusion = Workspace(config), Confusion(3)
