@@ -19,7 +19,7 @@ import pytest
 from racing import Race, Results, Row
 
 HERE = Path(__file__).parent
-ROUNDS = {"quick": 2, "default": 7, "full": 11}
+ROUNDS = {"quick": 2, "default": 7, "full": 7}
 PACKAGES = ("amn-fast", "numpy", "scipy", "opencv-python-headless", "torch", "triton", "cuda-core", "pydensecrf2")
 results_key = pytest.StashKey[Results]()
 

@@ -12,11 +12,10 @@ import re
 import subprocess
 import sys
 
-from bench_dense_crf import label_map, make_image
+from problems import VOC, label_map, photo
 
 from amn_fast.ops.dense_crf import DenseCRF, unary_from_labels
 
-SIZE = (375, 500)
 COUNTS = {
     "instructions": r"I +refs: +([\d,]+)",
     "loads": r"D +refs: .*\( *([\d,]+) rd",
@@ -26,8 +25,8 @@ COUNTS = {
 
 
 def infer(labels: int, iterations: int) -> None:
-    unary = unary_from_labels(label_map(labels, *SIZE), labels, 0.7, zero_unsure=False)
-    DenseCRF(make_image("photo", *SIZE), threads=1).marginals(unary, iterations)
+    unary = unary_from_labels(label_map(labels, *VOC), labels, 0.7, zero_unsure=False)
+    DenseCRF(photo(*VOC), threads=1).marginals(unary, iterations)
 
 
 def counted(labels: int, iterations: int) -> list[int]:
@@ -48,7 +47,7 @@ def main() -> None:
     print("| labels |", " | ".join(COUNTS), "|\n|---|---|---|---|---|")
     for labels in map(int, options.labels.split(",")):
         few, many = counted(labels, 1), counted(labels, 4)
-        each = [(b - a) / 3 / (SIZE[0] * SIZE[1]) for a, b in zip(few, many, strict=True)]
+        each = [(b - a) / 3 / (VOC[0] * VOC[1]) for a, b in zip(few, many, strict=True)]
         print(f"| {labels} |", " | ".join(f"{value:.1f}" for value in each), "|", flush=True)
 
 

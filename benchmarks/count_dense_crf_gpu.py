@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from bench_dense_crf import label_map, make_image
+from problems import label_map, photo
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "kernels" / "dense_crf"))
 from harness import HarnessLauncher, build, signatures
@@ -219,7 +219,7 @@ def problem(
     labels: int, height: int, width: int, seed: int = 0, noise: float = 0.0
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The photograph, moved and flipped by the seed, with noise of that sigma, and energies of a label map."""
-    image = np.roll(make_image("photo", height, width), (37 * seed, 61 * seed), (0, 1))[:, :: -1 if seed % 2 else 1]
+    image = np.roll(photo(height, width), (37 * seed, 61 * seed), (0, 1))[:, :: -1 if seed % 2 else 1]
     if noise:
         image = (image + np.random.default_rng(seed).normal(0, noise, image.shape)).clip(0, 255).astype(np.uint8)
     energies = unary_from_labels(label_map(labels, height, width, seed), labels, 0.7, zero_unsure=False)

@@ -5,8 +5,15 @@ both sides start at the label map. Parity with our reference in NumPy is asserte
 minutes, and with pydensecrf on the whole problem.
 """
 
+import os
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
 import numpy as np
 import pytest
+from conftest import devices
 from crf_peer import densecrf, marginals, refined_seed, utils
 from problems import COCO, VOC, label_map, name_of, photo
 from racing import Method, Race
@@ -17,6 +24,7 @@ from amn_fast.ops.lattice import Lattice
 
 TINY, CROP = (24, 32), (40, 56)
 TOLERANCE = 1e-4
+LARGE = (3000, 4000)
 
 
 def energies(labels: np.ndarray, count: int) -> np.ndarray:
@@ -34,6 +42,7 @@ CASES = [
     *((VOC, count, threads) for threads in (1, 2) for count in (2, 3, 21, 81)),
     pytest.param(COCO, 81, 1, marks=pytest.mark.full),
     pytest.param((1080, 1920), 3, 1, marks=pytest.mark.full),
+    pytest.param(LARGE, 3, 1, marks=pytest.mark.full),
 ]
 
 
@@ -48,7 +57,39 @@ def test_whole_call(race, profile, size, count, threads):
     parity_on_a_crop(race, count)
     race.parity(marginals(image, [labels], count)[0], ours(), TOLERANCE)
     theirs = Method("pydensecrf2", lambda: marginals(image, [labels], count))
-    race.run("dense_crf", f"{name_of(size)}, {count} labels", Method("ours", ours, threads), theirs)
+    rounds = 3 if size == LARGE else None
+    race.run("dense_crf", f"{name_of(size)}, {count} labels", Method("ours", ours, threads), theirs, rounds=rounds)
+
+
+SCRIPT = """
+    import sys
+    sys.path.insert(0, {folder!r})
+    from problems import label_map, photo
+    image, labels = photo(*{size}), label_map({count}, *{size})
+    {body}
+"""
+BODIES = {
+    "ours": (
+        "from amn_fast import dense_crf, unary_from_labels; "
+        "dense_crf(image, unary_from_labels(labels, {count}, .7, zero_unsure=False), threads=1)"
+    ),
+    "pydensecrf2": "from crf_peer import marginals; marginals(image, [labels], {count})",
+}
+
+
+def test_first_call(race, profile):
+    """A script with one call, from the start of Python to its end: both import NumPy and OpenCV."""
+    size, count = TINY if profile == "quick" else VOC, 3
+    folder = str(Path(__file__).parent)
+
+    def method(name: str) -> Method:
+        script = textwrap.dedent(SCRIPT).format(
+            folder=folder, size=size, count=count, body=BODIES[name].format(count=count)
+        )
+        return Method(name, lambda: subprocess.run([sys.executable, "-c", script], check=True), in_process=False)
+
+    parity_on_a_crop(race, count)
+    race.run("dense_crf, one script", f"{name_of(size)}, {count} labels", method("ours"), method("pydensecrf2"))
 
 
 @pytest.mark.parametrize("count", [3, pytest.param(21, marks=pytest.mark.full)])
@@ -94,6 +135,44 @@ def test_batch_on_two_threads(race, profile, count):
     two = Method("ours", lambda: dense_crf(images, unaries, threads=2), 2)
     one = Method("ours on one thread", lambda: dense_crf(images, unaries, threads=1))
     race.run("dense_crf, 8 images", f"{name_of(size)}, {count} labels", two, one)
+
+
+@pytest.mark.parametrize("count", [21, 81])
+def test_pruning(race, profile, count):
+    """Inference on a softmax of four prominent labels, without labels below a thousandth of the largest one."""
+    size = TINY if profile == "quick" else VOC
+    image, labels = photo(*size), label_map(4, *size)
+    logits = np.full((count, *size), -9, np.float32)
+    np.put_along_axis(logits, labels[None], 0, 0)
+    softmax = np.exp(logits) / np.exp(logits).sum(0)
+    crf, unary = DenseCRF(image, threads=1), -np.log(softmax)
+    parity_on_a_crop(race, count)
+    race.parity(crf.labels(unary), crf.labels(unary, prune=1e-3), 0)
+    all_labels = Method("ours, no pruning", lambda: crf.labels(unary))
+    race.run(
+        "dense_crf, pruned",
+        f"{name_of(size)}, 4 prominent labels of {count}",
+        Method("ours", lambda: crf.labels(unary, prune=1e-3)),
+        all_labels,
+    )
+
+
+@pytest.mark.parametrize("count", [2, 21])
+@pytest.mark.parametrize("batch", [1, 16])
+@pytest.mark.parametrize("gpu", devices()[1:])
+def test_batch_on_a_gpu(race, profile, gpu, batch, count):
+    """Inputs and answers stay on the GPU; the other side is the CPU with all its cores."""
+    import torch
+
+    race.device = gpu
+    size = TINY if profile == "quick" else VOC
+    images = [photo(*size, shift=31 * i) for i in range(batch)]
+    unaries = [energies(label_map(count, *size, i), count) for i in range(batch)]
+    there = [[torch.from_numpy(one).to(gpu) for one in many] for many in (images, unaries)]
+    ours = Method("ours", lambda: dense_crf(*there, backend="cuda"))
+    race.parity(dense_crf(images, unaries), [one.cpu() for one in ours.run()], TOLERANCE)
+    cpu = Method("ours on the CPU", lambda: dense_crf(images, unaries), os.cpu_count() or 1)
+    race.run("dense_crf", f"{batch} of {name_of(size)}, {count} labels", ours, cpu)
 
 
 def test_lattice(race, profile):

@@ -12,8 +12,11 @@ from amn_fast.kernels.random_walk import reference
 from amn_fast.ops.random_walk import random_walk
 
 CPUS = os.cpu_count() or 1  # NumPy's matrix product takes all
-SMALL, VOC, FULL = (16, 20), (94, 125), (375, 500)
-CASES = [(VOC, 1), (VOC, 2), pytest.param(FULL, 2, marks=pytest.mark.full)]
+SMALL, VOC = (16, 20), (94, 125)
+CASES = [(VOC, 1), (VOC, 2)] + [
+    pytest.param(size, maps, marks=pytest.mark.full)
+    for size, maps in [((24, 31), 1), ((47, 63), 1), (VOC, 4), ((188, 250), 1)]
+]
 
 
 def problem(size: tuple[int, int], maps: int) -> tuple[np.ndarray, np.ndarray]:

@@ -3,9 +3,6 @@
     pytest benchmarks        # on a quiet machine; writes benchmarks/results/default.json
     python docs/figures.py
 
-README's figures and the page `benchmarks` come from default.json. Until it exists, README quotes older recorded runs,
-and the page says that there is none. The other figures are those of recorded runs of the dates beside them.
-
 A mark is a pair of comments, `<!-- figure: NAME -->text<!-- /figure -->`; NAME is a key of `FIGURES`. A test holds the
 committed texts to this script.
 """
@@ -31,25 +28,20 @@ def fill(text: str) -> str:
     return MARK.sub(lambda mark: mark["start"] + FIGURES[mark["name"]]() + mark["end"], text)
 
 
-def _results(name: str) -> dict[str, Any]:
-    return json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
-
-
-def _default_run() -> dict[str, Any] | None:
-    """The result of `pytest benchmarks`, if there is one.
+def _run(profile: str) -> dict[str, Any]:
+    """The result of `pytest benchmarks`, of the profile "default" or "full".
 
     Raises:
-        ValueError: default.json holds another profile, such as the tiny sizes of `--quick`.
+        ValueError: the file holds another profile, such as the tiny sizes of `--quick`.
     """
-    if not (RESULTS / "default.json").exists():
-        return None
-    found = _results("default")
-    if found["profile"] != "default":
-        raise ValueError(f"{RESULTS / 'default.json'}: found profile {found['profile']!r}, expected 'default'")
+    path = RESULTS / f"{profile}.json"
+    found = json.loads(path.read_text(encoding="utf-8"))
+    if found["profile"] != profile:
+        raise ValueError(f"{path}: found profile {found['profile']!r}, expected {profile!r}")
     return found
 
 
-def _default_rows(run: dict[str, Any], operation: str, case: str, **values: Any) -> list[dict[str, Any]]:
+def _rows(run: dict[str, Any], operation: str, case: str, **values: Any) -> list[dict[str, Any]]:
     """The rows on the CPU of an operation, of cases that start with `case`, and with these values.
 
     Raises:
@@ -60,149 +52,110 @@ def _default_rows(run: dict[str, Any], operation: str, case: str, **values: Any)
     rows = [row for row in rows if all(row[key] == value for key, value in wanted.items())]
     if not rows:
         raise ValueError(
-            f"{RESULTS / 'default.json'}: found no row with case {case!r}, {wanted}; run the whole profile"
+            f"{RESULTS / run['profile']}.json: found no row with case {case!r}, {wanted}; run the whole profile"
         )
     return rows
 
 
-def _default_crf(run: dict[str, Any], threads: int) -> list[dict[str, Any]]:
-    return _default_rows(run, "dense_crf", "375x500, ", method="pydensecrf2", threads=1, ours_threads=threads)
+def _crf(threads: int) -> list[dict[str, Any]]:
+    return _rows(_run("default"), "dense_crf", "375x500, ", method="pydensecrf2", threads=1, ours_threads=threads)
 
 
-def _source(run: dict[str, Any]) -> str:
-    machine = run["machine"]
-    return f"{machine['cpu']}, {machine['date']}, commit {machine['commit']},\n`benchmarks/results/default.json`"
-
-
-def _crf_rows(threads: int, maps: int = 1) -> list[dict[str, Any]]:
-    rows = _results("dense_crf_375x500")["rows"]
-    return [row for row in rows if row["threads"] == threads and row["maps"] == maps]
+def source(profile: str = "default") -> str:
+    machine = _run(profile)["machine"]
+    return f"{machine['cpu']}, {machine['date']}, commit {machine['commit']},\n`benchmarks/results/{profile}.json`"
 
 
 def crf_ratios(threads: int) -> str:
-    run = _default_run()
-    ratios = [row["ratio"] for row in (_default_crf(run, threads) if run else _crf_rows(threads))]
+    ratios = [row["ratio"] for row in _crf(threads)]
     return f"{min(ratios):.1f} to {max(ratios):.1f} times"
 
 
 def crf_source() -> str:
-    run = _default_run()
-    if run is None:
-        return "identical argmax; AMD EPYC Zen 4, 2026-11-25,\n`benchmarks/results/dense_crf_375x500.json`"
-    error = max(row["error"] for threads in (1, 2) for row in _default_crf(run, threads))
-    return f"marginals within {error:.0e}; {_source(run)}"
+    error = max(row["error"] for threads in (1, 2) for row in _crf(threads))
+    return f"marginals within {error:.0e}; {source()}"
 
 
 def crf_table() -> str:
-    alone = _results("dense_crf_375x500")["alone"]
-    first, memory = ([row for row in alone if row["what"].startswith(what)] for what in ("first call", "peak memory"))
     lines = [
-        "| labels | amn_fast, 1 thread | pydensecrf, 1 thread | ratio, 1 thread each | ratio, 2 threads against 1 "
-        "| ratio, two label maps, 1 thread each | ratio, first call, 1 thread each "
-        "| peak memory added, amn_fast / pydensecrf |",
-        "|---|---|---|---|---|---|---|---|",
+        "| labels | pydensecrf, 1 thread | amn_fast, 1 thread | ratio | amn_fast, 2 threads | ratio "
+        "| memory added, pydensecrf / amn_fast |",
+        "|---|---|---|---|---|---|---|",
     ]
-    columns = (_crf_rows(1), _crf_rows(2), _crf_rows(1, maps=2), first, memory)
-    for one, two, maps, start, peak in zip(*columns, strict=True):
+    for one, two in zip(_crf(1), _crf(2), strict=True):
         lines.append(
-            f"| {one['labels']} | {one['ours_ms']:.0f} ms | {one['peer_ms']:.0f} ms | {one['ratio']:.1f} "
-            f"| {two['ratio']:.1f} | {maps['ratio']:.1f} | {start['ratio']:.1f} "
-            f"| {peak['ours']:.0f} / {peak['peer']:.0f} MB |"
+            f"| {one['case'].split(', ')[1].split()[0]} | {one['ms']:.0f} ms | {one['ours_ms']:.0f} ms "
+            f"| {_ratio(one)} | {two['ours_ms']:.0f} ms | {_ratio(two)} "
+            f"| {_mib(one['mib'])} / {_mib(one['ours_mib'])} MiB |"
         )
     return _block(lines)
 
 
-def crf_lists() -> str:
-    parts = _results("dense_crf_375x500")["parts"]
-    return ", ".join(f"{part['ratio']:.1f}" for part in parts if part.get("what", "").startswith("8 pictures"))
+def crf_large() -> str:
+    rows = _rows(_run("full"), "dense_crf", "", method="pydensecrf2", threads=1, ours_threads=1)
+    large = [row for row in rows if not row["case"].startswith("375x500")]
+    return "; ".join(f"{row['case']}: {row['ratio']:.1f} ({row['ours_ms'] / 1e3:.2f} s)" for row in large)
 
 
-def crf_present(labels: int) -> str:
-    row = next(row for row in _results("dense_crf_shown")["rows"] if row["labels"] == labels)
-    return f"{row['ours_ms']:.0f} ms against {row['peer_ms']:.0f} ms ({row['ratio']:.0f} times)"
-
-
-def crf_pruned(labels: int) -> str:
-    parts = _results("dense_crf_prune")["parts"]
-    return f"{next(part['ratio'] for part in parts if 'pruned' in part and part['labels'] == labels):.1f} times"
-
-
-def _walk(size: str, maps: int, method: str) -> dict[str, Any]:
-    rows = _results("random_walk")["rows"]
-    return next(row for row in rows if (row["size"], row["maps"], row["method"]) == (size, maps, method))
+def crf_case(operation: str, case: str) -> str:
+    row = _rows(_run("default"), operation, case)[0]
+    return f"{row['ours_ms']:.0f} ms against {row['ms']:.0f} ms ({row['ratio']:.1f} times)"
 
 
 def walk_own() -> str:
-    run = _default_run()
-    if run is not None:
-        row = _default_rows(run, "random_walk", "94x125, K = 1", ours_threads=1)[0]
-        return f"{row['ours_ms']:.0f} ms and {_mib(row['ours_mib'])} MiB"
-    row = _walk("94 x 125", 1, "amn_fast")
-    return f"{row['seconds'] * 1e3:.0f} ms and {row['mib']:.0f} MiB"
-
-
-def walk_source() -> str:
-    run = _default_run()
-    return "2026-11-25" if run is None else _source(run)
+    row = _rows(_run("default"), "random_walk", "94x125, K = 1", ours_threads=1)[0]
+    return f"{row['ours_ms']:.0f} ms and {_mib(row['ours_mib'])} MiB"
 
 
 def walk_dense() -> str:
-    row = _walk("94 x 125", 1, "dense (published) ≈")
-    return f"{row['seconds']:.0f} s and {row['mib'] / 1024:.0f} GiB"
+    row = _rows(_run("default"), "random_walk", "32x40, K = 1", method="dense matrix power")[0]
+    return f"{row['ours_ms']:.1f} ms against {row['ms']:.0f} ms"
 
 
 def walk_table() -> str:
     lines = [
-        "| map | K | amn_fast | 256 steps | SciPy sparse | PyTorch sparse "
-        "| memory, amn_fast / SciPy | error, amn_fast / SciPy |",
-        "|---|---|---|---|---|---|---|---|",
+        "| map | amn_fast, 1 thread | other | other, 1 thread | ratio [interval] | memory added, other / amn_fast "
+        "| largest error of amn_fast |",
+        "|---|---|---|---|---|---|---|",
     ]
-    for own in _results("random_walk")["rows"]:
-        if own["method"] != "amn_fast":
-            continue
-        size, maps = own["size"], own["maps"]
-        others = [_walk(size, maps, f"{name}, 256 steps") for name in ("amn_fast", "SciPy sparse", "PyTorch sparse")]
-        ratios = " | ".join(f"{other['seconds'] / own['seconds']:.1f} x" for other in others)
-        scipy = others[1]
-        lines.append(
-            f"| {size} | {maps} | {own['seconds'] * 1e3:.1f} ms | {ratios} "
-            f"| {own['mib']:.1f} / {scipy['mib']:.0f} MiB | {own['error']:.1e} / {scipy['error']:.1e} |"
-        )
+    for row in _rows(_run("full"), "random_walk", ""):
+        if row["method"] != "dense matrix power":
+            lines.append(
+                f"| {row['case']} | {row['ours_ms']:.1f} ms | {row['method']} | {row['ms']:.0f} ms | {_ratio(row)} "
+                f"| {_mib(row['mib'])} / {_mib(row['ours_mib'])} MiB | {row['error']:.0e} |"
+            )
     return _block(lines)
 
 
 def eval_seg() -> str:
-    result = _results("eval_seg")
-    ratio, ours, theirs = result["published_over_ours"], *(result["methods"][name] for name in ("ours", "published"))
-    return (
-        f"{ratio['seconds']:.1f} times as fast ({ratio['processor_seconds']:.1f} times in CPU time), "
-        f"{ours['written_mb']} MB written instead of {theirs['written_mb']} MB"
-    )
+    row = _rows(_run("default"), "eval-seg", "")[0]
+    return f"{row['ratio']:.1f} times as fast ({row['case']})"
 
 
-def default_table() -> str:
-    """Every row of the default run; each side's threads stand beside its time."""
-    run = _default_run()
-    if run is None:
-        return _block(["No default run is recorded yet."])
+def whole_table(profile: str) -> str:
+    """Every row of a run; each side's threads stand beside its time."""
+    run = _run(profile)
     machine = run["machine"]
     lines = [
         f"{machine['cpu']}, {machine['cpus']} CPUs, load {machine['load']} at the end, {machine['date']}, commit"
-        f" {machine['commit']}, PyTorch {machine['torch']}, `benchmarks/results/default.json`.",
+        f" {machine['commit']}, PyTorch {machine['torch']}, `benchmarks/results/{profile}.json`.",
         "",
         "| operation | case | other | other, ms (threads) | amn_fast, ms (threads) | ratio [interval] "
         "| memory added, other / amn_fast, MiB | largest error |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for row in run["rows"]:
-        low, high = row["interval"]
         lines.append(
             f"| {row['operation']}{' (GPU)' if row['device'] == 'cuda' else ''} | {row['case']} | {row['method']} "
             f"| {row['ms']:.1f} ({row['threads']}) | {row['ours_ms']:.1f} ({row['ours_threads']}) "
-            f"| {row['ratio']:.1f} [{low:.1f}, {high:.1f}] | {_mib(row['mib'])} / {_mib(row['ours_mib'])} "
-            f"| {row['error']:.0e} |"
+            f"| {_ratio(row)} | {_mib(row['mib'])} / {_mib(row['ours_mib'])} | {row['error']:.0e} |"
         )
     return _block(lines)
+
+
+def _ratio(row: dict[str, Any]) -> str:
+    low, high = row["interval"]
+    return f"{row['ratio']:.1f} [{low:.1f}, {high:.1f}]"
 
 
 def _mib(value: float | None) -> str:
@@ -215,21 +168,28 @@ def _block(lines: list[str]) -> str:
 
 
 FIGURES: dict[str, Callable[[], str]] = {
+    "source": source,
     "crf_one_thread": lambda: crf_ratios(1),
     "crf_two_threads": lambda: crf_ratios(2),
     "crf_source": crf_source,
     "crf_table": crf_table,
-    "crf_lists": crf_lists,
-    "crf_present_21": lambda: crf_present(21),
-    "crf_present_81": lambda: crf_present(81),
-    "crf_pruned_21": lambda: crf_pruned(21),
-    "crf_pruned_81": lambda: crf_pruned(81),
+    "crf_large": crf_large,
+    "crf_two_maps": lambda: crf_case("dense_crf, two maps", "375x500, 3"),
+    "crf_eight_2": lambda: crf_case("dense_crf, 8 images", "375x500, 2 "),
+    "crf_eight_21": lambda: crf_case("dense_crf, 8 images", "375x500, 21"),
+    "crf_present_21": lambda: crf_case("dense_crf, 3 labels present", "375x500, 21"),
+    "crf_present_81": lambda: crf_case("dense_crf, 3 labels present", "375x500, 81"),
+    "crf_pruned_21": lambda: crf_case("dense_crf, pruned", "375x500, 4 prominent labels of 21"),
+    "crf_pruned_81": lambda: crf_case("dense_crf, pruned", "375x500, 4 prominent labels of 81"),
+    "crf_script": lambda: crf_case("dense_crf, one script", "375x500"),
     "walk_own": walk_own,
-    "walk_source": walk_source,
+    "walk_source": source,
     "walk_dense": walk_dense,
     "walk_table": walk_table,
+    "full_source": lambda: source("full"),
     "eval_seg": eval_seg,
-    "default_table": default_table,
+    "default_table": lambda: whole_table("default"),
+    "full_table": lambda: whole_table("full"),
 }
 
 
