@@ -225,13 +225,10 @@ def label_kills() -> str:
 
 
 FIGURES: dict[str, Callable[[], str]] = {
-<<<<<<< HEAD
     "source": source,
-=======
     "label_costs": label_costs,
     "label_startup": label_startup,
     "label_kills": label_kills,
->>>>>>> main
     "crf_one_thread": lambda: crf_ratios(1),
     "crf_two_threads": lambda: crf_ratios(2),
     "crf_source": crf_source,
