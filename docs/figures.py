@@ -28,16 +28,19 @@ def fill(text: str) -> str:
     return MARK.sub(lambda mark: mark["start"] + FIGURES[mark["name"]]() + mark["end"], text)
 
 
+def _results(name: str) -> dict[str, Any]:
+    return json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
+
+
 def _run(profile: str) -> dict[str, Any]:
     """The result of `pytest benchmarks`, of the profile "default" or "full".
 
     Raises:
         ValueError: the file holds another profile, such as the tiny sizes of `--quick`.
     """
-    path = RESULTS / f"{profile}.json"
-    found = json.loads(path.read_text(encoding="utf-8"))
+    found = _results(profile)
     if found["profile"] != profile:
-        raise ValueError(f"{path}: found profile {found['profile']!r}, expected {profile!r}")
+        raise ValueError(f"{RESULTS / profile}.json: found profile {found['profile']!r}, expected {profile!r}")
     return found
 
 
