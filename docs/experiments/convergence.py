@@ -4,7 +4,7 @@
 
 The sets: one, two and ten classes of MSRC v2; cats and dogs, and six classes, of VOC 2012; the demo. Small crops, six
 epochs, the learning rates of the shipped configurations for efficientnet_lite0. `--clip 0` shows what restarts alone
-do: the shipped settings of earlier versions had no clipping.
+do, and `--clip 0 --restarts 0` what neither does.
 """
 
 import argparse
@@ -20,7 +20,7 @@ import torch
 from amn_fast.config import Config
 from amn_fast.data import open_dataset
 from amn_fast.models import CamNet
-from amn_fast.pipeline import run_stage
+from amn_fast.pipeline import run_stage, training
 from amn_fast.pipeline.folder import Workspace
 from amn_fast.pipeline.training import load_weights, read_losses
 from amn_fast.steps.cam import activate
@@ -101,13 +101,13 @@ def measure(config):
 
 
 def run(name, data, folder, seed, clip, rate):
-    training = {
+    settings = {
         "epochs": 6, "batch": 16, "crop": CROP, "lr": rate, "new_lr": 10 * rate, "momentum": 0.9,
         "long_side": [round(0.9 * CROP), round(1.3 * CROP)], "clip": clip or None,
     }  # fmt: skip
     config = Config.model_validate(
         {"name": name, "data": data, "run": folder, "seed": seed, "mode": "fixed", "device": "cpu",
-         "backbone": "efficientnet_lite0", "train_cam": training}
+         "backbone": "efficientnet_lite0", "train_cam": settings}
     )  # fmt: skip
     start = time.process_time()
     run_stage(config, "train-cam")
@@ -132,9 +132,11 @@ def main():
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--clip", type=float, default=1.0)
     parser.add_argument("--rate", type=float, default=RATE)
+    parser.add_argument("--restarts", type=int, default=training.RESTARTS)
     parser.add_argument("--only", nargs="+", help="names of sets")
     options = parser.parse_args()
     torch.set_num_threads(1)
+    training.RESTARTS = options.restarts
     data = {"demo": {"kind": "demo", "root": str(options.work / "data" / "demo")}}
     for name, (source, classes, ids) in sets(options.msrc, options.voc).items():
         folder = options.work / "data" / name.replace(",", "").replace(" ", "_")
@@ -145,7 +147,7 @@ def main():
         for name, one in data.items():
             if not options.only or name in options.only:
                 folder = (
-                    options.work / f"{name.replace(',', '').replace(' ', '_')}_{seed}_{options.clip}_{options.rate}"
+                    options.work / f"{name.replace(',', '').replace(' ', '_')}_{seed}_{options.clip}_{options.restarts}"
                 )
                 print(json.dumps(run(name, one, folder, seed, options.clip, options.rate)), flush=True)
 

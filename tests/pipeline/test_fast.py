@@ -45,7 +45,8 @@ def test_a_transformer_serves_too(configuration, small_grid):
 def test_masks_without_training(configuration, small_grid):
     config = read_config(configuration)
     assert [s.name for s in stages_of(config)] == [
-        "train-cam", "make-cam", "choose-seed", "refine-seed", "train-amn", "make-amn-cam", "make-mask", "evaluate",
+        "train-cam", "make-cam", "choose-seed", "refine-seed", "train-amn", "make-amn-cam", "make-mask",
+        "check-run", "evaluate",
     ]  # fmt: skip
     pipeline.run(config)
     work, confusion = Workspace(config), Confusion(3)
