@@ -4,7 +4,7 @@ import os
 import sys
 from pathlib import Path
 
-from pybind11.setup_helpers import Pybind11Extension, build_ext
+from pybind11.setup_helpers import ParallelCompile, Pybind11Extension, build_ext
 from setuptools import find_namespace_packages, find_packages, setup
 
 SOURCES = sorted(str(path) for path in Path("kernels").rglob("*.cpp"))
@@ -28,6 +28,8 @@ native = Pybind11Extension(
     # Without a C++ compiler the package installs all the same and runs on its references; a wheel must not.
     optional="AMN_FAST_REQUIRE_NATIVE" not in os.environ,
 )
+
+ParallelCompile(default=0).install()  # one compiler for each CPU
 
 setup(
     packages=[

@@ -530,6 +530,21 @@ class Config(Section):
             " BF16 or AMX, slower on other CPUs; float16 runs on a GPU only."
         ),
     ] = "float32"
+    store: Annotated[
+        Literal["full", "minimal"],
+        Field(
+            description="Activations on disk: at stride 4 and at full size, or at stride 4 alone (minimal). Seeds and"
+            " masks are the same: with minimal, seeds are made in the pass of the networks, which run again where only"
+            " the settings of seeds change. `evaluate` then scores the activations at stride 4, upsampled."
+        ),
+    ] = "full"
+    training_precision: Annotated[
+        Literal["auto", "float32", "bfloat16"],
+        Field(
+            description="Precision of the networks in training, whose weights stay in float32: bfloat16 on a GPU and"
+            " float32 on a CPU (auto), or as named."
+        ),
+    ] = "auto"
     segmentation: Annotated[
         bool, Field(description="Train and evaluate a segmentation network on the masks at the end of `amn-fast run`.")
     ] = False

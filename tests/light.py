@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-TESTS = ("ops/test_dense_crf.py", "ops/test_random_walk.py", "compat")
+TESTS = ("kernels/test_build.py", "ops/test_dense_crf.py", "ops/test_random_walk.py", "compat")
 
 if __name__ == "__main__":
     folder = Path(__file__).parent  # Python puts it on sys.path; the source tree above it is not there

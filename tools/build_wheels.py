@@ -3,8 +3,9 @@
     python tools/build_wheels.py [--out dist] [--python /path/to/python3.14 ...] [--arch x86_64 aarch64]
 
 zig's clang compiles both architectures against glibc 2.17 and links its C++ library statically. A wheel therefore needs
-libc alone and runs on manylinux_2_17 systems and newer. zig comes as the package `ziglang`. Interpreters are looked for
-on PATH and under `pyenv root`; others are named with --python.
+libc and libgcc_s alone and runs on manylinux_2_17 systems and newer. zig comes as the package `ziglang`. Interpreters
+are looked for on PATH and under `pyenv root`; others are named with --python. With ccache, sources without Python's
+headers are compiled once for all versions.
 """
 
 import argparse
@@ -21,6 +22,12 @@ VERSIONS = ("3.11", "3.12", "3.13", "3.14")
 ARCHITECTURES = ("x86_64", "aarch64")
 GLIBC = "2.17"
 PLATFORM = f"manylinux_{GLIBC.replace('.', '_')}"
+UNWINDER = (
+    *("Backtrace", "DeleteException", "FindEnclosingFunction", "Find_FDE", "ForcedUnwind", "GetCFA", "GetDataRelBase"),
+    *("GetGR", "GetIP", "GetIPInfo", "GetLanguageSpecificData", "GetRegionStart", "GetTextRelBase", "RaiseException"),
+    *("Resume", "Resume_or_Rethrow", "SetGR", "SetIP"),
+)
+"""Functions of libgcc_s, without `_Unwind_`."""
 
 
 def find_pythons(named: list[str]) -> dict[str, str]:
@@ -41,6 +48,26 @@ def find_pythons(named: list[str]) -> dict[str, str]:
     return dict(sorted(found.items()))
 
 
+def shims(arch: str, folder: Path, cc: Path) -> list[str]:
+    """Files to link, where zig's runtime library would be wrong.
+
+    glibc ends a thread by unwinding it with libgcc_s. zig would link another unwinder statically, and a daemon thread
+    inside a kernel would crash the interpreter's exit. So libgcc_s serves exceptions too; a library of its name and
+    functions stands in for it here. For x86-64 see zig_cpu_model.c.
+    """
+    stub, library = folder / f"{arch}-libgcc_s.c", folder / arch / "libgcc_s.so.1"
+    library.parent.mkdir(exist_ok=True)
+    stub.write_text("".join(f"void _Unwind_{name}(void) {{}}\n" for name in UNWINDER))
+    named = ["-shared", "-nostdlib", f"-Wl,-soname,{library.name}"]
+    subprocess.run([cc, *named, str(stub), "-o", str(library)], check=True)
+    if arch != "x86_64":
+        return [str(library)]
+    model = folder / f"{arch}-cpu_model.o"
+    source = Path(__file__).with_name("zig_cpu_model.c")
+    subprocess.run([cc, "-O2", "-fPIC", "-c", str(source), "-o", str(model)], check=True)
+    return [str(model), str(library)]
+
+
 def compilers(arch: str, version: str, folder: Path) -> dict[str, str]:
     """The environment that makes setuptools compile and link for `arch`."""
     target = f"{arch}-linux-gnu.{GLIBC}"
@@ -50,10 +77,14 @@ def compilers(arch: str, version: str, folder: Path) -> dict[str, str]:
         wrappers[tool] = folder / f"{arch}-{tool.replace('+', 'x')}"
         wrappers[tool].write_text(f'#!/bin/sh\nexec "{zig}" {tool} -target {target} "$@"\n')
         wrappers[tool].chmod(0o755)
-    shared = f"{wrappers['c++']} -shared -Wl,-s"
+    shared = " ".join([str(wrappers["c++"]), "-shared", "-Wl,-s", *shims(arch, folder, wrappers["cc"])])
+    cache = f"{ccache} " if (ccache := shutil.which("ccache")) else ""
     return {
-        "CC": str(wrappers["cc"]),
-        "CXX": str(wrappers["c++"]),
+        "CC": f"{cache}{wrappers['cc']}",
+        "CXX": f"{cache}{wrappers['c++']}",
+        "CCACHE_COMPILERCHECK": "content",
+        "CCACHE_COMPILERTYPE": "clang",
+        "CCACHE_NOHASHDIR": "1",
         "LDSHARED": shared,
         "LDCXXSHARED": shared,
         "_PYTHON_HOST_PLATFORM": f"linux-{arch}",

@@ -38,6 +38,7 @@ from amn_fast.pipeline.chosen import chosen_mask
 from amn_fast.pipeline.engine import cores, for_each
 from amn_fast.pipeline.folder import Workspace
 from amn_fast.pipeline.inference import read_edge
+from amn_fast.review.doubt import read_doubt
 from amn_fast.review.source import run_config
 from amn_fast.steps import mask
 from amn_fast.steps.doubt import agreement, fit_iou
@@ -239,21 +240,6 @@ def store(run: Path | str, found: Calibration) -> None:
         for id, value in read_doubt(run).items():
             writer.writerow([id, f"{value:.4f}", f"{np.interp(value, known, iou):.3f}"])
         write_text(run / FOLDER / "expected_iou.csv", text.getvalue())
-
-
-def read_doubt(run: Path) -> dict[str, float]:
-    """The doubt of each mask, from doubt.csv in the run folder; empty where there is none.
-
-    Raises:
-        InputError: the file is damaged.
-    """
-    path = run / "doubt.csv"
-    if not path.is_file():
-        return {}
-    try:
-        return {row["image"]: float(row["doubt"]) for row in csv.DictReader(io.StringIO(read_text(path), newline=""))}
-    except (KeyError, TypeError, ValueError, csv.Error) as error:
-        raise InputError(f"{path} cannot be read, expected what check-run writes; run `amn-fast check-run`") from error
 
 
 def _fitted(pairs: list[tuple[float, float]]) -> tuple[tuple[float, float], ...]:

@@ -108,6 +108,15 @@ def read_activations(path: Path | str, *, upsampled: bool = True) -> Activations
     return _read(path, read)
 
 
+def is_compact(path: Path | str) -> bool:
+    """Whether a file lacks the maps at full size.
+
+    Raises:
+        InputError: the file is missing, damaged or of another form.
+    """
+    return _read(path, lambda file: "size" in file)
+
+
 def read_strided(path: Path | str) -> StridedActivations:
     """Read the maps at stride 4 alone; the maps at full size are not decompressed.
 

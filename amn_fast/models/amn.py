@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from amn_fast.models.backbone import make_backbone
+from amn_fast.models.backbone import batches, make_backbone
 
 
 class Aspp(nn.Module):
@@ -26,6 +26,25 @@ class Aspp(nn.Module):
         return self.c0(x) + self.c1(x) + self.c2(x) + self.c3(x)
 
 
+class ShareDropout(nn.Dropout):
+    """Dropout that drops in a part of a batch what it would drop there in the whole batch.
+
+    Attributes:
+        share: (first image, end, images of the whole batch); None for the whole batch.
+    """
+
+    share: tuple[int, int, int] | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.share is None or not self.training:
+            return super().forward(x)
+        first, end, whole = self.share
+        last = x.is_contiguous(memory_format=torch.channels_last)
+        layout = torch.channels_last if last else torch.contiguous_format
+        ones = torch.ones((whole, *x.shape[1:]), dtype=x.dtype, device=x.device).to(memory_format=layout)
+        return x * super().forward(ones)[first:end]
+
+
 class AmnNet(nn.Module):
     """Features times Linear(image label), channel by channel, then dropout and an ASPP classifier to C + 1 logits."""
 
@@ -36,7 +55,7 @@ class AmnNet(nn.Module):
         self.backbone.freeze(0)
         channels = self.backbone.channels[-1]
         self.label_enc = nn.Linear(n_classes, channels)
-        self.classifier = nn.Sequential(nn.Dropout(0.1), Aspp(channels, n_classes + 1))
+        self.classifier = nn.Sequential(ShareDropout(0.1), Aspp(channels, n_classes + 1))
 
     def forward(self, x: Tensor, label: Tensor) -> Tensor:
         """(B, 3, H, W) normalised images and (B, C) image labels -> (B, C + 1, h, w) logits, 0 is background."""
@@ -47,7 +66,7 @@ class AmnNet(nn.Module):
     @torch.no_grad()
     def activations(self, pair: Tensor, label: Tensor) -> Tensor:
         """(2, 3, H, W) image and its horizontal flip, (C,) label -> (C + 1, h, w): the mean of both maps of logits."""
-        logits = self(pair, label.expand(2, -1)).float()
+        logits = torch.cat([self(x, label.expand(len(x), -1)).float() for x in batches(pair)])
         return (logits[0] + logits[1].flip(-1)) / 2
 
     def new_parameters(self) -> list[nn.Parameter]:

@@ -235,6 +235,15 @@ class _Timm(Backbone):
         return levels
 
 
+def batches(pair: Tensor) -> tuple[Tensor, ...]:
+    """The parts of an image and its flip that a network sees at once.
+
+    On a CPU each comes alone: features of half the size stay longer in the cache. It depends on nothing but the device,
+    so that the results of an image are always the same.
+    """
+    return pair.split(1 if pair.device.type == "cpu" else len(pair))
+
+
 def undo_dilation(net: nn.Module) -> None:
     """Turn dilated convolutions into plain ones of the same stride: "stride 1 and no dilation"."""
     for module in net.modules():

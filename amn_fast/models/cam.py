@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from amn_fast.models.backbone import make_backbone
+from amn_fast.models.backbone import batches, make_backbone
 
 
 class CamNet(nn.Module):
@@ -31,7 +31,7 @@ class CamNet(nn.Module):
     @torch.no_grad()
     def activations(self, pair: Tensor) -> Tensor:
         """An image and its horizontal flip, (2, 3, H, W) normalised -> (C, h, w): the sum of both rectified maps."""
-        maps = F.relu(self.classifier(self.backbone(pair)[-1])).float()
+        maps = torch.cat([F.relu(self.classifier(self.backbone(x)[-1])).float() for x in batches(pair)])
         return maps[0] + maps[1].flip(-1)
 
     def new_parameters(self) -> list[nn.Parameter]:

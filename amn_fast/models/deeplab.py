@@ -26,6 +26,7 @@ from amn_fast.models.backbone import (
     IMAGENET_MEAN,
     IMAGENET_STD,
     FrozenNorms,
+    batches,
     load_strictly,
     make_backbone,
     read_state_dict,
@@ -234,7 +235,8 @@ class MultiScale(nn.Module):
 
     def _full_logits(self, x: Tensor, flip: bool) -> Tensor:
         """(3, H, W) -> (C + 1, H, W) float32 logits."""
-        logits = self(torch.stack([x, x.flip(-1)]) if flip else x[None])[-1].float()
+        images = torch.stack([x, x.flip(-1)]) if flip else x[None]
+        logits = torch.cat([self(image)[-1].float() for image in batches(images)])
         full = _resize(logits, x.shape[-2:])
         return (full[0] + full[1].flip(-1)) / 2 if flip else full[0]
 

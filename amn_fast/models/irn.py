@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from amn_fast.models.backbone import Backbone, make_backbone
+from amn_fast.models.backbone import Backbone, batches, make_backbone
 
 
 class _Resize(nn.Module):
@@ -98,7 +98,8 @@ class IrnNet(nn.Module):
         height, width = pair.shape[-2:]
         h, w = (height - 1) // 4 + 1, (width - 1) // 4 + 1
         padded = F.pad(pair, (0, max(0, pad - width), 0, max(0, pad - height)))
-        logits, displacement = (part.float() for part in self(padded))
+        parts = zip(*(self(x) for x in batches(padded)), strict=True)
+        logits, displacement = (torch.cat(part).float() for part in parts)
         logits = logits[..., :h, :w]
         return torch.sigmoid((logits[0] + logits[1].flip(-1)) / 2), displacement[0, :, :h, :w]
 

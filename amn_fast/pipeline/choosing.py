@@ -133,7 +133,10 @@ class Search:
         self._scores |= dict(zip(pairs, scores, strict=True))
 
     def _prepare(self) -> None:
-        """Features and labels of all images; for a grid that was extended, labels at the new thresholds."""
+        """Features and labels of all images; for a grid that was extended, labels at the new thresholds.
+
+        Activations that were not kept at full size are upsampled.
+        """
         wanted = sorted({*self._fg, *self._bg})
         fresh = [threshold for threshold in wanted if threshold not in self._thresholds]
 

@@ -22,10 +22,10 @@ NO_INFLUENCE = frozenset({
 })  # fmt: skip
 """Settings of a section that results do not depend on."""
 
-WANTS_MORE = frozenset({"eval_seg.save_masks"})
-"""Settings that only add outputs: results that have them serve a configuration without them."""
+WANTS_LESS = {"eval_seg.save_masks": False, "store": "minimal"}
+"""Values of settings that outputs made with another value serve as well."""
 
-BEFORE = {"precision": "float32"}
+BEFORE = {"precision": "float32", "training_precision": "auto", "store": "full"}
 """Values of settings in the runs of versions that did not have them."""
 
 ADDED_LATER = {"train_cam.kind": "network", "train_amn.kind": "network", "mask.kind": "walk"}
@@ -71,6 +71,11 @@ def exists(config: Config, stage: Stage) -> bool:
 def stages_of(config: Config) -> list[Stage]:
     """The stages of `amn-fast run`, in order."""
     return [s for s in STAGES if (config.segmentation or not s.segmentation) and exists(config, s)]
+
+
+def item_key(settings: dict[str, Any], inputs: Inputs) -> str:
+    """What an item of a stage depends on, as a short text."""
+    return digest([settings, inputs])
 
 
 def input_names(config: Config, stage: Stage) -> tuple[str, ...]:
@@ -221,5 +226,5 @@ def settings_changes(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
     return [
         f"{key} was {before.get(key)}, now {now.get(key)}"
         for key in sorted(before.keys() | now.keys())
-        if before.get(key) != now.get(key) and not (key in WANTS_MORE and not now[key])
+        if before.get(key) != now.get(key) and not (key in WANTS_LESS and now.get(key) == WANTS_LESS[key])
     ]

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from amn_fast._console import errors as console
 from amn_fast.config import Config, is_path
 from amn_fast.data import open_dataset
 from amn_fast.data.base import Dataset, list_ids, require_complete
@@ -20,6 +21,7 @@ from amn_fast.pipeline.contents import Contents
 from amn_fast.pipeline.processes import Processes
 from amn_fast.pipeline.records import RECORDS, Record, read_record, write_record
 from amn_fast.pipeline.table import STAGES, Stage
+from amn_fast.steps.health import Finding
 
 SUFFIXES = {path.split("/")[0]: path.split("{id}")[1] for s in STAGES for path in s.outputs if "{id}" in path}
 """Folder of a stage's outputs -> ending of its files."""
@@ -132,6 +134,11 @@ class Workspace:
                 file.write(json.dumps(line) + "\n")
         except OSError as error:  # a full disk does not say whose write failed
             raise OSError(error.errno, error.strerror, str(path)) from error
+
+    def tell(self, found: Finding) -> None:
+        """Say what a health check found, on the console and in the log."""
+        console.print(f"{found.word}: {found.text}", soft_wrap=True)
+        self.log("health", **found.to_json())
 
 
 @contextmanager

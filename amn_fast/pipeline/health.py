@@ -19,7 +19,7 @@ from amn_fast.models.backbone import make_backbone
 from amn_fast.ops.mask import mask_from_scores
 from amn_fast.pipeline.chosen import chosen_mask, chosen_seed
 from amn_fast.pipeline.dependencies import stages_of
-from amn_fast.pipeline.engine import console, cores, for_each, track
+from amn_fast.pipeline.engine import cores, for_each, track
 from amn_fast.pipeline.folder import Workspace
 from amn_fast.pipeline.inference import read_edge
 from amn_fast.pipeline.training import read_divisor, read_losses
@@ -78,20 +78,14 @@ def check_run(work: Workspace, new: Callable[[Path], Path]) -> None:
         health.foreground(float(after.mean()) if images else None, images),
     ]  # fmt: skip
     findings = [one for one in found if one is not None]
-    report(work, findings)
+    for one in findings:
+        work.tell(one)
     order = ranked(tally.signs, {id for id in dataset.ids if work.trusted(id) is not None})
     write_json(
         new(work.root / "health.json"),
         {"findings": [one.to_json() for one in findings], "doubt": dict(order)},
     )
     write_text(new(work.root / "doubt.csv"), doubt_table(order, tally.signs))
-
-
-def report(work: Workspace, findings: list[Finding]) -> None:
-    """Say what was found, on the console and in the log."""
-    for one in findings:
-        console.print(f"{'problem' if one.serious else 'warning'}: {one.text}", soft_wrap=True)
-        work.log("health", **one.to_json())
 
 
 def _count(work: Workspace, tally: _Tally) -> None:

@@ -1,5 +1,7 @@
 """Stages that compute one file or two for each image: they load networks, read inputs and write outputs."""
 
+import functools
+import threading
 import zipfile
 import zlib
 from collections.abc import Callable
@@ -8,84 +10,145 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from amn_fast.config import Mask, Seed
+from amn_fast.config import Mask
 from amn_fast.data.image import read_mask
 from amn_fast.data.legend import write_legend
 from amn_fast.data.masks import write_mask
-from amn_fast.data.store import read_activations, read_strided, write_activations
+from amn_fast.data.store import Activations, as_stored, is_compact, read_activations, read_strided, write_activations
 from amn_fast.errors import InputError
 from amn_fast.files import write_atomically
 from amn_fast.models import AmnNet, CamNet, HeadsNet, IrnNet, prepare
 from amn_fast.pipeline.chosen import chosen_mask, chosen_seed
-from amn_fast.pipeline.dependencies import previous_output
+from amn_fast.pipeline.dependencies import exists, inputs_of, item_key, previous_output, settings_of
 from amn_fast.pipeline.engine import Warnings, on_device
 from amn_fast.pipeline.folder import Workspace
-from amn_fast.pipeline.table import IMAGE, stage_named
+from amn_fast.pipeline.staging import Staging
+from amn_fast.pipeline.table import IMAGE, producer, stage_named
 from amn_fast.pipeline.training import load_weights
 from amn_fast.steps import amn, cam, irn, mask, seed
 from amn_fast.steps.items import checked_labels
 
 New = Callable[[Path], Path]
 One = Callable[[str], None]
+Activate = Callable[[str, NDArray[np.uint8]], Activations]
+"""Activations of an image, by its id and pixels."""
 
 
 def make_cam(work: Workspace, new: New) -> One:
     """Class activations of an image."""
-    net = CamNet(len(work.dataset.classes), work.config.backbone).to(work.device)
-    load_weights(work.weights("cam"), net)
-    net = prepare(net, work.config.precision)
-
-    def one(id: str) -> None:
-        image, label = work.dataset.image(id), work.dataset.labels(id)
-        with on_device(work.device):
-            found = cam.activate(net, image, label, work.config.cam.scales, work.device)
-        write_activations(new(work.item("cam", id)), found)
-
-    return one
+    return _make_activations(work, new, "cam", _cam_network(work))
 
 
 def make_amn_cam(work: Workspace, new: New) -> One:
     """AMN's activations of an image."""
+    return _make_activations(work, new, "amn", _amn_network(work))
+
+
+def refine_seed(work: Workspace, new: New) -> One:
+    """Seed of an image from its class activations."""
+    return _refine(work, new, "cam", _cam_network)
+
+
+def refine_amn_seed(work: Workspace, new: New) -> One:
+    """Seed of an image from AMN's activations."""
+    return _refine(work, new, "amn", _amn_network)
+
+
+def _cam_network(work: Workspace) -> Activate:
+    net = CamNet(len(work.dataset.classes), work.config.backbone).to(work.device)
+    load_weights(work.weights("cam"), net)
+    net = prepare(net, work.config.precision)
+
+    def activate(id: str, image: NDArray[np.uint8]) -> Activations:
+        with on_device(work.device):
+            return cam.activate(net, image, work.dataset.labels(id), work.config.cam.scales, work.device)
+
+    return activate
+
+
+def _amn_network(work: Workspace) -> Activate:
     n_classes = len(work.dataset.classes)
     kind = HeadsNet if work.config.train_amn.kind == "heads" else AmnNet
     net = kind(n_classes, work.config.backbone).to(work.device)
     load_weights(work.weights("amn"), net)
     net = prepare(net, work.config.precision)
 
-    def one(id: str) -> None:
-        image, label = work.dataset.image(id), work.dataset.labels(id)
+    def activate(id: str, image: NDArray[np.uint8]) -> Activations:
         path = work.item("cam_seed", id)
         labels = checked_labels(read_mask(path), image.shape[:2], n_classes, f"seed {path}")
         with on_device(work.device):
-            found = amn.activate(net, image, label, labels, work.config.amn, work.device)
-        write_activations(new(work.item("amn", id)), found)
+            return amn.activate(net, image, work.dataset.labels(id), labels, work.config.amn, work.device)
+
+    return activate
+
+
+def _make_activations(work: Workspace, new: New, kind: str, activate: Activate) -> One:
+    """Write activations; with `store: minimal` those at stride 4 alone, and the seed from those at full size."""
+    minimal = work.config.store == "minimal"
+    write_ahead = _seeds_ahead(work, kind) if minimal else None
+
+    def one(id: str) -> None:
+        image = work.dataset.image(id)
+        found, path = activate(id, image), new(work.item(kind, id))
+        write_activations(path, found, compact=minimal)
+        if write_ahead is not None:
+            write_ahead(id, image, as_stored(found), path)
 
     return one
 
 
-def refine_seed(work: Workspace, new: New) -> One:
-    """Seed of an image from its class activations."""
-    return _refine(work, new, "cam", chosen_seed(work.config, "cam_seed"))
+def _seeds_ahead(work: Workspace, kind: str) -> Callable[[str, NDArray[np.uint8], Activations, Path], None] | None:
+    """The function that makes a seed in the pass of its activations, for the stage of the seeds to take over.
+
+    The seed goes to the folder of that stage in work, as if the stage had been killed after this image. None where the
+    run has no such stage, or the thresholds are chosen later, from the activations of all images.
+    """
+    stage = producer(f"{kind}_seed/{{id}}.png")
+    assert stage is not None
+    if getattr(work.config, f"{kind}_seed").fg == "auto" or not exists(work.config, stage):
+        return None
+    staging, settings = Staging(work.root, stage, work.contents), settings_of(work, stage)
+    write_seed = _seed_writer(work, staging.new, kind)
+
+    def write_ahead(id: str, image: NDArray[np.uint8], found: Activations, path: Path) -> None:
+        write_seed(id, image, found)
+        inputs = inputs_of(work, stage, id) | {f"{kind}/{id}.npz": work.contents.hash(path)}
+        staging.finish(id, item_key(settings, inputs))
+
+    return write_ahead
 
 
-def refine_amn_seed(work: Workspace, new: New) -> One:
-    """Seed of an image from AMN's activations."""
-    return _refine(work, new, "amn", chosen_seed(work.config, "amn_seed"))
-
-
-def _refine(work: Workspace, new: New, kind: str, settings: Seed) -> One:
-    warnings = Warnings(work, "constant activations")
+def _refine(work: Workspace, new: New, kind: str, network: Callable[[Workspace], Activate]) -> One:
+    """Write seeds; where the activations were not kept at full size, the network computes them again."""
+    write_seed = _seed_writer(work, new, kind)
+    made_by = producer(f"{kind}/{{id}}.npz")
+    record = work.record(made_by) if made_by else None
+    again = record is not None and not record.imported
+    lock, activate = threading.Lock(), functools.cache(lambda: network(work))
 
     def one(id: str) -> None:
-        found = read_activations(work.item(kind, id), upsampled=False)
+        image, path = work.dataset.image(id), work.item(kind, id)
+        if again and is_compact(path):
+            with lock:
+                compute = activate()
+            found = as_stored(compute(id, image))
+        else:
+            found = read_activations(path, upsampled=False)
+        write_seed(id, image, found)
+
+    return one
+
+
+def _seed_writer(work: Workspace, new: New, kind: str) -> Callable[[str, NDArray[np.uint8], Activations], None]:
+    settings, warnings = chosen_seed(work.config, f"{kind}_seed"), Warnings(work, "constant activations")
+
+    def write(id: str, image: NDArray[np.uint8], found: Activations) -> None:
         if flat := seed.constant_classes(found):
             names = ", ".join(work.dataset.classes[key - 1] for key in flat)
             warnings.add(id, f"image {id}: the activation of {names} is the same at all pixels and marks no object")
-        write_mask(
-            new(work.item(f"{kind}_seed", id)), seed.refine(work.dataset.image(id), found, settings, work.device)
-        )
+        write_mask(new(work.item(f"{kind}_seed", id)), seed.refine(image, found, settings, work.device))
 
-    return one
+    return write
 
 
 def make_masks(work: Workspace, new: New) -> One:

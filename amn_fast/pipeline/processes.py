@@ -33,7 +33,12 @@ class Processes:
 
     def share(self, batch: list[tuple[int, int]]) -> list[tuple[int, int]]:
         """This process's part of a global batch: shares differ by one image at most."""
-        return batch[self.rank * len(batch) // self.count : (self.rank + 1) * len(batch) // self.count]
+        first, end = self.part(len(batch))
+        return batch[first:end]
+
+    def part(self, images: int) -> tuple[int, int]:
+        """The first image of this process's part of a batch, and the end of the part."""
+        return self.rank * images // self.count, (self.rank + 1) * images // self.count
 
     def average(self, parameters: Iterable[Tensor]) -> None:
         """Replace the gradients by their means over the processes.
@@ -49,6 +54,14 @@ class Processes:
         flat /= self.count
         for gradient, mean in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
             gradient.copy_(mean.view_as(gradient))
+
+    def total(self, value: Tensor, count: int) -> tuple[float, int]:
+        """A sum and a count over all processes."""
+        both = torch.stack([value.double(), value.new_tensor(count, dtype=torch.float64)])
+        if self.group is not None:
+            dist.all_reduce(both, group=self.group)
+        total, images = both.tolist()
+        return total, int(images)
 
     def tell(self, begin: bool) -> None:
         """Let the others begin the training that this process begins, or leave; only the first call counts."""
@@ -78,8 +91,7 @@ def require_single(what: str) -> None:
     """Raise InputError in one of several processes that torchrun has started."""
     if started() > 1:
         raise InputError(
-            f"{what} runs in one process, torchrun started {started()}; only the"
-            " training of the segmentation network runs in several"
+            f"{what} runs in one process, torchrun started {started()}; only the stages that train run in several"
         )
 
 

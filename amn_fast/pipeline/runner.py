@@ -14,7 +14,6 @@ from amn_fast.data.base import list_ids
 from amn_fast.errors import InputError
 from amn_fast.files import remove_leftovers, write_text
 from amn_fast.ops._arrays import default_backend
-from amn_fast.pipeline.contents import digest
 from amn_fast.pipeline.dependencies import (
     FORMAT,
     UNKNOWN,
@@ -23,6 +22,7 @@ from amn_fast.pipeline.dependencies import (
     ids_of,
     input_names,
     inputs_of,
+    item_key,
     settings_changes,
     settings_of,
     stages_of,
@@ -268,7 +268,7 @@ def _advance(work: Workspace, stage: Stage, overwrite: bool) -> bool:
         raise InputError(loss)
     prepare(work, stage)
     staging = Staging(work.root, stage, work.contents)
-    keys = {id: digest([found.settings, found.inputs[id]]) for id in found.due}
+    keys = {id: item_key(found.settings, found.inputs[id]) for id in found.due}
     resumed = staging.begin(keys, found.record)
     reasons = [*found.new_settings, *found.changed, *_named(found.damaged)]
     _announce(stage, found, reasons, resumed)
@@ -319,6 +319,8 @@ def _compute(work: Workspace, stage: Stage, staging: Staging, keys: dict[str, st
     todo = [id for id, key in keys.items() if not staging.has(id, key)]
     if not todo:
         return
+    if stage.together:
+        work.processes.tell(True)
     function = stage.load()(work, staging.new)
     if not stage.per_image:
         staging.finish("", keys[""])

@@ -66,7 +66,7 @@ class Stage:
         return getattr(importlib.import_module(f"amn_fast.pipeline.{module}"), name)
 
 
-TRAINING = ("seed", "backbone", "weights")
+TRAINING = ("seed", "training_precision", "backbone", "weights")
 
 WALK = ("mask.kind", "walk")
 """Without the random walk over IRN's edges, IRN and its seeds are left out."""
@@ -80,6 +80,7 @@ STAGES: tuple[Stage, ...] = (
         outputs=("weights/cam.safetensors",),
         settings=(*TRAINING, "train_cam"),
         trains=True,
+        together=True,
         reference="sess/*cam.pth",
     ),
     Stage(
@@ -88,7 +89,7 @@ STAGES: tuple[Stage, ...] = (
         "inference:make_cam",
         inputs=(IMAGE, LABELS, "weights/cam.safetensors"),
         outputs=("cam/{id}.npz",),
-        settings=("precision", "cam"),
+        settings=("precision", "store", "cam"),
         per_image=True,
         result="cam",
         reference="result/cam",
@@ -121,6 +122,7 @@ STAGES: tuple[Stage, ...] = (
         outputs=("weights/amn.safetensors",),
         settings=(*TRAINING, "train_amn"),
         trains=True,
+        together=True,
         inputs_when=(("train_amn.kind", "heads", "weights/cam.safetensors"),),
         reference="sess/*amn.pth",
     ),
@@ -130,7 +132,7 @@ STAGES: tuple[Stage, ...] = (
         "inference:make_amn_cam",
         inputs=(IMAGE, LABELS, "weights/amn.safetensors", "cam_seed/{id}.png"),
         outputs=("amn/{id}.npz",),
-        settings=("precision", "amn"),
+        settings=("precision", "store", "amn"),
         per_image=True,
         result="amn",
         reference="result/amn_cam",
@@ -164,6 +166,7 @@ STAGES: tuple[Stage, ...] = (
         outputs=("weights/irn.safetensors",),
         settings=(*TRAINING, "train_irn"),
         trains=True,
+        together=True,
         when=(WALK,),
         reference="sess/*irn.pth",
     ),
@@ -218,7 +221,7 @@ STAGES: tuple[Stage, ...] = (
         "trainings:train_seg",
         inputs=(IMAGE, CLASSES, "masks/{id}.png"),
         outputs=("weights/seg.safetensors",),
-        settings=("seed", "train_seg"),
+        settings=("seed", "training_precision", "train_seg"),
         trains=True,
         segmentation=True,
         together=True,

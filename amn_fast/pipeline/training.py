@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader, Sampler, default_collate
 from amn_fast.config import CamTraining, SegTraining, Training
 from amn_fast.errors import InputError
 from amn_fast.files import write_atomically
+from amn_fast.models.amn import ShareDropout
 from amn_fast.models.backbone import why_unreadable
 from amn_fast.pipeline.engine import console, progress
 from amn_fast.pipeline.folder import Workspace
@@ -84,8 +85,8 @@ class Shares(Sampler[list[tuple[int, int]]]):
 class RunningMean:
     """The mean of values that stay on the device until it is taken."""
 
-    def __init__(self, device: torch.device) -> None:
-        self._total, self._count = torch.zeros((), device=device), 0
+    def __init__(self, device: torch.device, processes: Processes | None = None) -> None:
+        self._total, self._count, self._processes = torch.zeros((), device=device), 0, processes or Processes()
 
     def add(self, values: Tensor) -> None:
         """Count the entries of `values`."""
@@ -93,8 +94,9 @@ class RunningMean:
         self._count += values.numel()
 
     def take(self) -> float:
-        """The mean so far; counting begins anew."""
-        mean = self._total.item() / max(1, self._count)
+        """The mean so far, over all processes; counting begins anew."""
+        total, count = self._processes.total(self._total, self._count)
+        mean = total / max(1, count)
         self._total.zero_()
         self._count = 0
         return mean
@@ -149,7 +151,21 @@ def train(
     if batches.batch < processes.count:
         raise InputError(f"{name}: a batch of {batches.batch} does not give {processes.count} processes an image each")
     shares = Shares(batches, processes)
-    loader = DataLoader(items, batch_sampler=shares, num_workers=work.config.workers, collate_fn=_collate)
+    workers, on_gpu = work.config.workers, work.device.type == "cuda"
+    loader = DataLoader(
+        items,
+        batch_sampler=shares,
+        num_workers=workers,
+        persistent_workers=workers > 0,
+        pin_memory=on_gpu,
+        collate_fn=_collate,
+    )
+    precision = work.config.training_precision
+    mixed = precision == "bfloat16" or (precision == "auto" and on_gpu)
+    net.to(memory_format=torch.channels_last)
+    for module in net.modules():
+        if isinstance(module, ShareDropout) and processes.count > 1:
+            module.share = (*processes.part(batches.batch), batches.batch)
     steps = len(batches) // accumulate * settings.epochs
     start_lrs = [group["lr"] for group in optimizer.param_groups]
     initial = copy.deepcopy((net.state_dict(), optimizer.state_dict())) if guess is not None else None
@@ -171,7 +187,7 @@ def train(
                     for group, lr in zip(optimizer.param_groups, start_lrs, strict=True):
                         group["lr"] = lr * factor / FACTOR**restarts
                     optimizer.zero_grad()
-                with torch.autocast(work.device.type, torch.bfloat16, enabled=work.device.type == "cuda"):
+                with torch.autocast(work.device.type, torch.bfloat16, enabled=mixed):
                     loss = loss_of(batch)
                 (loss / accumulate).backward()
                 if i % accumulate == accumulate - 1:
@@ -181,7 +197,7 @@ def train(
                     optimizer.step()
                 total += loss.detach()
                 bar.advance(task)
-            mean = total.item() / len(batches)  # the epoch's only wait for the device
+            mean = np.divide(*processes.total(total, len(batches))).item()  # the epoch's only wait for the device
             speed = len(batches) * batches.batch / (time.monotonic() - start)
             losses.append(mean)
             means = {figure: running.take() for figure, running in (figures or {}).items()}
@@ -189,13 +205,15 @@ def train(
             if initial is not None and again and restarts < RESTARTS:
                 restarts += 1
                 text = f"{name}: loss is {mean:.3f} in epoch {epoch + 1}, that of guessing is {guess:.3f}"
-                console.print(f"{text}; starts again at 1/{FACTOR**restarts} of the learning rates")
-                work.log("restart", network=name, epoch=epoch + 1, loss=mean, guess=guess, divisor=FACTOR**restarts)
+                if first_process:
+                    console.print(f"{text}; starts again at 1/{FACTOR**restarts} of the learning rates")
+                    work.log("restart", network=name, epoch=epoch + 1, loss=mean, guess=guess, divisor=FACTOR**restarts)
                 net.load_state_dict(initial[0])
                 optimizer.load_state_dict(copy.deepcopy(initial[1]))
                 losses = []
                 bar.update(task, completed=0)
-                _save(checkpoint, net, optimizer, losses, restarts)
+                if first_process:
+                    _save(checkpoint, net, optimizer, losses, restarts)
                 continue
             if not torch.isfinite(total):
                 raise InputError(f"{name}: loss is NaN or infinite in epoch {epoch + 1}; try a lower learning rate")

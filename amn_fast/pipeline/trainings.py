@@ -18,8 +18,8 @@ from amn_fast.models import AmnNet, CamNet, DeepLabV2, IrnNet, MultiScale
 from amn_fast.pipeline.engine import track
 from amn_fast.pipeline.fitting import fit_heads, fit_linear_cam
 from amn_fast.pipeline.folder import Workspace
-from amn_fast.pipeline.training import RunningMean, load_weights, save_weights, train
-from amn_fast.steps import amn, cam, irn, seg
+from amn_fast.pipeline.training import RunningMean, load_weights, read_divisor, read_losses, save_weights, train
+from amn_fast.steps import amn, cam, health, irn, seg
 from amn_fast.steps.convergence import guessing_loss
 from amn_fast.steps.items import ClassifierDataset, MaskDataset, SeedDataset
 
@@ -35,19 +35,23 @@ def train_cam(work: Workspace, new: New) -> None:
     torch.manual_seed(config.seed)
     net = CamNet(len(dataset.classes), config.backbone, config.weights).to(work.device)
     items = ClassifierDataset(dataset, net.backbone.normalize, settings.crop, settings.long_side, config.seed)
-    right = RunningMean(work.device)
+    right = RunningMean(work.device, work.processes)
 
     def loss_of(batch: list[Tensor]) -> Tensor:
-        loss, all_right = cam.loss(net, *_on_device(work, batch))
+        images, labels = _on_device(work, batch)
+        loss, all_right = cam.loss(net, images, labels, work.processes.group)
         right.add(all_right)
         return loss
 
     optimizer = cam.optimizer(net, settings)
-    labels = np.array([dataset.labels(id) for id in dataset.ids])
-    train(
-        work, new, "cam", net, optimizer, items, settings, loss_of,
-        figures={"accuracy": right}, guess=guessing_loss(labels),
-    )  # fmt: skip
+    guess = guessing_loss(np.array([dataset.labels(id) for id in dataset.ids]))
+    train(work, new, "cam", net, optimizer, items, settings, loss_of, figures={"accuracy": right}, guess=guess)
+    if work.processes.rank > 0:
+        return
+    losses, divisor = read_losses(work, "cam"), read_divisor(work, "cam")
+    found = health.classifier(losses, guess, divisor, settings.lr, settings.new_lr, len(dataset.ids))
+    if found is not None:  # said now, before the hours that the next stages may take
+        work.tell(found)
 
 
 def train_amn(work: Workspace, new: New) -> None:
@@ -55,14 +59,15 @@ def train_amn(work: Workspace, new: New) -> None:
     config, dataset, settings = work.config, work.dataset, work.config.train_amn
     seeds = partial(_read_seed, work.root / "cam_seed", config.trusted)
     if settings.kind == "heads":
-        fit_heads(work, new, seeds)
+        if work.processes.rank == 0:  # there is nothing to share
+            fit_heads(work, new, seeds)
         return
     torch.manual_seed(config.seed)
     net = AmnNet(len(dataset.classes), config.backbone, config.weights).to(work.device)
     items = SeedDataset(dataset, seeds, net.backbone.normalize, settings.crop, settings.rescale, config.seed)
     train(
         work, new, "amn", net, amn.optimizer(net, settings), items, settings,
-        lambda batch: amn.loss(net, *_on_device(work, batch), eps=settings.eps),
+        lambda batch: amn.loss(net, *_on_device(work, batch), eps=settings.eps, group=work.processes.group),
     )  # fmt: skip
 
 
@@ -75,9 +80,9 @@ def train_irn(work: Workspace, new: New) -> None:
     items = SeedDataset(dataset, seeds, net.backbone.normalize, settings.crop, settings.rescale, config.seed)
     train(
         work, new, "irn", net, irn.optimizer(net, settings), items, settings,
-        lambda batch: irn.loss(net, *_on_device(work, batch)[:2], settings=settings),
+        lambda batch: irn.loss(net, *_on_device(work, batch)[:2], settings=settings, group=work.processes.group),
     )  # fmt: skip
-    if settings.displacement:
+    if settings.displacement and work.processes.rank == 0:
         weights = new(work.weights("irn"))
         load_weights(weights, net)
         _store_mean_displacement(work, net)
@@ -103,7 +108,6 @@ def train_seg(work: Workspace, new: New) -> None:
     """
     config, dataset, settings = work.config, work.dataset, work.config.train_seg
     folder = settings.masks or work.root / "masks"
-    work.processes.tell(True)
     torch.manual_seed(config.seed)
     base = DeepLabV2(len(dataset.classes), settings.backbone, settings.weights)
     net = MultiScale(base, settings.scales).to(work.device)
@@ -156,4 +160,9 @@ def _read_labels(folder: Path, id: str) -> NDArray[np.uint8]:
 
 
 def _on_device(work: Workspace, batch: list[Tensor]) -> list[Tensor]:
-    return [part.to(work.device, non_blocking=True) for part in batch]
+    """The batch on the device; images (B, 3, S, S) lie channels last, as the networks' weights do."""
+    layouts = [torch.channels_last if part.ndim == 4 else torch.preserve_format for part in batch]
+    return [
+        part.to(work.device, non_blocking=True, memory_format=layout)
+        for part, layout in zip(batch, layouts, strict=True)
+    ]

@@ -1,7 +1,14 @@
-"""How doubtful a mask is, without ground truth: `doubt`."""
+"""How doubtful masks are, without ground truth: `read_doubt` of a run, `doubt` of a single mask."""
+
+import csv
+import io
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+
+from amn_fast.data.text import read_text
+from amn_fast.errors import InputError
 
 LOW, HIGH = 0.35, 0.65
 
@@ -29,3 +36,18 @@ def doubt(scores: NDArray[np.floating]) -> float:
     highest = scores.max(0)
     low = int(np.count_nonzero(highest > LOW))
     return 1 - int(np.count_nonzero(highest > HIGH)) / low if low else 0.0
+
+
+def read_doubt(run: Path) -> dict[str, float]:
+    """The doubt of each mask, from doubt.csv in the run folder; empty where there is none.
+
+    Raises:
+        InputError: the file is damaged.
+    """
+    path = run / "doubt.csv"
+    if not path.is_file():
+        return {}
+    try:
+        return {row["image"]: float(row["doubt"]) for row in csv.DictReader(io.StringIO(read_text(path), newline=""))}
+    except (KeyError, TypeError, ValueError, csv.Error) as error:
+        raise InputError(f"{path} cannot be read, expected what check-run writes; run `amn-fast check-run`") from error

@@ -35,7 +35,7 @@ from amn_fast.files import write_atomically, write_text
 from amn_fast.ops._arrays import thread_count
 from amn_fast.pipeline.chosen import chosen_mask
 from amn_fast.review.decisions import Decision, read_decisions
-from amn_fast.review.doubt import doubt
+from amn_fast.review.doubt import doubt, read_doubt
 from amn_fast.review.source import run_config, unknown_name
 
 FORMAT = 1
@@ -72,7 +72,8 @@ class Page:
 def build_page(run: Path | str, *, advance: Callable[[], object] = lambda: None) -> Page:
     """Write or update RUN/review for a run that has masks.
 
-    An image is computed again if its mask, its scores, or the settings of make-mask changed. Decisions are kept.
+    The order is that of the run's doubt.csv; without it, `doubt` ranks the masks. An image is computed again if its
+    mask, its scores, or the settings of make-mask changed. Decisions are kept.
 
     Args:
         run: the run folder.
@@ -102,7 +103,11 @@ def build_page(run: Path | str, *, advance: Callable[[], object] = lambda: None)
         return item
 
     with thread_pool(thread_count(None)) as pool:
-        items = list(pool.map(item_of, dataset.ids))
+        items = [dict(item) for item in pool.map(item_of, dataset.ids)]
+    ranked = read_doubt(run)
+    for item in items:
+        if "failure" not in item:
+            item["doubt"] = ranked.get(item["id"], item["doubt"])
     log.rewrite(dataset.ids)
     labels = {**dict(enumerate(dataset.classes, 1)), IGNORE: unknown_name(dataset.classes)}
     data = {

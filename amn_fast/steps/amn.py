@@ -2,6 +2,7 @@
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -9,8 +10,8 @@ from amn_fast.config import AmnInference, AmnTraining
 from amn_fast.data.augment import flipped_pair
 from amn_fast.data.store import Activations
 from amn_fast.models import AmnNet, HeadsNet
+from amn_fast.nn import PixelLoss
 from amn_fast.ops.merge import merge_amn
-from amn_fast.ops.pixel_loss import pixel_loss
 from amn_fast.steps.cam import no_activations
 
 
@@ -25,9 +26,20 @@ def optimizer(net: AmnNet, settings: AmnTraining) -> torch.optim.Optimizer:
     )
 
 
-def loss(net: AmnNet, images: Tensor, seeds: Tensor, labels: Tensor, *, eps: float) -> Tensor:
-    """Balanced per-pixel loss of images (B, 3, S, S), seeds (B, S, S) uint8 and image labels (B, C), 0 or 1."""
-    return pixel_loss(net(images, labels), seeds, eps=eps)
+def loss(
+    net: AmnNet,
+    images: Tensor,
+    seeds: Tensor,
+    labels: Tensor,
+    *,
+    eps: float,
+    group: dist.ProcessGroup | None = None,
+) -> Tensor:
+    """Balanced per-pixel loss of images (B, 3, S, S), seeds (B, S, S) uint8 and image labels (B, C), 0 or 1.
+
+    The means are over the pixels of all shares of the batch where the processes of `group` have one each.
+    """
+    return PixelLoss(eps, group=group)(net(images, labels), seeds)
 
 
 def activate(

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
@@ -12,6 +13,7 @@ from amn_fast.config import CamTraining
 from amn_fast.data.augment import flipped_pair
 from amn_fast.data.store import Activations
 from amn_fast.models import CamNet
+from amn_fast.nn import sum_over_group
 from amn_fast.ops.merge import merge_cam
 
 
@@ -27,14 +29,22 @@ def optimizer(net: CamNet, settings: CamTraining) -> torch.optim.Optimizer:
     )
 
 
-def loss(net: CamNet, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+def loss(net: CamNet, images: Tensor, labels: Tensor, group: dist.ProcessGroup | None = None) -> tuple[Tensor, Tensor]:
     """Multi-label soft-margin loss of images (B, 3, S, S) and their labels (B, C), 0 or 1.
+
+    Args:
+        group: processes with a share of the batch each: the mean is over the images of all shares.
 
     Returns:
         the loss, and which images have every label right, (B,) bool.
     """
     logits = net(images)
-    return F.multilabel_soft_margin_loss(logits, labels), ((logits > 0) == (labels > 0)).all(1)
+    losses = F.multilabel_soft_margin_loss(logits, labels, reduction="none")
+    right = ((logits > 0) == (labels > 0)).all(1)
+    if group is None:
+        return losses.mean(), right
+    total, count = sum_over_group(losses.sum(), losses.new_tensor(len(losses)), group)
+    return total / count, right
 
 
 def activate(

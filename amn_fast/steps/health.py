@@ -33,6 +33,11 @@ class Finding:
     text: str
     serious: bool
 
+    @property
+    def word(self) -> str:
+        """What a reader calls it."""
+        return "problem" if self.serious else "warning"
+
     def to_json(self) -> dict[str, Any]:
         """As a plain dictionary."""
         return asdict(self)

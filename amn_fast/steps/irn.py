@@ -2,13 +2,14 @@
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from numpy.typing import NDArray
 from torch import Tensor
 
 from amn_fast.config import IrnTraining
 from amn_fast.data.augment import flipped_pair, resize_image
 from amn_fast.models import IrnNet
-from amn_fast.ops.pair_loss import pair_loss
+from amn_fast.nn import PairLoss
 
 
 def optimizer(net: IrnNet, settings: IrnTraining) -> torch.optim.Optimizer:
@@ -19,10 +20,15 @@ def optimizer(net: IrnNet, settings: IrnTraining) -> torch.optim.Optimizer:
     return torch.optim.SGD(groups, momentum=settings.momentum, weight_decay=settings.weight_decay)
 
 
-def loss(net: IrnNet, images: Tensor, seeds: Tensor, *, settings: IrnTraining) -> Tensor:
-    """Pair losses of images (B, 3, S, S) and seeds (B, S, S) uint8, which are read at stride 4."""
+def loss(
+    net: IrnNet, images: Tensor, seeds: Tensor, *, settings: IrnTraining, group: dist.ProcessGroup | None = None
+) -> Tensor:
+    """Pair losses of images (B, 3, S, S) and seeds (B, S, S) uint8, which are read at stride 4.
+
+    The means are over the pairs of all shares of the batch where the processes of `group` have one each.
+    """
     edges, displacements = net(images)
-    losses = pair_loss(edges, displacements, seeds[:, 2::4, 2::4].contiguous(), radius=settings.radius)
+    losses = PairLoss(settings.radius, group=group)(edges, displacements, seeds[:, 2::4, 2::4].contiguous())
     return losses.total if settings.displacement else losses.edges
 
 

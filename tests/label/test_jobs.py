@@ -19,12 +19,13 @@ from amn_fast.cli import app
 from amn_fast.data.image import read_mask
 from amn_fast.errors import InputError
 from amn_fast.label import jobs
-from amn_fast.label.engines import Crew
+from amn_fast.label.engines import Computed, Crew, Started
 from amn_fast.label.jobs import Options, job_status, label_images
 from amn_fast.label.labeler import Labeler
 from amn_fast.label.places import Place
 from amn_fast.label.prediction import best_threshold
-from amn_fast.label.shards import read_masks, read_rows
+from amn_fast.label.progress import Progress, Reporter
+from amn_fast.label.shards import Outcome, read_masks, read_rows
 from amn_fast.label.worker import Begun
 from tiny_run import InThisProcess, outputs, write_images
 
@@ -262,3 +263,27 @@ def test_workers_that_die(run, tmp_path, monkeypatch):
     (copy / "weights" / "irn.safetensors").write_bytes(b"damaged")
     with pytest.raises(InputError, match=r"weights .*irn.safetensors do not fit"):
         label_images(copy, str(folder), str(tmp_path / "none"), options)
+
+
+def test_progress(tmp_path, monkeypatch, capsys):
+    clock = 1000.0
+    monkeypatch.setattr(time, "monotonic", lambda: clock)
+    found = Progress(total=400, shards=4, started=clock)
+    found.add(Outcome(0, 100, 3))
+    found.earlier = found.finished
+    reporter = Reporter(Place(tmp_path), "0of1", found, quiet=False)
+    with reporter.shown():
+        reporter.update()
+        found.take(Started(1))
+        for ok in (True, False, True):
+            found.take(Computed(1, ok))
+        found.take(Started(1))  # its worker has died
+        found.take(Computed(1, False))
+        clock += 10
+        reporter.update()
+        assert "101 of 400 images, 4 errors, 0.1 images/s, 0:49:50 left" in capsys.readouterr().err
+        found.take(Outcome(1, 100, 1))
+        clock += 190
+    state = json.loads((tmp_path / "logs" / "progress-0of1.json").read_text())
+    expected = {"images": 200, "of": 400, "shards": 2, "of_shards": 4, "errors": 4, "images_per_second": 0.5}
+    assert state | expected | {"seconds_left": 400} == state

@@ -71,6 +71,20 @@ def test_maps_hold_the_mask_at_every_threshold(make_run, size):
         assert item["classes"] == [k for k in np.unique(mask) if k]
 
 
+def test_the_order_is_that_of_the_run(make_run):
+    run = make_run(3)
+    own = {item["id"]: item["doubt"] for item in read_script(build_page(run).folder / "data.js")["items"]}
+    first, second, third = own
+    (run / "doubt.csv").write_text(f"image,doubt\n{second},0.75\n{first},0.5\n")
+    page = build_page(run)
+    assert page.built == 0
+    found = {item["id"]: item["doubt"] for item in read_script(page.folder / "data.js")["items"]}
+    assert found == {first: 0.5, second: 0.75, third: own[third]}
+    (run / "doubt.csv").write_text("image,doubt\nx,much\n")
+    with pytest.raises(InputError, match="expected what check-run writes"):
+        build_page(run)
+
+
 def test_a_second_build_keeps_decisions_and_computes_what_changed(make_run):
     run = make_run(6)
     first = build_page(run)
