@@ -100,7 +100,7 @@ def _choose(work: Workspace, new: New, kind: str, settings: Seed) -> None:
         console.print(f"  {kind}_seed: fg {pair[0]:g}, bg {pair[1]:g}")
         folder = choice_file(work.root, f"{kind}_seed").with_suffix("")
         for number, id in enumerate(ids[:EXAMPLES]):
-            found, image = read_activations(work.item(kind, id), upsampled=False), work.dataset.image(id)
+            found, image = read_activations(work.item(kind, id)), work.dataset.image(id)
             for name, (fg, bg) in neighbours(pair).items():
                 example = seed.refine(image, found, Seed(fg=fg, bg=bg, bilateral=settings.bilateral))
                 write_mask(new(folder / f"{number}.{name}.png"), example)
@@ -142,7 +142,7 @@ class Search:
 
         def one(id: str) -> None:
             image = self._work.dataset.image(id)
-            found = read_activations(self._work.item(self._kind, id), upsampled=False)
+            found = read_activations(self._work.item(self._kind, id))
             bilateral = self._settings.bilateral
             if id in self._images:
                 self._images[id] = self._images[id].with_labels(image, found, fresh, bilateral)
