@@ -15,7 +15,6 @@ import json
 import os
 import platform
 import random
-import resource
 import shutil
 import signal
 import statistics
@@ -297,7 +296,6 @@ def cost_of(run: Path, images: Path, file: Path) -> dict[str, Any]:
         "share_of_networks": round(network / total, 3),
         "bytes_read": round(statistics.mean(read)),
         "bytes_written": round(statistics.mean(written)),
-        "peak_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
     }
 
 

@@ -214,7 +214,67 @@ def _block(lines: list[str]) -> str:
     return "\n\n" + "\n".join(lines) + "\n\n"
 
 
+def _label_source(result: dict[str, Any], what: str) -> str:
+    return f"{result['cpu']}, {result['date']}, `python benchmarks/label_jobs.py {what}`"
+
+
+def label_costs() -> str:
+    """The cost sheet of labelling: measured CPU time and bytes, extrapolated hours."""
+    result = _results("label_costs")
+    lines = [
+        "| backbone, size | images per CPU second | networks | CRF | walk | read | written"
+        " | COCO, 82,783 images | 1 M images |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for name, found in result["rows"].items():
+        backbone, size = name.split()
+        seconds, speed = found["cpu_seconds"], found["images_per_cpu_second"]
+        whole = seconds["read"] + seconds["label"] + seconds["PNG"]
+        hours = [f"{count / speed / 3600:,.0f} h" for count in (82_783, 1_000_000)]
+        cells = [f"{backbone}, {size}", f"{speed:.2f}", f"{found['share_of_networks']:.0%}"]
+        cells += [f"{seconds[step] / whole:.0%}" for step in ("seed", "walk")]
+        cells += [f"{found[key] / 1000:,.1f} kB" for key in ("bytes_read", "bytes_written")]
+        lines.append("| " + " | ".join([*cells, hours[0] if size == "COCO" else "-", hours[1]]) + " |")
+    counts = ", ".join(f"{found['images']} for {name}" for name, found in result["rows"].items())
+    sizes = "VOC: 375 x 500, COCO: 480 x 640 pixels"
+    text = (
+        f"Measured on one thread with generated images of one or two labels ({sizes}; {counts};"
+        " medians; three scales with efficientnet_lite0, four with resnet50), in float32;"
+        f" {_label_source(result, 'costs')}.\nThe last two columns are **extrapolated** CPU hours: divide them by the"
+        " number of CPUs."
+    )
+    return "\n".join(["", *lines, "", text, ""])
+
+
+def label_startup() -> str:
+    """CPU time and memory until the first shard is handed out."""
+    result = _results("label_startup")
+    each = [
+        f"{found['cpu_seconds']:.0f} CPU seconds and {found['peak_mb']} MiB for {name}"
+        for name, found in result["inputs"].items()
+    ]
+    return f"{'; '.join(each)} ({_label_source(result, 'startup')})"
+
+
+def label_kills() -> str:
+    """What the long test of kills has shown."""
+    result = _results("label_kills")
+    killed, memory = result["killed"], result["memory"]
+    same = "the same" if result["same_bytes"] else "OTHER"
+    return (
+        f"A job of {result['images']:,} small images on three workers, at random moments of which {killed['worker']}"
+        f" workers and {killed['parent']} times the whole job were killed with SIGKILL. It ended with"
+        f" {result['rows']:,} rows, {result['error_rows']} of them errors for {result['damaged']} damaged images, and"
+        f" {same} bytes in {result['files']:,} files as an undisturbed process, whose memory was"
+        f" {memory['quarter']:.0f} MiB after a quarter of the images and {memory['end']:.0f} MiB at the end"
+        f" ({_label_source(result, 'kills')})."
+    )
+
+
 FIGURES: dict[str, Callable[[], str]] = {
+    "label_costs": label_costs,
+    "label_startup": label_startup,
+    "label_kills": label_kills,
     "crf_one_thread": lambda: crf_ratios(1),
     "crf_two_threads": lambda: crf_ratios(2),
     "crf_source": crf_source,

@@ -20,7 +20,9 @@ from pathlib import Path
 
 from build_wheels import find_pythons
 
-LIMIT_MIB, LIMIT_IMPORT_S, LIMIT_DIFFERENCE = 3.0, 0.3, 2e-6
+LIMIT_MIB, LIMIT_IMPORT_S = 3.0, 0.3
+LIMIT_DIFFERENCE = 2e-6
+"""Of arm64's answers from x86-64's; on one architecture they are equal."""
 OLDEST_NUMPY = {"3.11": "2.0.0", "3.12": "2.0.0", "3.13": "2.1.0", "3.14": "2.3.2"}
 INSTRUCTION_SETS = {"x86_64": ["avx2", "avx512", "baseline"], "aarch64": ["neon"]}
 ELF_MACHINE = {"x86_64": 62, "aarch64": 183}
@@ -43,8 +45,7 @@ from amn_fast.ops.random_walk import random_walk
 assert not missing, missing
 rng = np.random.default_rng(0)
 image = rng.integers(0, 256, (61, 83, 3), dtype=np.uint8)
-probabilities = rng.dirichlet(np.ones(4), (61, 83)).transpose(2, 0, 1)
-marginals = dense_crf(image, -np.log(probabilities + 1e-6).astype(np.float32))
+marginals = dense_crf(image, 4 * rng.random((4, 61, 83), dtype=np.float32))
 activations = rng.random((2, 61, 83), dtype=np.float32)
 seed = refine_seed(image, activations, [3, 7], fg=0.6, bg=0.3)
 propagated = random_walk(activations[:, ::4, ::4].copy(), rng.random((16, 21), dtype=np.float32))
@@ -81,7 +82,7 @@ def difference(first: dict, second: dict) -> float:
 def judge(wheel: Path, arch: str, found: dict, source: dict, emulated: bool) -> None:
     """Hold one installation against the limits and print its line."""
     size = wheel.stat().st_size / 2**20
-    apart = difference(found, source)
+    apart, limit = difference(found, source), LIMIT_DIFFERENCE if emulated else 0.0
     if found["file"] == source["file"]:
         sys.exit(f"{wheel.name}: the source tree was imported in its place")
     print(
@@ -92,7 +93,7 @@ def judge(wheel: Path, arch: str, found: dict, source: dict, emulated: bool) -> 
     )
     problems = [
         f"size {size:.2f} MiB, expected below {LIMIT_MIB}" if size >= LIMIT_MIB else "",
-        f"difference {apart:.1e}, expected {LIMIT_DIFFERENCE} or less" if apart > LIMIT_DIFFERENCE else "",
+        f"difference {apart:.1e}, expected {limit} or less" if apart > limit else "",
         *(
             f"{operation} has {sets}, expected {INSTRUCTION_SETS[arch]}"
             for operation, sets in found["instruction_sets"].items()

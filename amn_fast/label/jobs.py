@@ -15,7 +15,7 @@ from amn_fast.label.engines import Crew, Event, run_on_ray
 from amn_fast.label.finished import classes_of, identity_of
 from amn_fast.label.inputs import Listing, open_listing
 from amn_fast.label.places import Place, is_url
-from amn_fast.label.progress import Progress, Reporter
+from amn_fast.label.progress import Progress, Reporter, progress_name
 from amn_fast.label.shards import (
     ERROR,
     Row,
@@ -27,8 +27,6 @@ from amn_fast.label.shards import (
 )
 from amn_fast.label.worker import GIVEN, PREDICTED, SIDECARS, Setup, Task
 from amn_fast.ops._arrays import number, thread_count
-
-PRECISION = 0.9
 
 
 @dataclass(frozen=True)
@@ -103,9 +101,12 @@ def label_images(run: Path | str, source: str, out: str, options: Options) -> Pr
     where = place.location if is_url(place.location) else os.path.abspath(place.location)
     setup = Setup(str(run), where, job, labels, thresholds, options.archives, threads, options.device)
     i, n = options.share
+    share = f"{i}of{n}"
+    for owner in ("job", progress_name(share)):
+        place.clean(owner)
     mine = [shard for shard in range(listing.shards) if shard % n == i]
     progress, todo = _begin(place, listing, mine, options.retry_failed)
-    reporter = Reporter(place, f"{i}of{n}", progress, options.quiet)
+    reporter = Reporter(place, share, progress, options.quiet)
     tasks = (Task(shard, listing.part(shard), retry=retry) for shard, retry in todo)
     crew = Crew(setup, min(processes, len(todo)), options.timeout) if todo and options.ray is None else None
     with crew or nullcontext(), reporter.shown():

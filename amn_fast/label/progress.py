@@ -98,6 +98,11 @@ def duration(seconds: float) -> str:
     return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}"
 
 
+def progress_name(share: str) -> str:
+    """The name of a share's progress file, and the owner of what a killed process leaves of it."""
+    return f"progress-{share}"
+
+
 class Reporter:
     """Writes progress to OUT/logs/progress-SHARE.json, and to the console."""
 
@@ -143,5 +148,5 @@ class Reporter:
             "images_per_second": round(self._progress.speed, 3),
             "seconds_left": self._progress.remaining_seconds,
         }
-        name = f"progress-{self._share}"
+        name = progress_name(self._share)
         self._place.write(f"logs/{name}.json", (json.dumps(state) + "\n").encode(), name)

@@ -22,6 +22,7 @@ from amn_fast.pipeline.dependencies import stages_of
 from amn_fast.pipeline.engine import cores, for_each, track
 from amn_fast.pipeline.folder import Workspace
 from amn_fast.pipeline.inference import read_edge
+from amn_fast.pipeline.table import producer
 from amn_fast.pipeline.training import read_divisor, read_losses
 from amn_fast.steps import doubt, health, mask
 from amn_fast.steps.convergence import guessing_loss
@@ -131,9 +132,14 @@ def _count(work: Workspace, tally: _Tally) -> None:
 
 
 def separate(work: Workspace) -> list[Finding]:
-    """Whether images and labels belong together, by features of the pretrained backbone; nothing without one."""
+    """Whether images and labels belong together, by features of the pretrained backbone.
+
+    Nothing without one, or where the classifier comes from elsewhere: then its pretrained weights may not be here.
+    """
     dataset, config = work.dataset, work.config
-    if config.weights is None:
+    trained = producer("weights/cam.safetensors")
+    record = work.record(trained) if trained else None
+    if config.weights is None or record is None or record.imported:
         return []
     rng = np.random.default_rng(config.seed)
     ids = [dataset.ids[k] for k in rng.permutation(len(dataset.ids))[:MOST_IMAGES]]

@@ -191,7 +191,7 @@ STAGES: tuple[Stage, ...] = (
             "edge/{id}.npz", "masks/{id}.png", TRUSTED,
         ),
         outputs=("health.json", "doubt.csv"),
-        settings=("seed", "backbone", "weights", "mask"),
+        settings=("seed", "mask"),
         scores=True,
     ),
     Stage(
