@@ -17,11 +17,12 @@ from amn_fast.data.store import read_activations
 from amn_fast.files import write_json, write_text
 from amn_fast.models.backbone import make_backbone
 from amn_fast.ops.mask import mask_from_scores
-from amn_fast.pipeline.chosen import chosen_seed
+from amn_fast.pipeline.chosen import chosen_mask, chosen_seed
 from amn_fast.pipeline.dependencies import stages_of
 from amn_fast.pipeline.engine import cores, for_each, track
 from amn_fast.pipeline.folder import Workspace
 from amn_fast.pipeline.inference import read_edge
+from amn_fast.pipeline.table import producer
 from amn_fast.pipeline.training import read_divisor, read_losses
 from amn_fast.steps import doubt, health, mask
 from amn_fast.steps.convergence import guessing_loss
@@ -89,7 +90,7 @@ def check_run(work: Workspace, new: Callable[[Path], Path]) -> None:
 
 
 def _count(work: Workspace, tally: _Tally) -> None:
-    lock = threading.Lock()
+    lock, settings = threading.Lock(), chosen_mask(work.config)
     made_here = {path.split("/{id}")[0] for stage in stages_of(work.config) for path in stage.outputs}
     walk = "weights/irn.safetensors" in made_here  # without it, masks come from the activations themselves
     folders = [folder for folder in SEEDS if folder in made_here]
@@ -101,11 +102,11 @@ def _count(work: Workspace, tally: _Tally) -> None:
         made, found = read_mask(work.item("masks", id)), read_activations(work.item("amn", id))
         shares, signs = None, None
         if len(found.keys):
-            threshold = work.config.mask.background
+            threshold = settings.threshold
             scores = found.full
             if walk:
                 edge = read_edge(work.item("edge", id))
-                scores = mask.scores(found, edge, work.config.mask, work.device, threads=1)
+                scores = mask.scores(found, edge, settings, work.device, threads=1)
             keys = np.concatenate([[0], found.keys])
             shares = tuple(float((mask_from_scores(maps, keys, threshold) > 0).mean()) for maps in (found.full, scores))
             regions = find_regions(work.dataset.image(id))
@@ -131,9 +132,14 @@ def _count(work: Workspace, tally: _Tally) -> None:
 
 
 def separate(work: Workspace) -> list[Finding]:
-    """Whether images and labels belong together, by features of the pretrained backbone; nothing without one."""
+    """Whether images and labels belong together, by features of the pretrained backbone.
+
+    Nothing without one, or where the classifier comes from elsewhere: then its pretrained weights may not be here.
+    """
     dataset, config = work.dataset, work.config
-    if config.weights is None:
+    trained = producer("weights/cam.safetensors")
+    record = work.record(trained) if trained else None
+    if config.weights is None or record is None or record.imported:
         return []
     rng = np.random.default_rng(config.seed)
     ids = [dataset.ids[k] for k in rng.permutation(len(dataset.ids))[:MOST_IMAGES]]
