@@ -430,12 +430,27 @@ class Mask(Section):
     ] = 8
     power: Annotated[float, Field(gt=0, description="Exponent of the activations before the walk; above 0.")] = 1.3
     background: Annotated[
-        float, Field(ge=0, le=1, description="Score below which a pixel is background, in [0, 1].")
+        Probability | Literal["auto"],
+        Field(
+            description="Score below which a pixel is background, in [0, 1]; auto takes the threshold at which the"
+            " scores, read as probabilities, promise the highest IoU."
+        ),
     ] = 0.25
     maximum: Annotated[
         Literal["global", "class"],
         Field(description="Divide scores by the maximum over all classes (IRN's code) or by each class's own."),
     ] = "global"
+
+    @property
+    def threshold(self) -> float:
+        """`background` as a number.
+
+        Raises:
+            InputError: it is still to be chosen.
+        """
+        if isinstance(self.background, str):
+            raise InputError("mask.background is auto, expected a number; see `pipeline.chosen`")
+        return self.background
 
 
 SEED_DEFAULTS = {"cam_seed": {"fg": 0.30, "bg": 0.05}, "amn_seed": {"fg": 0.45, "bg": 0.15}}

@@ -34,6 +34,7 @@ from amn_fast.data.store import read_strided
 from amn_fast.data.text import read_text
 from amn_fast.errors import InputError
 from amn_fast.files import write_atomically, write_json, write_text
+from amn_fast.pipeline.chosen import chosen_mask
 from amn_fast.pipeline.engine import cores, for_each
 from amn_fast.pipeline.folder import Workspace
 from amn_fast.pipeline.inference import read_edge
@@ -161,7 +162,7 @@ def from_answers(run: Path | str, path: Path | str) -> Calibration:
             others[question.label - 1, answer - 1] += 1
     others /= np.maximum(others.sum(1, keepdims=True), 1)
     found = Answers(sizes, counts, others, edges, scored.sure)
-    current = scored.work.config.mask.background
+    current = chosen_mask(scored.work.config).threshold
     return Calibration(
         "answers",
         len(answers),
@@ -196,7 +197,7 @@ def from_masks(run: Path | str, folder: Path | str, *, random_seed: int = 0) -> 
         )
     if len(files) < FEWEST_MASKS:
         raise InputError(f"{folder}: holds {len(files)} trusted masks, expected {FEWEST_MASKS} or more")
-    current = scored.work.config.mask.background
+    current = chosen_mask(scored.work.config).threshold
     thresholds = tuple(sorted({*THRESHOLDS, *([current] if 0 < current < 1 else [])}))
     counted: dict[str, tuple[NDArray[np.int64], ...]] = {}
     iou: dict[str, float] = {}
@@ -422,7 +423,7 @@ class _Scored:
         n_classes = len(dataset.classes)
         if points < 4 * n_classes:
             raise InputError(f"points is {points}, expected at least {4 * n_classes}, four for each class")
-        self.edges = edges_for(points, n_classes, self.work.config.mask.background)
+        self.edges = edges_for(points, n_classes, chosen_mask(self.work.config).threshold)
         n_bins = len(self.edges) + 1
         sizes: dict[str, NDArray[np.int64]] = {}
         lock = threading.Lock()

@@ -8,7 +8,7 @@ from amn_fast.config import Config
 from amn_fast.data.classes import read_classes
 from amn_fast.data.legend import CLASSES
 from amn_fast.errors import InputError
-from amn_fast.pipeline.chosen import chosen_seed
+from amn_fast.pipeline.chosen import chosen_mask, chosen_seed
 from amn_fast.pipeline.table import Stage, producer, upstream
 from amn_fast.review.source import run_classes, run_config
 
@@ -42,7 +42,7 @@ def identity_of(run: Path) -> dict[str, Any]:
     """All of a run that the mask of a new image depends on, as JSON."""
     check_finished(run)
     config = run_config(run)
-    config = config.model_copy(update={"cam_seed": chosen_seed(config, "cam_seed")})
+    config = config.model_copy(update={"cam_seed": chosen_seed(config, "cam_seed"), "mask": chosen_mask(config)})
     return {
         "classes": list(classes_of(run)),
         "settings": {key: _value(config, key) for key in sorted({"backbone", *_settings_of_masks()})},

@@ -18,7 +18,7 @@ from amn_fast.models import AmnNet, CamNet, HeadsNet, IrnNet, prepare
 from amn_fast.models.prepare import Net
 from amn_fast.ops._arrays import default_backend, integer
 from amn_fast.ops.mask import mask_from_scores
-from amn_fast.pipeline.chosen import chosen_seed
+from amn_fast.pipeline.chosen import chosen_mask, chosen_seed
 from amn_fast.pipeline.engine import on_device
 from amn_fast.pipeline.folder import Workspace
 from amn_fast.pipeline.training import load_weights
@@ -97,7 +97,7 @@ class Labeler:
                 f"thresholds: {unknown[0]!r} is no class of {self.run}, expected {', '.join(self.classes)}"
             )
         self.thresholds = np.array([(thresholds or {}).get(name, 0.5) for name in self.classes], np.float32)
-        self._seed = chosen_seed(self.config, "cam_seed")
+        self._seed, self._mask = chosen_seed(self.config, "cam_seed"), chosen_mask(self.config)
         work = Workspace(self.config)
         self.device = work.device
         backbone = self.config.backbone
@@ -145,10 +145,10 @@ class Labeler:
             found = as_stored(amn.activate(self._amn, image, shown, labels, config.amn, device))
             edge = None if self._irn is None else irn.find_edge(self._irn, image, config.edge.pad, device)
         if edge is None:
-            scores, made = found.full, mask.make_crf_mask(image, found, config.mask)
+            scores, made = found.full, mask.make_crf_mask(image, found, self._mask)
         else:
             scores = mask.scores(found, edge, config.mask, device, self.threads)
-            made = mask_from_scores(scores, found.keys, config.mask.background)
+            made = mask_from_scores(scores, found.keys, self._mask.threshold)
         areas = tuple(int(np.count_nonzero(made == key)) for key in found.keys)
         return LabelResult(made, names, predicted, found.keys, scores, areas, doubt(scores))
 

@@ -11,23 +11,27 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from amn_fast.config import Seed
 from amn_fast.data.masks import write_mask
-from amn_fast.data.store import read_activations
+from amn_fast.data.store import read_activations, read_strided
 from amn_fast.files import write_json
-from amn_fast.models.heads import HeadsNet
+from amn_fast.models import HeadsNet, IrnNet, prepare
 from amn_fast.pipeline.chosen import choice_file, neighbours
-from amn_fast.pipeline.engine import cores, for_each
+from amn_fast.pipeline.engine import console, cores, for_each, on_device
 from amn_fast.pipeline.features import feature_net, subset
 from amn_fast.pipeline.folder import Workspace
-from amn_fast.steps import choice, heads, seed
+from amn_fast.pipeline.training import load_weights
+from amn_fast.steps import choice, heads, irn, mask, seed
 
 New = Callable[[Path], Path]
 
 MOST_IMAGES = 300
 """Images that a choice is made from: a random subset of a larger set."""
+FITS = 2
+"""Fits of each head, on other random cells; scores are means over them."""
 EXAMPLES = 3
 ROUNDS = 3
 """Times that the grid may be extended where the winner lies on its edge."""
@@ -43,6 +47,45 @@ def choose_amn_seed(work: Workspace, new: New) -> None:
     _choose(work, new, "amn", work.config.amn_seed)
 
 
+def choose_background(work: Workspace, new: New) -> None:
+    """Choose the threshold of the masks: where the scores, read as probabilities, promise the highest IoU."""
+    config, ids = work.config, subset(work, MOST_IMAGES)
+    scores_of = mask_scores(work)
+    found: dict[str, choice.Promise] = {}
+
+    def one(id: str) -> None:
+        found[id] = choice.promise(scores_of(id).max(0).reshape(1, -1).astype(np.float64))
+
+    for_each("scores of masks", ids, one, cores())
+    expected = choice.expected_iou([found[id] for id in ids])[0]
+    result = {
+        "background": choice.MASK_THRESHOLDS[int(expected.argmax())],
+        "images": len(ids),
+        "of": len(work.dataset.ids),
+        "mask_thresholds": list(choice.MASK_THRESHOLDS),
+        "expected_iou": expected.round(6).tolist(),
+    }
+    write_json(new(choice_file(config.run, "mask")), result)
+    console.print(f"  mask.background: {result['background']:g}")
+
+
+def mask_scores(work: Workspace) -> Callable[[str], NDArray[np.float32]]:
+    """The function of an id that gives the scores that its mask is made from, (K, H, W)."""
+    config = work.config
+    if config.mask.kind == "crf":
+        return lambda id: read_activations(work.item("amn", id)).full
+    net = IrnNet(config.backbone).to(work.device)
+    load_weights(work.weights("irn"), net)
+    net = prepare(net, config.precision)
+
+    def one(id: str) -> NDArray[np.float32]:
+        with on_device(work.device):
+            edge = irn.find_edge(net, work.dataset.image(id), config.edge.pad, work.device)
+        return mask.scores(read_strided(work.item("amn", id)), edge, config.mask, work.device, threads=1)
+
+    return one
+
+
 def _choose(work: Workspace, new: New, kind: str, settings: Seed) -> None:
     ids = subset(work, MOST_IMAGES)
     with heads.one_thread():
@@ -54,9 +97,10 @@ def _choose(work: Workspace, new: New, kind: str, settings: Seed) -> None:
                 break
         pair = search.winner()
         write_json(new(choice_file(work.root, f"{kind}_seed")), {**search.to_json(), "examples": ids[:EXAMPLES]})
+        console.print(f"  {kind}_seed: fg {pair[0]:g}, bg {pair[1]:g}")
         folder = choice_file(work.root, f"{kind}_seed").with_suffix("")
         for number, id in enumerate(ids[:EXAMPLES]):
-            found, image = read_activations(work.item(kind, id), upsampled=False), work.dataset.image(id)
+            found, image = read_activations(work.item(kind, id)), work.dataset.image(id)
             for name, (fg, bg) in neighbours(pair).items():
                 example = seed.refine(image, found, Seed(fg=fg, bg=bg, bilateral=settings.bilateral))
                 write_mask(new(folder / f"{number}.{name}.png"), example)
@@ -77,24 +121,28 @@ class Search:
         """Fit and measure the heads of the pairs that have no scores yet."""
         pairs = [pair for pair in choice.pairs_of(self._fg, self._bg) if pair not in self._scores]
         self._prepare()
-        fitted = heads.fit(*self._cells(pairs), self._n_classes, random_seed=self._work.config.seed)
-        measured: dict[str, choice.Measured] = {}
+        cells, seed = self._cells(pairs), self._work.config.seed
+        fits = [heads.fit(*cells, self._n_classes, random_seed=FITS * seed + k) for k in range(FITS)]
+        measured: dict[str, list[choice.Measured]] = {}
 
         def one(id: str) -> None:
-            measured[id] = choice.measure(fitted, self._images[id])
+            measured[id] = [choice.measure(fitted, self._images[id]) for fitted in fits]
 
         for_each("scores of thresholds", self._ids, one, cores())
-        scores = choice.summarise([measured[id] for id in self._ids])
+        scores = choice.summarise([found for id in self._ids for found in measured[id]])
         self._scores |= dict(zip(pairs, scores, strict=True))
 
     def _prepare(self) -> None:
-        """Features and labels of all images; for a grid that was extended, labels at the new thresholds."""
+        """Features and labels of all images; for a grid that was extended, labels at the new thresholds.
+
+        Activations that were not kept at full size are upsampled.
+        """
         wanted = sorted({*self._fg, *self._bg})
         fresh = [threshold for threshold in wanted if threshold not in self._thresholds]
 
         def one(id: str) -> None:
             image = self._work.dataset.image(id)
-            found = read_activations(self._work.item(self._kind, id), upsampled=False)
+            found = read_activations(self._work.item(self._kind, id))
             bilateral = self._settings.bilateral
             if id in self._images:
                 self._images[id] = self._images[id].with_labels(image, found, fresh, bilateral)

@@ -2,35 +2,38 @@
 
 import json
 from pathlib import Path
-from typing import Any
 
-from amn_fast.config import Config, Seed
+from amn_fast.config import Config, Mask, Seed
 from amn_fast.errors import InputError
 
 FOLDER = "thresholds"
 
 
 def choice_file(root: Path, section: str) -> Path:
-    """Where the choice for a section of the configuration, "cam_seed" or "amn_seed", lies in a run folder."""
+    """Where the choice for a section of the configuration (cam_seed, amn_seed, mask) lies in a run folder."""
     return root / FOLDER / f"{section}.json"
 
 
-def read_choice(path: Path) -> dict[str, Any]:
-    """What a choice was made from: see `amn_fast.pipeline.choosing`.
+def read_choice(path: Path, key: str) -> list[float]:
+    """The chosen thresholds, from what `amn_fast.pipeline.choosing` wrote.
+
+    Args:
+        path: of the choice.
+        key: "pair" or "background".
 
     Raises:
         InputError: the file is missing or damaged.
     """
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-        fg, bg = (float(value) for value in found["pair"])
+        found = json.loads(path.read_text(encoding="utf-8"))[key]
+        values = [float(value) for value in (found if isinstance(found, list) else [found])]
     except FileNotFoundError:
         raise InputError(f"{path} does not exist, expected the thresholds that the run has chosen") from None
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise InputError(f"{path} cannot be read, expected the thresholds that the run has chosen: {error}") from error
-    if not 0 <= bg <= fg <= 1:
-        raise InputError(f"{path}: the pair is {fg}, {bg}, expected 0 <= bg <= fg <= 1")
-    return found
+    if len(values) != (2 if key == "pair" else 1) or not 0 <= min(values) <= max(values) == values[0] <= 1:
+        raise InputError(f"{path}: {key} is {found}, expected {'0 <= bg <= fg <= 1' if key == 'pair' else '0..1'}")
+    return values
 
 
 def chosen_seed(config: Config, section: str) -> Seed:
@@ -46,8 +49,20 @@ def chosen_seed(config: Config, section: str) -> Seed:
     settings: Seed = getattr(config, section)
     if settings.fg != "auto":
         return settings
-    fg, bg = read_choice(choice_file(config.run, section))["pair"]
+    fg, bg = read_choice(choice_file(config.run, section), "pair")
     return Seed(fg=fg, bg=bg, bilateral=settings.bilateral)
+
+
+def chosen_mask(config: Config) -> Mask:
+    """The settings of masks, with the chosen threshold in place of auto.
+
+    Raises:
+        InputError: the threshold is auto, and the run has not chosen it.
+    """
+    if config.mask.background != "auto":
+        return config.mask
+    (background,) = read_choice(choice_file(config.run, "mask"), "background")
+    return config.mask.model_copy(update={"background": background})
 
 
 def neighbours(pair: tuple[float, float]) -> dict[str, tuple[float, float]]:

@@ -17,7 +17,7 @@ from amn_fast.data.store import read_activations
 from amn_fast.files import write_json, write_text
 from amn_fast.models.backbone import make_backbone
 from amn_fast.ops.mask import mask_from_scores
-from amn_fast.pipeline.chosen import chosen_seed
+from amn_fast.pipeline.chosen import chosen_mask, chosen_seed
 from amn_fast.pipeline.dependencies import stages_of
 from amn_fast.pipeline.engine import cores, for_each, track
 from amn_fast.pipeline.folder import Workspace
@@ -90,7 +90,7 @@ def check_run(work: Workspace, new: Callable[[Path], Path]) -> None:
 
 
 def _count(work: Workspace, tally: _Tally) -> None:
-    lock = threading.Lock()
+    lock, settings = threading.Lock(), chosen_mask(work.config)
     made_here = {path.split("/{id}")[0] for stage in stages_of(work.config) for path in stage.outputs}
     walk = "weights/irn.safetensors" in made_here  # without it, masks come from the activations themselves
     folders = [folder for folder in SEEDS if folder in made_here]
@@ -102,11 +102,11 @@ def _count(work: Workspace, tally: _Tally) -> None:
         made, found = read_mask(work.item("masks", id)), read_activations(work.item("amn", id))
         shares, signs = None, None
         if len(found.keys):
-            threshold = work.config.mask.background
+            threshold = settings.threshold
             scores = found.full
             if walk:
                 edge = read_edge(work.item("edge", id))
-                scores = mask.scores(found, edge, work.config.mask, work.device, threads=1)
+                scores = mask.scores(found, edge, settings, work.device, threads=1)
             keys = np.concatenate([[0], found.keys])
             shares = tuple(float((mask_from_scores(maps, keys, threshold) > 0).mean()) for maps in (found.full, scores))
             regions = find_regions(work.dataset.image(id))

@@ -14,7 +14,7 @@ from amn_fast.errors import InputError
 from amn_fast.models import AmnNet, CamNet, DeepLabV2, IrnNet, MultiScale, load_published
 from amn_fast.models.published import Net
 from amn_fast.pipeline.contents import digest
-from amn_fast.pipeline.dependencies import ids_of, inputs_of
+from amn_fast.pipeline.dependencies import ids_of, input_names, inputs_of
 from amn_fast.pipeline.engine import console, for_each
 from amn_fast.pipeline.folder import Workspace, only_one_run
 from amn_fast.pipeline.records import Inputs
@@ -41,8 +41,8 @@ def import_before(config: Config, folder: Path, name: str, *, overwrite: bool = 
     """
     stage, work = stage_named(name), Workspace(config)
     places = {earlier: place for earlier in ancestors(stage) if (place := find(folder, earlier)) is not None}
-    for needed in upstream(stage, stage.inputs):
-        if needed not in places and work.record(needed) is None and needed.imported:
+    for needed in upstream(stage, input_names(config, stage)):
+        if needed not in places and work.record(needed) is None and needed.imported and needed.reference:
             raise InputError(f"{folder}: holds no {needed.reference}, which {stage.name} continues from")
     _import(work, places, folder, overwrite)
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from amn_fast.config import Mask
 from amn_fast.data.image import read_mask
 from amn_fast.data.legend import write_legend
 from amn_fast.data.masks import write_mask
@@ -17,7 +18,7 @@ from amn_fast.data.store import Activations, as_stored, is_compact, read_activat
 from amn_fast.errors import InputError
 from amn_fast.files import write_atomically
 from amn_fast.models import AmnNet, CamNet, HeadsNet, IrnNet, prepare
-from amn_fast.pipeline.chosen import chosen_seed
+from amn_fast.pipeline.chosen import chosen_mask, chosen_seed
 from amn_fast.pipeline.dependencies import exists, inputs_of, item_key, previous_output, settings_of
 from amn_fast.pipeline.engine import Warnings, on_device
 from amn_fast.pipeline.folder import Workspace
@@ -156,10 +157,10 @@ def make_masks(work: Workspace, new: New) -> One:
     The classes and their colours are written beside the masks. Where only the settings of the mask have changed, the
     edge maps of the last run serve again. Masks by CRF need no edge maps.
     """
-    config = work.config
+    config, settings = work.config, chosen_mask(work.config)
     write_legend(work.root, work.dataset.classes)
     if config.mask.kind == "crf":
-        return _crf_masks(work, new)
+        return _crf_masks(work, new, settings)
     net = IrnNet(config.backbone).to(work.device)
     load_weights(work.weights("irn"), net)
     net = prepare(net, work.config.precision)
@@ -182,19 +183,17 @@ def make_masks(work: Workspace, new: New) -> One:
             edge = irn.find_edge(net, image, config.edge.pad, work.device) if kept is None else read_edge(kept)
         write_edge(new(work.item("edge", id)), edge)
         trusted = work.trusted(id)
-        made = (
-            mask.make_mask(found, edge, config.mask, work.device, threads=1) if trusted is None else read_mask(trusted)
-        )
+        made = mask.make_mask(found, edge, settings, work.device, threads=1) if trusted is None else read_mask(trusted)
         write_mask(new(work.item("masks", id)), made)
 
     return one
 
 
-def _crf_masks(work: Workspace, new: New) -> One:
+def _crf_masks(work: Workspace, new: New, settings: Mask) -> One:
     def one(id: str) -> None:
         image, trusted = work.dataset.image(id), work.trusted(id)
         if trusted is None:
-            made = mask.make_crf_mask(image, read_activations(work.item("amn", id)), work.config.mask)
+            made = mask.make_crf_mask(image, read_activations(work.item("amn", id)), settings)
         else:
             made = read_mask(trusted)
         write_mask(new(work.item("masks", id)), made)

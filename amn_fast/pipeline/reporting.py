@@ -131,7 +131,7 @@ def _segmented(work: Workspace, record: dict[str, Any]) -> list[Segmented]:
 def _examples(work: Workspace, section: str, record: dict[str, Any]) -> list[Segmented]:
     """Seeds of the example images of a choice of thresholds."""
     found = []
-    for number, id in enumerate(record["examples"]):
+    for number, id in enumerate(record.get("examples", ())):
         masks = {}
         for name, (fg, bg) in neighbours((record["pair"][0], record["pair"][1])).items():
             path = choice_file(work.root, section).with_suffix("") / f"{number}.{name}.png"

@@ -43,7 +43,8 @@ def write_report(
             and for each result that was scored: "scores" (`Scores.to_json`), "miou", and where they apply "curve"
             (`ThresholdCurve.to_json`), "histogram" (`ActivationHistogram.to_json`) and, for the mask, "per_image"
             (id -> mIoU). "segmentation": eval-seg's record. "thresholds": section -> the thresholds that the run chose
-            (pair, scores of all pairs, images, of). "health": findings of check-run; "doubt": of each mask, by id;
+            (pair, scores of all pairs, images, of; of masks their background).
+            "health": findings of check-run; "doubt": of each mask, by id;
             "calibration": what `amn-fast calibrate` found. A part that is missing has no section on the page.
         images: what to draw; None draws no image and writes no gallery.
         config_text: the resolved configuration.
@@ -94,6 +95,7 @@ def write_report(
         labels=tables.label_rows(metrics, names),
         training=_training(metrics),
         choices=_choices(metrics, examples or {}, names),
+        background=((metrics.get("thresholds") or {}).get("mask") or {}).get("background"),
         groups=gallery.best_and_worst(images, per_image, names, doubt=doubt) if images is not None else [],
         health=metrics.get("health") or [],
         doubt=tables.doubt_rows(doubt, per_image, (metrics.get("calibration") or {}).get("by_doubt") or ()),
@@ -147,6 +149,7 @@ def _choices(
             "examples": [gallery.segmented_row(one, names) for one in examples.get(section, ())],
         }
         for section, record in (metrics.get("thresholds") or {}).items()
+        if section in CHOICES
     ]
 
 

@@ -33,6 +33,7 @@ from amn_fast.data.store import read_activations
 from amn_fast.errors import InputError
 from amn_fast.files import write_atomically, write_text
 from amn_fast.ops._arrays import thread_count
+from amn_fast.pipeline.chosen import chosen_mask
 from amn_fast.review.decisions import Decision, read_decisions
 from amn_fast.review.doubt import doubt, read_doubt
 from amn_fast.review.source import run_config, unknown_name
@@ -112,7 +113,7 @@ def build_page(run: Path | str, *, advance: Callable[[], object] = lambda: None)
     data = {
         "name": config.name,
         "storage": f"amn-fast review {hashlib.sha256(str(run.resolve()).encode()).hexdigest()[:16]}",
-        "threshold": config.mask.background,
+        "threshold": chosen_mask(config).threshold,
         "levels": LEVELS,
         "labels": {str(label): name for label, name in labels.items()},
         "colours": {str(label): _colour(label) for label in labels},

@@ -9,6 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from amn_fast.data.augment import resize_image
 from amn_fast.data.store import Activations
 from amn_fast.models.heads import HeadsNet
 from amn_fast.ops.refine_seed import combine, crf_labels
@@ -37,7 +38,8 @@ class Candidates:
         keys: labels of its classes, ascending.
         maps: projected features.
         other: those of the flipped image at another scale.
-        regions: (h, w) region of each pixel at stride 4.
+        regions: (h, w) region of each pixel at stride 4; of an image with a long side above `heads.LONGEST`, at that
+            size.
         labels: (T, y, x) uint8, the CRF's labels for each threshold on the grid of the heads.
     """
 
@@ -74,7 +76,9 @@ def prepare(
     maps = heads.project(net, heads.level_maps(net, image, device))
     other = heads.project(net, heads.level_maps(net, image, device, scale=OTHER_SCALE, flip=True))
     labels = labels_at(image, found, thresholds, bilateral, (maps[0].shape[1], maps[0].shape[2]))
-    return Candidates(tuple(found.keys.tolist()), maps, other, find_regions(image)[::4, ::4], labels)
+    factor = heads.scale_of(image.shape, 1.0)
+    small = resize_image(image, (round(image.shape[0] * factor), round(image.shape[1] * factor)))
+    return Candidates(tuple(found.keys.tolist()), maps, other, find_regions(small)[::4, ::4], labels)
 
 
 def labels_at(
@@ -132,23 +136,53 @@ MASK_THRESHOLDS = tuple(round(0.05 * k, 2) for k in range(1, 20))
 
 
 @dataclass(frozen=True)
+class Promise:
+    """What foreground maps of an image promise, read as probabilities.
+
+    Attributes:
+        foreground: (P, T) share of the pixels above each of `MASK_THRESHOLDS`.
+        certain: (P, T) sum of these pixels over the number of all pixels.
+        total: (P,) mean.
+    """
+
+    foreground: NDArray[np.float64]
+    certain: NDArray[np.float64]
+    total: NDArray[np.float64]
+
+
+def promise(p: NDArray[np.float64]) -> Promise:
+    """Of maps (P, n) with values in [0, 1]."""
+    above = [p > threshold for threshold in MASK_THRESHOLDS]
+    return Promise(
+        np.stack([one.mean(1) for one in above], 1), np.stack([(p * one).mean(1) for one in above], 1), p.mean(1)
+    )
+
+
+def expected_iou(promises: Sequence[Promise]) -> NDArray[np.float64]:
+    """IoU of foreground that maps promise at each threshold, over all images: Σ p[p > t] / (Σ [p > t] + Σ p[p <= t]).
+
+    Returns:
+        (P, T).
+    """
+    foreground, certain = (np.mean([getattr(one, name) for one in promises], 0) for name in ("foreground", "certain"))
+    total = np.mean([one.total for one in promises], 0)[:, None]
+    return np.asarray(certain / np.maximum(foreground + total - certain, 1e-12))
+
+
+@dataclass(frozen=True)
 class Measured:
     """What the heads do on one image.
 
     Attributes:
         eta, eta_mask: (P,) `separation` of the foreground probability and of the mask.
         view: (P,) agreement of the masks of the image and of its flipped version at another scale.
-        foreground: (P, T) share of the pixels whose probability is above each of `MASK_THRESHOLDS`.
-        certain: (P, T) sum of the probabilities of these pixels over the number of all pixels.
-        total: (P,) mean probability.
+        promise: of the foreground probability.
     """
 
     eta: NDArray[np.float64]
     eta_mask: NDArray[np.float64]
     view: NDArray[np.float64]
-    foreground: NDArray[np.float64]
-    certain: NDArray[np.float64]
-    total: NDArray[np.float64]
+    promise: Promise
 
 
 def measure(fitted: Tensor, image: Candidates) -> Measured:
@@ -163,14 +197,11 @@ def measure(fitted: Tensor, image: Candidates) -> Measured:
     q, other = heads.foreground(heads.logits(fitted, heads.grid_features(image.other), image.keys), size)
     flat, regions = p.flatten(1).numpy().astype(np.float64), image.regions.ravel()
     first, second = (torch.where(a >= 0.5, b, 0).flatten(1).numpy() for a, b in ((p, place), (q, other)))
-    above = [flat > threshold for threshold in MASK_THRESHOLDS]
     return Measured(
         separation(flat, regions),
         separation((flat >= 0.5).astype(np.float64), regions),
         agreement(first, second, len(image.keys) + 1),
-        np.stack([one.mean(1) for one in above], 1),
-        np.stack([(flat * one).mean(1) for one in above], 1),
-        flat.mean(1),
+        promise(flat),
     )
 
 
@@ -208,8 +239,8 @@ def summarise(measured: Sequence[Measured]) -> list[PairScores]:
     def mean(name: str) -> NDArray[np.float64]:
         return np.mean([getattr(one, name) for one in measured], axis=0)
 
-    foreground, certain, total = mean("foreground"), mean("certain"), mean("total")[:, None]
-    expected = certain / np.maximum(foreground + total - certain, 1e-12)
+    foreground = np.mean([one.promise.foreground for one in measured], axis=0)
+    expected = expected_iou([one.promise for one in measured])
     rows = zip(mean("eta"), mean("eta_mask"), mean("view"), foreground, expected, strict=True)
     return [
         PairScores(float(eta), float(mask), float(view), tuple(fore.tolist()), tuple(iou.tolist()))

@@ -45,10 +45,10 @@ def make_mask(
 ) -> NDArray[np.uint8]:
     """The mask, (H, W) uint8: 0 and the labels of the image."""
     propagated = scores(found, edge, settings, device, threads)
-    return mask_from_scores(propagated, np.concatenate([[0], found.keys]), settings.background)
+    return mask_from_scores(propagated, np.concatenate([[0], found.keys]), settings.threshold)
 
 
 def make_crf_mask(image: NDArray[np.uint8], found: Activations, settings: Mask) -> NDArray[np.uint8]:
     """The mask by a dense CRF of argmax([threshold, activations]), (H, W) uint8, computed on one thread."""
-    mask: NDArray[np.uint8] = crf_labels(image, found.full, found.keys, (settings.background,), threads=1)[0]
+    mask: NDArray[np.uint8] = crf_labels(image, found.full, found.keys, (settings.threshold,), threads=1)[0]
     return mask

@@ -1,16 +1,19 @@
 """Experiments for docs/explanation/thresholds.md: how well a pair of seed thresholds is chosen without ground truth.
 
     python docs/experiments/thresholds.py prepare DATA CACHE demo msrc msrc_val voc76 voc437 voc20
-    python docs/experiments/thresholds.py measure CACHE demo msrc ...
-    python docs/experiments/thresholds.py table CACHE demo msrc ...
+    python docs/experiments/thresholds.py measure CACHE SEED EPS demo msrc ...
+    python docs/experiments/thresholds.py summary CACHE
+    python docs/experiments/thresholds.py table
 
 `prepare` computes what does not depend on the heads (class activations, features, regions, the CRF's labels) and
 keeps it in CACHE/SET.pt; `measure` fits the heads of all pairs and keeps their scores and their mIoU in
-CACHE/SET.SEED.EPS.npz; `table` compares criteria. DATA holds `msrc_v2` and `voc12_animals` in VOC layout, and `demo`,
-the folder of a finished run of the demo (its trained classifier serves). The other sets use the linear CAM. One
-thread, one set at a time.
+CACHE/SET.SEED.EPS.json; `summary` puts these together in thresholds.json beside this script, from which `table`
+compares criteria, and docs/experiments/thresholds_figure.py draws. DATA holds `msrc_v2` and `voc12_animals` in VOC
+layout, and `demo`, the folder of a finished run of the demo (its trained classifier serves). The other sets use the
+linear CAM. Images have a long side of at most 320 pixels. One thread, one set at a time.
 """
 
+import json
 import sys
 import time
 from collections.abc import Iterator
@@ -32,6 +35,7 @@ from amn_fast.models.heads import HeadsNet
 from amn_fast.pipeline.training import load_weights
 from amn_fast.steps import cam, choice, heads, linear_cam
 
+SUMMARY = Path(__file__).with_suffix(".json")
 BACKBONE = "efficientnet_lite0"
 CPU = torch.device("cpu")
 LONGEST = 320
@@ -170,93 +174,126 @@ def measure(name: str, cache: Path, seed: int, eps: float) -> None:
     start = time.monotonic()
     fitted = heads.fit(*pool(prepared, GRID), n_classes, random_seed=seed, eps=eps)
     seconds = time.monotonic() - start
-    curves = [ThresholdCurve(n_classes) for _ in GRID]
-    figures, classes = [], []
+    curves = [ThresholdCurve(n_classes, choice.MASK_THRESHOLDS) for _ in GRID]
+    measured, classes = [], []
     for image, truth in zip(prepared.images, prepared.ground_truth, strict=True):
-        found = choice.measure(fitted, image)
-        figures.append(np.stack([found.eta, found.eta_mask, found.view]))
+        measured.append(choice.measure(fitted, image))
         classes.append(np.isin(np.arange(1, n_classes + 1), image.keys))
         logits = heads.logits(fitted, heads.grid_features(image.maps), image.keys)
         size = (truth.shape[0], truth.shape[1])
         p = torch.nn.functional.interpolate(logits, size, mode="bilinear").softmax(1)[:, 1:]
         for curve, one in zip(curves, p.numpy(), strict=True):
             curve.add(one, np.array(image.keys, np.uint8), truth)
-    results = [curve.result() for curve in curves]
-    half = [float(result.miou[np.argmin(np.abs(np.asarray(result.thresholds) - 0.5))]) for result in results]
-    best = [result.best_miou for result in results]
-    np.savez(
-        cache / f"{name}.{seed}.{eps}.npz",
-        figures=np.array(figures), classes=np.array(classes), best=best, half=half,
-    )  # fmt: skip
-    top = int(np.argmax(best))
-    print(f"{name} seed {seed} eps {eps}: heads {seconds:.1f} s, best pair {GRID[top]} {best[top]:.3f}", flush=True)
+    figures = np.array([(one.eta, one.eta_mask, one.view) for one in measured])  # (images, 3, P)
+    shown = np.array(classes, np.float64)
+    shown = shown[:, shown.any(0)]
+    record = {
+        "set": name, "images": len(measured), "classes": n_classes, "seed": seed, "eps": eps, "cam": prepared.cam,
+        "figures": figures.mean(0).round(6).tolist(),
+        "balanced": np.tensordot((shown / shown.sum(0)).mean(1), figures, 1).round(6).tolist(),
+        "expected": [[round(v, 6) for v in one.expected_iou] for one in choice.summarise(measured)],
+        "miou": np.array([curve.result().miou for curve in curves], np.float64).round(6).tolist(),
+    }  # fmt: skip
+    (cache / f"{name}.{seed}.{eps}.json").write_text(json.dumps(record))
+    best = np.array(record["miou"]).max(1)
+    print(
+        f"{name} seed {seed} eps {eps}: heads {seconds:.1f} s, best {GRID[best.argmax()]} {best.max():.3f}", flush=True
+    )
 
 
-Figures = dict[str, NDArray[np.float64]]
-
-
-def _mean(found: Figures, balanced: bool) -> NDArray[np.float64]:
-    """Means of the figures over images, (3, P); balanced: over classes of the means over each class's images."""
-    if not balanced:
-        return found["figures"].mean(0)
-    classes = found["classes"][:, found["classes"].any(0)].astype(np.float64)
-    weights = (classes / classes.sum(0)).mean(1)
-    return np.tensordot(weights, found["figures"], 1)
+Record = dict[str, Any]
+FIXED = {"fixed .6 / .2": (0.6, 0.2), "fixed .3 / .05 (published)": (0.3, 0.05)}
+HALF = choice.MASK_THRESHOLDS.index(0.5)
 
 
 def _z(values: NDArray[np.float64]) -> NDArray[np.float64]:
     return (values - values.mean()) / values.std()
 
 
-def criteria(found: Figures) -> dict[str, NDArray[np.float64]]:
+def criteria(record: Record) -> dict[str, NDArray[np.float64]]:
     """Scores of all pairs by each criterion."""
     result = {}
-    for balanced in (False, True):
-        eta, eta_mask, view = _mean(found, balanced)
-        of_view = ", class-balanced" if balanced else ""
-        result[f"Q{of_view}"] = eta * eta_mask
-        result[f"view agreement{of_view}"] = view
-        result[f"Q x view{of_view}"] = eta * eta_mask * view
-        result[f"Q x view²{of_view}"] = eta * eta_mask * view**2
-        result[f"z(Q) + z(view){of_view}"] = _z(eta * eta_mask) + _z(view)
-        result[f"eta²(mask){of_view}"] = eta_mask
-        result[f"eta²(p){of_view}"] = eta
+    for key, suffix in (("figures", ""), ("balanced", ", class-balanced")):
+        eta, eta_mask, view = np.array(record[key])
+        result |= {
+            f"Q{suffix}": eta * eta_mask,
+            f"view{suffix}": view,
+            f"Q x view{suffix}": eta * eta_mask * view,
+            f"Q x view²{suffix}": eta * eta_mask * view**2,
+            f"z(Q) + z(view){suffix}": _z(eta * eta_mask) + _z(view),
+            f"eta²(p){suffix}": eta,
+            f"eta²(mask){suffix}": eta_mask,
+        }
+    result["expected IoU of the heads"] = np.array(record["expected"]).max(1)
     return result
 
 
-def chosen(found: Figures, criterion: str) -> int:
-    """The pair that a criterion, or a fixed rule, chooses."""
-    if criterion in FIXED:
-        return GRID.index(FIXED[criterion])
-    return int(np.argmax(criteria(found)[criterion]))
+RULE = "**the rule: Q x view², mean of the fits**"
 
 
-FIXED = {"fixed .6 / .2": (0.6, 0.2), "fixed .3 / .05": (0.3, 0.05)}
+def regrets(record: Record, criterion: str, pair: int | None = None) -> NDArray[np.float64]:
+    """Regret of the pair that a criterion chooses: at the best mask threshold, and at .5."""
+    miou = np.array(record["miou"])
+    figures = np.stack([miou.max(1), miou[:, HALF]])
+    if criterion == "random pair":
+        return figures.max(1) - figures.mean(1)
+    if pair is None:
+        fixed = FIXED.get(criterion)
+        pair = int(criteria(record)[criterion].argmax()) if fixed is None else GRID.index(fixed)
+    return figures.max(1) - figures[:, pair]
 
 
-def table(cache: Path, names: list[str]) -> None:
-    """Regrets of each criterion, at the best mask threshold and at .5, means over the files of a set."""
-    files = {name: sorted(cache.glob(f"{name}.*.npz")) for name in names}
-    loaded: dict[str, list[Figures]] = {name: [dict(np.load(path)) for path in paths] for name, paths in files.items()}
-    print("| criterion | " + " | ".join(names) + " | mean | worst |")
-    print("|---" * (len(names) + 3) + "|")
-    rows = [*criteria(loaded[names[0]][0]), *FIXED, "random pair"]
-    for row in rows:
-        cells = []
-        for name in names:
-            regrets = []
-            for found in loaded[name]:
-                for kind in ("best", "half"):
-                    at = found[kind].mean() if row == "random pair" else found[kind][chosen(found, row)]
-                    regrets.append(found[kind].max() - at)
-            cells.append(np.array(regrets).reshape(-1, 2).mean(0))
-        cells += [np.mean(cells, 0), np.max(cells, 0)]
-        print(f"| {row} | " + " | ".join(f"{best:.3f} / {half:.3f}" for best, half in cells) + " |")
+def by_set(records: list[Record], row: str) -> dict[str, NDArray[np.float64]]:
+    """Regrets of a criterion on each set, means over its records."""
+    names = dict.fromkeys(record["set"] for record in records)
+    found = {}
     for name in names:
-        for path, found in zip(files[name], loaded[name], strict=True):
-            picks = {row: GRID[chosen(found, row)] for row in ("Q", "view agreement", "z(Q) + z(view)")}
-            top = int(np.argmax(found["best"]))
-            print(path.stem, "best", GRID[top], f"{found['best'][top]:.3f}", picks)
+        own = [record for record in records if record["set"] == name]
+        if row == RULE:  # one choice by the mean score of all fits
+            pair = int(np.mean([criteria(record)["Q x view²"] for record in own], axis=0).argmax())
+            each = [regrets(record, row, pair) for record in own]
+        else:
+            each = [regrets(record, row) for record in own]
+        found[name] = np.mean(each, axis=0)
+    return found
+
+
+def table(records: list[Record]) -> None:
+    """Regrets of each criterion, the choice of a criterion by leave-one-set-out, and mask thresholds."""
+    rows = [RULE, *criteria(records[0]), *FIXED, "random pair"]
+    found = {row: by_set(records, row) for row in rows}
+    names = list(found[rows[0]])
+    print("| criterion | " + " | ".join(names) + " | mean | worst |\n" + "|---" * (len(names) + 3) + "|")
+    for row in rows:
+        cells = [*found[row].values(), np.mean([*found[row].values()], 0), np.max([*found[row].values()], 0)]
+        print(f"| {row} | " + " | ".join(f"{best:.3f} / {half:.3f}" for best, half in cells) + " |")
+    left_out = []
+    for name in names:
+        others = {row: np.mean([found[row][n] for n in names if n != name]) for row in criteria(records[0])}
+        chosen = min(others, key=lambda row: others[row])
+        left_out.append(found[chosen][name])
+        print(f"without {name}: {chosen}, regret there {found[chosen][name].round(3).tolist()}")
+    print("leave-one-set-out: mean", np.mean(left_out, 0).round(3), "worst", np.max(left_out, 0).round(3))
+    for record in records:
+        miou, scores = np.array(record["miou"]), criteria(record)
+        top, pair = int(miou.max(1).argmax()), int(scores["Q x view²"].argmax())
+        correlation = np.corrcoef(np.argsort(np.argsort(scores["Q x view²"])), np.argsort(np.argsort(miou.max(1))))
+        print(
+            f"{record['set']} seed {record['seed']} eps {record['eps']}: CAM {record['cam']['best']:.3f}, best pair"
+            f" {GRID[top]} {miou[top].max():.3f}, chosen {GRID[pair]} {miou[pair].max():.3f}, rank correlation"
+            f" {correlation[0, 1]:.2f}"
+        )
+    rules = {
+        "expected IoU": lambda record, pair: int(np.argmax(record["expected"][pair])),
+        **{f"fixed {t}": lambda _, __, t=t: choice.MASK_THRESHOLDS.index(t) for t in (0.25, 0.3, 0.4, 0.5, 0.6)},
+    }
+    for rule, at in rules.items():
+        losses = []
+        for record in records:
+            pair = int(criteria(record)["Q x view²"].argmax())
+            miou = np.array(record["miou"][pair])
+            losses.append(miou.max() - miou[at(record, pair)])
+        print(f"mask threshold, {rule}: mean {np.mean(losses):.3f}, worst {np.max(losses):.3f}")
 
 
 def main() -> None:
@@ -266,10 +303,14 @@ def main() -> None:
         for name in rest[2:]:
             prepare(name, Path(rest[0]), Path(rest[1]))
     elif command == "measure":
-        for name in rest[1:]:
-            measure(name, Path(rest[0]), 0, heads.EPS)
+        for name in rest[3:]:
+            measure(name, Path(rest[0]), int(rest[1]), float(rest[2]))
+    elif command == "summary":
+        files = [path for name in SETS for path in sorted(Path(rest[0]).glob(f"{name}.*.json"))]
+        records = [json.loads(path.read_text()) for path in files]
+        SUMMARY.write_text(json.dumps({"grid": GRID, "records": records}) + "\n")
     elif command == "table":
-        table(Path(rest[0]), rest[1:])
+        table(json.loads(SUMMARY.read_text())["records"])
 
 
 if __name__ == "__main__":

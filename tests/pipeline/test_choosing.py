@@ -11,12 +11,14 @@ from amn_fast.config import Config
 from amn_fast.data.image import read_mask
 from amn_fast.data.store import read_activations
 from amn_fast.errors import InputError
+from amn_fast.ops.mask import mask_from_scores
 from amn_fast.pipeline import choosing
 from amn_fast.pipeline.chosen import chosen_seed, neighbours
 from amn_fast.pipeline.dependencies import input_names, stages_of
 from amn_fast.pipeline.folder import Workspace
+from amn_fast.pipeline.inference import read_edge
 from amn_fast.pipeline.table import stage_named
-from amn_fast.steps import choice
+from amn_fast.steps import choice, mask
 
 CHOICE = "thresholds/cam_seed.json"
 
@@ -63,6 +65,33 @@ def test_seeds_follow_the_choice(copy_of_run, finished, small_grid):
     fg, bg = chosen_seed(config, "cam_seed").pair
     expected = refine_seed(image, cam.full, cam.keys, fg=fg, bg=bg)
     np.testing.assert_array_equal(read_mask(config.run / f"cam_seed/{id}.png"), expected)
+
+
+def test_all_thresholds_of_a_trained_run(copy_of_run, small_grid):
+    config, _ = copy_of_run("all", (), "amn_seed=auto")
+    assert pipeline.run_stage(config, "choose-amn-seed")
+    assert pipeline.run_stage(config, "refine-amn-seed", overwrite=True)
+    pair, id = chosen_seed(config, "amn_seed").pair, "demo_000"
+    amn, image = read_activations(config.run / f"amn/{id}.npz"), Workspace(config).dataset.image(id)
+    expected = refine_seed(image, amn.full, amn.keys, fg=pair[0], bg=pair[1])
+    np.testing.assert_array_equal(read_mask(config.run / f"amn_seed/{id}.png"), expected)
+    config, _ = copy_of_run("background", (), "mask.background=auto")
+    pipeline.run(config, overwrite=True)
+    found = json.loads((config.run / "thresholds/mask.json").read_text())
+    assert found["expected_iou"][found["mask_thresholds"].index(found["background"])] == max(found["expected_iou"])
+    scores = mask.scores(amn, read_edge(config.run / f"edge/{id}.npz"), config.mask)
+    expected = mask_from_scores(scores, [0, *amn.keys], found["background"])
+    np.testing.assert_array_equal(read_mask(config.run / f"masks/{id}.png"), expected)
+    assert f"Masks: {found['background']}" in (config.run / "report.html").read_text()
+
+
+def test_the_expected_iou_is_that_of_its_formula():
+    p = np.random.default_rng(0).random((2, 3, 50))  # two images, three maps
+    found = choice.expected_iou([choice.promise(one) for one in p])
+    for k, t in ((0, 0.05), (9, 0.5)):
+        above = p > t
+        expected = (p * above).sum((0, 2)) / (above.sum((0, 2)) + (p * ~above).sum((0, 2)))
+        np.testing.assert_allclose(found[:, k], expected)
 
 
 def test_what_a_choice_refuses(tmp_path):
