@@ -6,7 +6,7 @@ python benchmarks/label_jobs.py processes                              two proce
 python benchmarks/label_jobs.py costs                                  CPU seconds and bytes an image, step by step
 
 Each prints a JSON object and, with --output FILE, writes it. The networks have random weights: what they cost does not
-depend on the values. Linux only.
+depend on the values. Linux only; needs the extra `label`.
 """
 
 import argparse

@@ -5,6 +5,7 @@ import multiprocessing
 import os
 import sys
 import time
+import types
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -120,7 +121,7 @@ class Crew:
 
     def _start(self, number: int) -> _Worker:
         ours, theirs = self._context.Pipe()
-        with _one_thread():
+        with _one_thread(), _without_main():
             process = self._context.Process(target=worker.main, args=(theirs, self._setup, number), daemon=True)
             process.start()
         theirs.close()  # so that the end of the process is the end of the connection
@@ -212,6 +213,17 @@ def _one_thread() -> Iterator[None]:
             del os.environ["OMP_NUM_THREADS"]
         else:
             os.environ["OMP_NUM_THREADS"] = before
+
+
+@contextlib.contextmanager
+def _without_main() -> Iterator[None]:
+    """Keep the processes that start now from running the user's script again: what they need is in this package."""
+    main = sys.modules["__main__"]
+    sys.modules["__main__"] = types.ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = main
 
 
 # ---------------------------------------------------------------------------------------------------------------- Ray

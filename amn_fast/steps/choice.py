@@ -9,6 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from amn_fast.data.augment import resize_image
 from amn_fast.data.store import Activations
 from amn_fast.models.heads import HeadsNet
 from amn_fast.ops.refine_seed import combine, crf_labels
@@ -37,7 +38,8 @@ class Candidates:
         keys: labels of its classes, ascending.
         maps: projected features.
         other: those of the flipped image at another scale.
-        regions: (h, w) region of each pixel at stride 4.
+        regions: (h, w) region of each pixel at stride 4; of an image with a long side above `heads.LONGEST`, at that
+            size.
         labels: (T, y, x) uint8, the CRF's labels for each threshold on the grid of the heads.
     """
 
@@ -74,7 +76,9 @@ def prepare(
     maps = heads.project(net, heads.level_maps(net, image, device))
     other = heads.project(net, heads.level_maps(net, image, device, scale=OTHER_SCALE, flip=True))
     labels = labels_at(image, found, thresholds, bilateral, (maps[0].shape[1], maps[0].shape[2]))
-    return Candidates(tuple(found.keys.tolist()), maps, other, find_regions(image)[::4, ::4], labels)
+    factor = heads.scale_of(image.shape, 1.0)
+    small = resize_image(image, (round(image.shape[0] * factor), round(image.shape[1] * factor)))
+    return Candidates(tuple(found.keys.tolist()), maps, other, find_regions(small)[::4, ::4], labels)
 
 
 def labels_at(

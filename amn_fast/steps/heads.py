@@ -20,7 +20,7 @@ from amn_fast.models.heads import HeadsNet
 SCALE = 1.5
 """Scale of the image whose features the heads see; small objects need the finer grid."""
 LONGEST = 640
-"""Largest long side of the scaled image, in pixels: of a larger image the scale is smaller."""
+"""Largest long side of the scaled image, in pixels: of a larger image the scale is smaller, which bounds memory."""
 CELLS_PER_IMAGE = 400
 """Cells of an image that the projections are fitted on."""
 MOST_CELLS = 200_000

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+import types
 from dataclasses import replace
 from pathlib import Path
 
@@ -249,8 +250,12 @@ class Killing(Crew):
 
 
 def test_workers_that_die(run, tmp_path, monkeypatch):
-    """At one image again and again, and before the first one."""
+    """At one image again and again, and before the first one; the job's script has no guard and is not run again."""
     monkeypatch.setattr(jobs, "Crew", Killing)
+    script = types.ModuleType("__main__")
+    script.__file__ = str(tmp_path / "script.py")
+    Path(script.__file__).write_text("raise SystemExit('this ran again')")
+    monkeypatch.setitem(sys.modules, "__main__", script)
     file, folder = write_images(tmp_path / "images", 3), tmp_path / "images"
     (folder / "image_00001.png").unlink()
     os.mkfifo(folder / "image_00001.png")  # opening it waits until the worker is killed

@@ -293,6 +293,20 @@ def test_edge_maps_are_computed_again_only_where_what_they_depend_on_changed(cop
     assert count("edge.pad=64", "mask.background=0.6") == count("train_irn.lr=0.01") == len(dataset_of(config).ids)
 
 
+@pytest.mark.parametrize("threads", [1, 3])
+def test_activations_do_not_depend_on_the_number_of_threads(threads, copy_of_run, finished, monkeypatch):
+    """Neither of the stage nor of PyTorch; the finished run has as many as there are cores."""
+    config, _ = copy_of_run(f"run{threads}", ("make-cam",))
+    monkeypatch.setattr(runner, "cores", lambda: threads)
+    torch.set_num_threads(4 - threads)
+    try:
+        pipeline.run_stage(config, "make-cam")
+        assert torch.get_num_threads() == 4 - threads
+    finally:
+        torch.set_num_threads(1)
+    assert_same(config.run, finished.run)
+
+
 def test_a_minimal_store_gives_the_same_seeds_and_masks(copy_of_run, finished, monkeypatch):
     computed, activate = [], inference.cam.activate
     monkeypatch.setattr(inference.cam, "activate", lambda *given: computed.append(1) or activate(*given))

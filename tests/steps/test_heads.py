@@ -82,6 +82,17 @@ def test_seeds_of_all_pairs_are_those_of_refine_seed():
         np.testing.assert_array_equal(seed, refine_seed(IMAGE, full, found.keys, fg=fg, bg=bg))
 
 
+def test_large_images_are_seen_at_a_bounded_size(net, monkeypatch):
+    full = RNG.random((1, *IMAGE.shape[:2]), np.float32)
+    found = Activations(np.array([2], np.uint8), full[:, ::4, ::4], full)
+    for longest, size in ((640, (13, 18)), (35, (7, 9))):
+        monkeypatch.setattr(heads, "LONGEST", longest)
+        image = choice.prepare(net, IMAGE, found, (0.2, 0.5), (50, 5, 10), CPU)
+        assert image.regions.shape == size
+        fitted = torch.zeros(2, 4, net.width + 1)
+        assert choice.measure(fitted, image).eta.shape == (2,)
+
+
 def test_separation_and_agreement_by_definition():
     regions, p = RNG.integers(0, 5, 60), RNG.random((3, 60))
     for one, found in zip(p, choice.separation(p, regions), strict=True):
