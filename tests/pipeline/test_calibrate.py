@@ -97,7 +97,7 @@ def test_trusted_masks_of_all_images_give_the_scores_of_the_evaluation(finished,
     doubt, expected = zip(*found.by_doubt, strict=True)
     assert list(doubt) == sorted(doubt)
     assert list(expected) == sorted(expected, reverse=True)
-    assert np.mean(expected) == pytest.approx(np.mean(list(metrics["mask"]["per_picture"].values())), abs=1e-6)
+    assert np.mean(expected) == pytest.approx(np.mean(list(metrics["mask"]["per_image"].values())), abs=1e-6)
     assert found.chosen.miou.value >= found.current.miou.value
     few = tmp_path / "few"
     few.mkdir()
