@@ -13,7 +13,8 @@ from amn_fast._extras import require
 from amn_fast.errors import InputError
 from amn_fast.label.engines import Crew, Event, run_on_ray
 from amn_fast.label.finished import classes_of, identity_of
-from amn_fast.label.inputs import Listing, open_listing
+from amn_fast.label.inputs import open_listing
+from amn_fast.label.listing import Listing
 from amn_fast.label.places import Place, is_url
 from amn_fast.label.progress import Progress, Reporter, progress_name
 from amn_fast.label.shards import (

@@ -15,7 +15,7 @@ from multiprocessing.connection import Connection, wait
 from typing import TYPE_CHECKING, Any
 
 from amn_fast.errors import BackendError, InputError, MissingExtra
-from amn_fast.label.inputs import Given, Part
+from amn_fast.label.listing import Given, Part
 from amn_fast.label.places import Place
 from amn_fast.label.shards import OK, Outcome, Row, mask_name, read_masks, read_rows, shard_name, write_shard
 

@@ -14,7 +14,8 @@ from PIL import Image
 
 from amn_fast.data.image import read_image
 from amn_fast.errors import InputError
-from amn_fast.label.inputs import open_listing, parse_sidecar
+from amn_fast.label.inputs import open_listing
+from amn_fast.label.sidecars import parse_sidecar
 
 CLASSES = ("cat", "cup", "dog")
 COLOURS = {"a": 10, "b": 20, "sub/c": 30}
