@@ -111,9 +111,13 @@ def build(out: Path, pythons: dict[str, str], architectures: list[str]) -> None:
                 command = [python, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-cache-dir"]
                 subprocess.run([*command, "-w", str(place), str(source)], check=True, env=environment)
                 (wheel,) = place.glob("*.whl")
-                platform = f"{PLATFORM}_{arch}"
-                command = [*run, "auditwheel", "repair", "--plat", platform, "--only-plat", "-w", str(out), str(wheel)]
+                # Of other architectures than this machine's, auditwheel accepts no name of a platform but "auto".
+                command = [*run, "auditwheel", "repair", "--plat", "auto", "--only-plat", "-w", str(place), str(wheel)]
                 subprocess.run(command, check=True, env=with_tools, stdout=subprocess.DEVNULL)
+                (repaired,) = place.glob("*manylinux*.whl")
+                if f"{PLATFORM}_{arch}" not in repaired.name:
+                    sys.exit(f"{repaired.name}: expected {PLATFORM}_{arch}; a newer symbol of libc is used")
+                shutil.move(repaired, out)
                 print(f"built {version} {arch}", flush=True)
 
 

@@ -2,11 +2,10 @@
 
 import csv
 import io
-import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import cv2
 import numpy as np
@@ -21,26 +20,19 @@ from amn_fast.calibrate.estimate import (
     Answers,
     Masks,
     Quality,
-    allocate,
-    cells_of,
-    edges_for,
 )
-from amn_fast.config import Config
+from amn_fast.calibrate.sampling import Question, ScoredRun
 from amn_fast.data.base import quote
 from amn_fast.data.image import image_size, read_mask
 from amn_fast.data.labels import read_json
 from amn_fast.data.masks import check_mask, find_masks
-from amn_fast.data.store import read_strided
 from amn_fast.data.text import read_text
 from amn_fast.errors import InputError
 from amn_fast.files import write_atomically, write_json, write_text
 from amn_fast.pipeline.chosen import chosen_mask
 from amn_fast.pipeline.engine import cores, for_each
 from amn_fast.pipeline.folder import Workspace
-from amn_fast.pipeline.inference import read_edge
 from amn_fast.review.doubt import read_doubt
-from amn_fast.review.source import run_config
-from amn_fast.steps import mask
 from amn_fast.steps.doubt import agreement, fit_iou
 
 RESULT = "calibration.json"
@@ -51,16 +43,6 @@ THRESHOLDS = tuple(k / 20 for k in range(1, 20))
 VIEW_SIDE = 640
 MOST_GROUPS, ANSWERS_PER_GROUP = 4, 40
 """Groups of images by doubt whose IoU answers estimate, and the fewest answers in each."""
-
-
-class Question(NamedTuple):
-    """A pixel of an image, and its cell: the best class and the bin of its score."""
-
-    image: str
-    x: int
-    y: int
-    label: int
-    bin: int
 
 
 @dataclass(frozen=True)
@@ -114,7 +96,7 @@ def write_questions(run: Path | str, path: Path | str, *, points: int = 200, ran
     Raises:
         InputError: the run has no activations or edges, `path` exists, or there are too few points.
     """
-    path, scored = Path(path), _Scored(run)
+    path, scored = Path(path), ScoredRun(run)
     if path.exists():
         raise InputError(f"{path} exists and may hold answers; name another file for the questions")
     questions = scored.draw(points, random_seed)
@@ -143,7 +125,7 @@ def from_answers(run: Path | str, path: Path | str) -> Calibration:
         InputError: a line is not as expected (the sentence names it), no row is answered, or the run's scores have
             changed since the questions were drawn.
     """
-    scored = _Scored(run)
+    scored = ScoredRun(run)
     design = scored.work.root / FOLDER / "design.json"
     if not design.is_file():
         raise InputError(f"{run} has no questions; draw them with `amn-fast calibrate {run} --questions FILE`")
@@ -185,7 +167,7 @@ def from_masks(run: Path | str, folder: Path | str, *, random_seed: int = 0) -> 
     Raises:
         InputError: there are fewer than five masks, one belongs to no image, or one does not fit its image or classes.
     """
-    scored, folder = _Scored(run), Path(folder)
+    scored, folder = ScoredRun(run), Path(folder)
     dataset = scored.work.dataset
     if not folder.is_dir():
         raise InputError(f"{folder}: expected a folder of trusted masks ID.png")
@@ -383,102 +365,3 @@ def _write_view(path: Path, image: NDArray[np.uint8], x: int, y: int) -> None:
     buffer = io.BytesIO()
     Image.fromarray(view).save(buffer, "JPEG", quality=85)
     write_atomically(path, lambda file: file.write(buffer.getvalue()))
-
-
-class _Scored:
-    """The images of a run with the scores that its masks are cut from."""
-
-    def __init__(self, run: Path | str) -> None:
-        run = Path(run)
-        if not (run / "config.yaml").is_file():
-            raise InputError(f"{run}: is not a run folder, expected config.yaml in it")
-        config: Config = run_config(run)
-        self.work = Workspace(config)
-        self.work.require("amn")
-        if not (run / "edge").is_dir():
-            raise InputError(
-                f"{run} has no edge maps, expected a run whose masks come from a random walk: calibrate chooses the"
-                " threshold of its scores"
-            )
-        self.work.require("edge")
-        self.edges: tuple[float, ...] = ()
-        self.sizes = np.zeros((0, 0), np.int64)
-        self.sure = 0
-        classes = len(self.work.dataset.classes)
-        self.together = np.zeros((classes, classes), np.int64)
-        """(C, C) images that show both of two classes."""
-        for id in self.work.dataset.ids:
-            shown = self.work.dataset.labels(id).astype(np.int64)
-            self.together += np.outer(shown, shown)
-        np.fill_diagonal(self.together, 0)
-
-    def scores(self, id: str) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
-        """Scores (K, H, W) and labels (K,) of an image."""
-        found = read_strided(self.work.item("amn", id))
-        return mask.scores(found, read_edge(self.work.item("edge", id)), self.work.config.mask), found.keys
-
-    def draw(self, points: int, random_seed: int) -> list[Question]:
-        """A stratified random sample of pixels; `edges`, `sizes` and `sure` are known afterwards."""
-        dataset = self.work.dataset
-        n_classes = len(dataset.classes)
-        if points < 4 * n_classes:
-            raise InputError(f"points is {points}, expected at least {4 * n_classes}, four for each class")
-        self.edges = edges_for(points, n_classes, chosen_mask(self.work.config).threshold)
-        n_bins = len(self.edges) + 1
-        sizes: dict[str, NDArray[np.int64]] = {}
-        lock = threading.Lock()
-
-        def cells(id: str) -> NDArray[np.intp]:
-            maps, keys = self.scores(id)
-            if not len(keys):
-                return np.full(maps.shape[1:], -1, np.intp)
-            label, bins = cells_of(maps, keys, self.edges)
-            return (label.astype(np.intp) - 1) * n_bins + bins
-
-        def count(id: str) -> None:
-            found = cells(id) + 1
-            counted = np.bincount(found.ravel(), minlength=n_classes * n_bins + 1)
-            with lock:
-                sizes[id] = counted
-
-        for_each("scores", dataset.ids, count, cores())
-        by_image = np.array([sizes[id] for id in dataset.ids])
-        self.sure, by_image = int(by_image[:, 0].sum()), by_image[:, 1:]
-        self.sizes = by_image.sum(0).reshape(n_classes, n_bins)
-        wanted = _places(by_image, allocate(self.sizes, points).ravel(), np.random.default_rng(random_seed))
-        questions: dict[int, list[Question]] = {}
-
-        def find(id: str) -> None:
-            place = dataset.ids.index(id)
-            found = cells(id)
-            width = found.shape[1]
-            pixels = [(cell, np.flatnonzero(found == cell)[rank]) for cell, rank in wanted[place]]
-            questions[place] = [
-                Question(id, int(pixel % width), int(pixel // width), cell // n_bins + 1, cell % n_bins)
-                for cell, pixel in sorted(pixels, key=lambda pair: int(pair[1]))
-            ]
-
-        for_each("questions", [dataset.ids[place] for place in wanted], find, cores())
-        return [question for place in sorted(questions) for question in questions[place]]
-
-
-def _places(
-    by_image: NDArray[np.int64], counts: NDArray[np.int64], rng: np.random.Generator
-) -> dict[int, list[tuple[int, int]]]:
-    """Which pixels are asked for: of each image (place, with questions only), pairs of a cell and a rank in it."""
-    found: dict[int, list[tuple[int, int]]] = {}
-    for cell, count in enumerate(counts):
-        ends = by_image[:, cell].cumsum()
-        chosen = np.sort(_distinct(int(ends[-1]), int(count), rng)) if count else np.zeros(0, np.int64)
-        for rank, image in zip(chosen, np.searchsorted(ends, chosen, side="right"), strict=True):
-            start = int(ends[image] - by_image[image, cell])
-            found.setdefault(int(image), []).append((cell, int(rank) - start))
-    return found
-
-
-def _distinct(total: int, count: int, rng: np.random.Generator) -> NDArray[np.int64]:
-    """`count` different integers below `total`, without a list of all of them."""
-    chosen: dict[int, None] = {}
-    while len(chosen) < count:
-        chosen.update(dict.fromkeys(rng.integers(0, total, count).tolist()))
-    return np.array(list(chosen)[:count], np.int64)
