@@ -33,7 +33,7 @@ def _results(name: str) -> dict[str, Any]:
 
 
 def _run(profile: str) -> dict[str, Any]:
-    """The result of `pytest benchmarks`, of the profile "default" or "full".
+    """The result of `pytest benchmarks` of that profile.
 
     Raises:
         ValueError: the file holds another profile, such as the tiny sizes of `--quick`.
@@ -64,9 +64,9 @@ def _crf(threads: int) -> list[dict[str, Any]]:
     return _rows(_run("default"), "dense_crf", "375x500, ", method="pydensecrf2", threads=1, ours_threads=threads)
 
 
-def source(profile: str = "default") -> str:
-    machine = _run(profile)["machine"]
-    return f"{machine['cpu']}, {machine['date']}, commit {machine['commit']},\n`benchmarks/results/{profile}.json`"
+def source() -> str:
+    machine = _run("default")["machine"]
+    return f"{machine['cpu']}, {machine['date']}, commit {machine['commit']},\n`benchmarks/results/default.json`"
 
 
 def crf_ratios(threads: int) -> str:
@@ -94,12 +94,6 @@ def crf_table() -> str:
     return _block(lines)
 
 
-def crf_large() -> str:
-    rows = _rows(_run("full"), "dense_crf", "", method="pydensecrf2", threads=1, ours_threads=1)
-    large = [row for row in rows if not row["case"].startswith("375x500")]
-    return "; ".join(f"{row['case']}: {row['ratio']:.1f} ({row['ours_ms'] / 1e3:.2f} s)" for row in large)
-
-
 def crf_case(operation: str, case: str) -> str:
     row = _rows(_run("default"), operation, case)[0]
     return f"{row['ours_ms']:.0f} ms against {row['ms']:.0f} ms ({row['ratio']:.1f} times)"
@@ -121,7 +115,7 @@ def walk_table() -> str:
         "| largest error of amn_fast |",
         "|---|---|---|---|---|---|---|",
     ]
-    for row in _rows(_run("full"), "random_walk", ""):
+    for row in _rows(_run("default"), "random_walk", ""):
         if row["method"] != "dense matrix power":
             lines.append(
                 f"| {row['case']} | {row['ours_ms']:.1f} ms | {row['method']} | {row['ms']:.0f} ms | {_ratio(row)} "
@@ -135,13 +129,13 @@ def eval_seg() -> str:
     return f"{row['ratio']:.1f} times as fast ({row['case']})"
 
 
-def whole_table(profile: str) -> str:
+def default_table() -> str:
     """Every row of a run; each side's threads stand beside its time."""
-    run = _run(profile)
+    run = _run("default")
     machine = run["machine"]
     lines = [
         f"{machine['cpu']}, {machine['cpus']} CPUs, load {machine['load']} at the end, {machine['date']}, commit"
-        f" {machine['commit']}, PyTorch {machine['torch']}, `benchmarks/results/{profile}.json`.",
+        f" {machine['commit']}, PyTorch {machine['torch']}, `benchmarks/results/default.json`.",
         "",
         "| operation | case | other | other, ms (threads) | amn_fast, ms (threads) | ratio [interval] "
         "| memory added, other / amn_fast, MiB | largest error |",
@@ -236,7 +230,6 @@ FIGURES: dict[str, Callable[[], str]] = {
     "crf_two_threads": lambda: crf_ratios(2),
     "crf_source": crf_source,
     "crf_table": crf_table,
-    "crf_large": crf_large,
     "crf_two_maps": lambda: crf_case("dense_crf, two maps", "375x500, 3"),
     "crf_eight_2": lambda: crf_case("dense_crf, 8 images", "375x500, 2 "),
     "crf_eight_21": lambda: crf_case("dense_crf, 8 images", "375x500, 21"),
@@ -249,10 +242,8 @@ FIGURES: dict[str, Callable[[], str]] = {
     "walk_source": source,
     "walk_dense": walk_dense,
     "walk_table": walk_table,
-    "full_source": lambda: source("full"),
     "eval_seg": eval_seg,
-    "default_table": lambda: whole_table("default"),
-    "full_table": lambda: whole_table("full"),
+    "default_table": default_table,
 }
 
 
