@@ -112,14 +112,15 @@ def judge(wheel: Path, arch: str, found: dict, source: dict, emulated: bool) -> 
 def look_inside(wheel: Path, arch: str) -> None:
     """Check what can be checked without running a wheel, and print its line.
 
-    Its size, and that its extension is for the architecture and names every instruction set.
+    Its size, and that its extension is for the architecture and names every instruction set it has to choose from.
     """
     size = wheel.stat().st_size / 2**20
     with zipfile.ZipFile(wheel) as archive:
         (name,) = (name for name in archive.namelist() if name.endswith(".so"))
         extension = archive.read(name)
     machine = int.from_bytes(extension[18:20], "little")  # of the ELF header
-    absent = [one for one in INSTRUCTION_SETS[arch] if b"\0" + one.encode() + b"\0" not in extension]
+    choices = INSTRUCTION_SETS[arch] if len(INSTRUCTION_SETS[arch]) > 1 else []
+    absent = [one for one in choices if b"\0" + one.encode() + b"\0" not in extension]
     if size >= LIMIT_MIB or machine != ELF_MACHINE[arch] or absent or not name.endswith(f"-{arch}-linux-gnu.so"):
         sys.exit(f"{wheel.name}: {size:.2f} MiB, {name} for ELF machine {machine}, without {absent or 'nothing'}")
     print(f"  {wheel.name}: {size:.2f} MiB, looked into; not run, no interpreter for it here", flush=True)
