@@ -28,8 +28,8 @@ def label_map(coverage, foreground):
 @pytest.fixture
 def printed(tmp_path, monkeypatch):
     def show(metrics) -> list[str]:
-        monkeypatch.setattr(summary.console, "file", io.StringIO())
-        monkeypatch.setattr(summary.console, "width", 200)
+        monkeypatch.setattr(summary.console, "_file", io.StringIO())  # not `file`: undoing it would fix the stream
+        monkeypatch.setattr(summary.console, "_width", 200)
         (tmp_path / "metrics.json").write_text(json.dumps(metrics))
         summary.print_summary(tmp_path)
         lines = summary.console.file.getvalue().splitlines()
