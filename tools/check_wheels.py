@@ -112,14 +112,15 @@ def judge(wheel: Path, arch: str, found: dict, source: dict, emulated: bool) -> 
 def look_inside(wheel: Path, arch: str) -> None:
     """Check what can be checked without running a wheel, and print its line.
 
-    Its size, and that its extension is for the architecture and names every instruction set.
+    Its size, and that its extension is for the architecture and names every instruction set it has to choose from.
     """
     size = wheel.stat().st_size / 2**20
     with zipfile.ZipFile(wheel) as archive:
         (name,) = (name for name in archive.namelist() if name.endswith(".so"))
         extension = archive.read(name)
     machine = int.from_bytes(extension[18:20], "little")  # of the ELF header
-    absent = [one for one in INSTRUCTION_SETS[arch] if b"\0" + one.encode() + b"\0" not in extension]
+    choices = INSTRUCTION_SETS[arch] if len(INSTRUCTION_SETS[arch]) > 1 else []
+    absent = [one for one in choices if b"\0" + one.encode() + b"\0" not in extension]
     if size >= LIMIT_MIB or machine != ELF_MACHINE[arch] or absent or not name.endswith(f"-{arch}-linux-gnu.so"):
         sys.exit(f"{wheel.name}: {size:.2f} MiB, {name} for ELF machine {machine}, without {absent or 'nothing'}")
     print(f"  {wheel.name}: {size:.2f} MiB, looked into; not run, no interpreter for it here", flush=True)
@@ -149,8 +150,8 @@ def check_installed(wheel: Path, python: str, numpy: str, source: dict) -> None:
         run_tests([str(inside)], environment, folder)
 
 
-def arm_interpreter(folder: Path) -> list[str]:
-    """The command of an arm64 CPython 3.11 under emulation; Debian's packages are unpacked into `folder`."""
+def arm_interpreter(folder: Path) -> tuple[Path, Path]:
+    """An arm64 CPython 3.11 under emulation, and its PYTHONHOME; Debian's packages are unpacked into `folder`."""
     emulator = shutil.which("qemu-aarch64")
     if emulator is None:
         sys.exit("qemu-aarch64 is not installed; on Debian: apt-get install qemu-user")
@@ -163,22 +164,26 @@ def arm_interpreter(folder: Path) -> list[str]:
     subprocess.run([*apt, "download", *ARM_PACKAGES], check=True, cwd=packages, stderr=subprocess.DEVNULL)
     for package in packages.iterdir():
         subprocess.run(["dpkg", "-x", str(package), str(root)], check=True)
-    return [emulator, "-L", str(root), str(root / "usr/bin/python3.11")]
+    # A program of its own, since tests start further interpreters by sys.executable.
+    command = folder / "python3.11"
+    command.write_text(f'#!/bin/sh\nexec {emulator} -L {root} -0 "$0" {root / "usr/bin/python3.11"} "$@"\n')
+    command.chmod(0o755)
+    return command, root / "usr"
 
 
 def check_emulated(wheel: Path, source: dict) -> None:
     """Run the arm64 wheel for CPython 3.11 under emulation, compare, test."""
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        command = arm_interpreter(folder)
-        site = folder / "site"
+        python, home = arm_interpreter(folder)
+        site = home / "local/lib/python3.11/dist-packages"
         tags = [f"manylinux_2_{minor}_aarch64" for minor in (28, 27, 17)] + ["manylinux2014_aarch64", "any"]
         pip = [sys.executable, "-m", "pip", "install", "--quiet", "--only-binary=:all:", "--target", str(site)]
         pip += ["--python-version", "3.11", "--implementation", "cp", *(f"--platform={tag}" for tag in tags)]
         subprocess.run([*pip, str(wheel), *TEST_PACKAGES], check=True)
-        environment = {"PATH": "/usr/bin", "HOME": temporary, "PYTHONPATH": str(site), "LANG": "C.UTF-8"}
-        judge(wheel, "aarch64", answers(command, environment, folder), source, emulated=True)
-        run_tests(command, environment, folder)
+        environment = {"PATH": "/usr/bin", "HOME": temporary, "PYTHONHOME": str(home), "LANG": "C.UTF-8"}
+        judge(wheel, "aarch64", answers([str(python)], environment, folder), source, emulated=True)
+        run_tests([str(python)], environment, folder)
 
 
 def main() -> None:
