@@ -55,6 +55,7 @@ def configure(root: Path, run: Path, background: float) -> Config:
             "weights": None,
             "backbone": "resnet18",
             "device": "cpu",
+            "cam_seed": {"fg": 0.3, "bg": 0.05},  # not chosen: there are no real weights
             "mask": {"background": background},
         }
     )
