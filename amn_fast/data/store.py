@@ -9,9 +9,10 @@ made from it. `benchmarks/test_store.py` measures both forms and what they chang
 """
 
 import zipfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +23,8 @@ from amn_fast.ops.mask import upsample
 
 _MOST_BYTES = 1 << 32
 """The most that a file may unfold to; 80 maps of 2048 x 2048 pixels take 0.7 GB."""
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -138,13 +141,27 @@ def _read(path: Path | str, read: Any) -> Any:
             archive: Any = file.zip
             if sum(entry.file_size for entry in archive.infolist()) > _MOST_BYTES:
                 raise _Unfit(f"it unfolds to more than {_MOST_BYTES >> 30} GiB")
-            return read(file)
+            return retried(lambda: read(file))
     except FileNotFoundError:
         raise InputError(f"activation file {path} does not exist") from None
     except _Unfit as error:
         raise InputError(f"activation file {path} cannot be read: {error}") from error
     except Exception as error:  # of damaged archives there are many, and each layer has its own errors and words
         raise InputError(f"activation file {path} cannot be read: it is damaged or of another format") from error
+
+
+def retried(read: Callable[[], T]) -> T:
+    """The answer of `read`, which parses headers of NumPy files, once more after a SystemError.
+
+    `ast.parse` of CPython 3.11 and 3.12 counts its depth in one place for all threads and now and then raises
+    "recursion depth mismatch" where two threads parse.
+    """
+    for _ in range(20):
+        try:
+            return read()
+        except SystemError:
+            continue
+    return read()
 
 
 def _size(file: Any) -> tuple[int, int]:

@@ -14,7 +14,15 @@ from amn_fast.config import Mask
 from amn_fast.data.image import read_mask
 from amn_fast.data.legend import write_legend
 from amn_fast.data.masks import write_mask
-from amn_fast.data.store import Activations, as_stored, is_compact, read_activations, read_strided, write_activations
+from amn_fast.data.store import (
+    Activations,
+    as_stored,
+    is_compact,
+    read_activations,
+    read_strided,
+    retried,
+    write_activations,
+)
 from amn_fast.errors import InputError
 from amn_fast.files import write_atomically
 from amn_fast.models import AmnNet, CamNet, HeadsNet, IrnNet, prepare
@@ -214,6 +222,6 @@ def read_edge(path: Path) -> NDArray[np.float32]:
     """
     try:
         with np.load(path, allow_pickle=False) as file:
-            return file["edge"]
+            return retried(lambda: file["edge"])
     except (OSError, KeyError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise InputError(f"edge file {path} cannot be read: {error}") from error
