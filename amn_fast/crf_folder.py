@@ -18,7 +18,7 @@ from amn_fast.data.image import read_image, read_mask
 from amn_fast.data.masks import describe_size, require_class_ids, write_mask
 from amn_fast.data.names import IMAGE_SUFFIXES, find_files
 from amn_fast.errors import InputError
-from amn_fast.files import locked, remove_leftovers
+from amn_fast.files import locked, remove_leftovers, retried
 from amn_fast.ops._arrays import thread_count
 from amn_fast.ops.dense_crf import DenseCRF
 from amn_fast.ops.unary import unary_from_labels, unary_from_softmax
@@ -273,7 +273,7 @@ def read_probabilities(path: Path, key: str | None = None) -> Array:
 
 def _read_numpy(path: Path, key: str | None) -> Array:
     try:
-        loaded = np.load(path, allow_pickle=False)
+        loaded = retried(lambda: np.load(path, allow_pickle=False))
         if isinstance(loaded, np.ndarray):
             return loaded
         with loaded:
@@ -283,7 +283,7 @@ def _read_numpy(path: Path, key: str | None) -> Array:
             if key not in names:
                 wanted = "one array, or its name as --key" if key is None else f"one named {key}"
                 raise InputError(f"{path} holds the arrays {', '.join(names) or 'none'}, expected {wanted}")
-            return np.asarray(loaded[key])
+            return np.asarray(retried(lambda: loaded[key]))
     except InputError:
         raise
     except MemoryError as error:

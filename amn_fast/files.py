@@ -8,7 +8,9 @@ import secrets
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TypeVar
+
+T = TypeVar("T")
 
 _TEMPORARY = re.compile(r"\.amn-fast-[0-9a-f]{16}\.tmp")
 
@@ -79,3 +81,17 @@ def write_text(path: Path | str, text: str) -> None:
 def write_json(path: Path | str, value: object) -> None:
     """Write `value` as indented JSON, atomically."""
     write_text(path, json.dumps(value, indent=2, sort_keys=True) + "\n")
+
+
+def retried(read: Callable[[], T]) -> T:
+    """The answer of `read`, which parses headers of NumPy files, once more after a SystemError.
+
+    `ast.parse` of CPython 3.11 and 3.12 counts its depth in one place for all threads and now and then raises
+    "recursion depth mismatch" where two threads parse.
+    """
+    for _ in range(20):
+        try:
+            return read()
+        except SystemError:
+            continue
+    return read()

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from amn_fast.data.text import describe_content, read_bytes
 from amn_fast.errors import InputError, MissingExtra
-from amn_fast.files import write_atomically
+from amn_fast.files import retried, write_atomically
 
 _ITEM_KINDS = "biuf"
 _MOST_DIMENSIONS = 32
@@ -33,7 +33,7 @@ def read_legacy(path: Path | str) -> Any:
     """
     data = read_bytes(path)
     try:
-        stream = _after_header(io.BytesIO(data))
+        stream = retried(lambda: _after_header(io.BytesIO(data)))
         value = _Reader(stream).load()
         if isinstance(value, _Array) and value.shape == ():  # np.save wraps an object into an array of no dimension
             value = value.items[0]

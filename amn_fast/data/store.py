@@ -9,22 +9,19 @@ made from it. `benchmarks/test_store.py` measures both forms and what they chang
 """
 
 import zipfile
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from amn_fast.errors import InputError
-from amn_fast.files import write_atomically
+from amn_fast.files import retried, write_atomically
 from amn_fast.ops.mask import upsample
 
 _MOST_BYTES = 1 << 32
 """The most that a file may unfold to; 80 maps of 2048 x 2048 pixels take 0.7 GB."""
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -148,20 +145,6 @@ def _read(path: Path | str, read: Any) -> Any:
         raise InputError(f"activation file {path} cannot be read: {error}") from error
     except Exception as error:  # of damaged archives there are many, and each layer has its own errors and words
         raise InputError(f"activation file {path} cannot be read: it is damaged or of another format") from error
-
-
-def retried(read: Callable[[], T]) -> T:
-    """The answer of `read`, which parses headers of NumPy files, once more after a SystemError.
-
-    `ast.parse` of CPython 3.11 and 3.12 counts its depth in one place for all threads and now and then raises
-    "recursion depth mismatch" where two threads parse.
-    """
-    for _ in range(20):
-        try:
-            return read()
-        except SystemError:
-            continue
-    return read()
 
 
 def _size(file: Any) -> tuple[int, int]:

@@ -20,11 +20,10 @@ from amn_fast.data.store import (
     is_compact,
     read_activations,
     read_strided,
-    retried,
     write_activations,
 )
 from amn_fast.errors import InputError
-from amn_fast.files import write_atomically
+from amn_fast.files import retried, write_atomically
 from amn_fast.models import AmnNet, CamNet, HeadsNet, IrnNet, prepare
 from amn_fast.pipeline.chosen import chosen_mask, chosen_seed
 from amn_fast.pipeline.dependencies import exists, inputs_of, item_key, previous_output, settings_of

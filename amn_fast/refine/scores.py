@@ -12,6 +12,7 @@ from amn_fast.data.image import read_mask
 from amn_fast.data.legacy import read_legacy
 from amn_fast.data.masks import describe_size
 from amn_fast.errors import InputError
+from amn_fast.files import retried
 from amn_fast.refine.settings import IGNORE, RefineSettings
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -116,7 +117,7 @@ def _numbers(path: Path, content: Any, name: str) -> Array:
 
 def read_numbers(path: Path) -> Array:
     try:
-        array: Array = np.load(path, allow_pickle=False)
+        array: Array = retried(lambda: np.load(path, allow_pickle=False))
     except (OSError, ValueError, EOFError, SyntaxError) as error:
         raise InputError(f"{path}: cannot be read as an array of numbers: {error}") from error
     if not isinstance(array, np.ndarray) or array.dtype.kind not in "fiub" or array.ndim < 2:

@@ -1,6 +1,6 @@
 """Are bad runs called out, and good ones not? The demo's images, run as they are and spoiled in two ways.
 
-    python docs/experiments/bad_runs.py --work /tmp/bad_runs
+    python docs/experiments/bad_runs.py --work work/bad_runs
 
 good: the demo's classifier and seeds, linear heads in place of AMN, masks by CRF. rate: its learning rates
 100 times too high. shuffled: each image has the label of another one. Prints what check-run says of each run.

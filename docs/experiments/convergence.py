@@ -1,6 +1,6 @@
 """Does the classifier train on small sets without a rate being touched? One line of JSON for each set and random seed.
 
-    python docs/experiments/convergence.py --msrc data/msrc_v2 --voc data/voc12_animals --work /tmp/convergence
+    python docs/experiments/convergence.py --msrc data/msrc_v2 --voc data/voc12_animals --work work/convergence
 
 The sets: one, two and ten classes of MSRC v2; cats and dogs, and six classes, of VOC 2012; the demo. Small crops, six
 epochs, the learning rates of the shipped configurations for efficientnet_lite0. `--clip 0` shows what restarts alone

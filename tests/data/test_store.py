@@ -7,7 +7,6 @@ import zipfile
 import numpy as np
 import pytest
 
-from amn_fast.data import store
 from amn_fast.data.store import Activations, read_activations, read_strided, write_activations
 from amn_fast.errors import InputError
 from amn_fast.ops.mask import upsample
@@ -170,14 +169,3 @@ def test_the_strided_maps_and_the_size_are_read_alone(tmp_path):
         np.testing.assert_array_equal(found.keys, expected.keys)
         np.testing.assert_array_equal(found.strided, expected.strided)
         assert found.size == expected.size == read_activations(path).size == (33, 65)
-
-
-def test_reading_survives_the_parser_that_threads_share():
-    errors = [SystemError("AST constructor recursion depth mismatch")] * 3
-
-    def read():
-        if errors:
-            raise errors.pop()
-        return 7
-
-    assert store.retried(read) == 7
