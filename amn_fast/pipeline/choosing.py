@@ -1,8 +1,9 @@
 """Stages that choose thresholds without ground truth.
 
 They fit a linear head for every candidate pair of thresholds on a random subset of the images, score the heads, and
-write thresholds/SECTION.json: the chosen pair, the scores of all pairs, and curves over mask thresholds; and
-thresholds/SECTION/NUMBER.{looser,chosen,stricter}.png, seeds of example images.
+write thresholds/SECTION.json: the chosen pair, the scores of all pairs, and curves over mask thresholds; below
+thresholds/SECTION, NUMBER.{looser,chosen,stricter}.png, seeds of example images, and heads/ID.npz, the activations of
+the chosen pair's head, which AMN is compared with.
 """
 
 from collections.abc import Callable, Sequence
@@ -16,10 +17,10 @@ from torch import Tensor
 
 from amn_fast.config import Seed
 from amn_fast.data.masks import write_mask
-from amn_fast.data.store import read_activations, read_strided
+from amn_fast.data.store import read_activations, read_strided, write_activations
 from amn_fast.files import write_json
 from amn_fast.models import HeadsNet, IrnNet, prepare
-from amn_fast.pipeline.chosen import choice_file, neighbours
+from amn_fast.pipeline.chosen import choice_file, heads_file, neighbours
 from amn_fast.pipeline.engine import console, cores, for_each, on_device
 from amn_fast.pipeline.features import feature_net, subset
 from amn_fast.pipeline.folder import Workspace
@@ -104,6 +105,7 @@ def _choose(work: Workspace, new: New, kind: str, settings: Seed) -> None:
             for name, (fg, bg) in neighbours(pair).items():
                 example = seed.refine(image, found, Seed(fg=fg, bg=bg, bilateral=settings.bilateral))
                 write_mask(new(folder / f"{number}.{name}.png"), example)
+        search.write_heads(lambda id: new(heads_file(work.root, f"{kind}_seed", id)))
 
 
 class Search:
@@ -116,6 +118,7 @@ class Search:
         self._thresholds: list[float] = []
         self._images: dict[str, choice.Candidates] = {}
         self._scores: dict[choice.Pair, choice.PairScores] = {}
+        self._heads: dict[choice.Pair, Tensor] = {}
 
     def score_new_pairs(self) -> None:
         """Fit and measure the heads of the pairs that have no scores yet."""
@@ -131,6 +134,7 @@ class Search:
         for_each("scores of thresholds", self._ids, one, cores())
         scores = choice.summarise([found for id in self._ids for found in measured[id]])
         self._scores |= dict(zip(pairs, scores, strict=True))
+        self._heads |= dict(zip(pairs, fits[0], strict=True))
 
     def _prepare(self) -> None:
         """Features and labels of all images; for a grid that was extended, labels at the new thresholds.
@@ -168,6 +172,14 @@ class Search:
     def winner(self) -> choice.Pair:
         """The pair with the highest score."""
         return choice.best_pair(self._scores)
+
+    def write_heads(self, path_of: Callable[[str], Path]) -> None:
+        """Write the activations of the winner's head, compact, to the path of each image."""
+        head = self._heads[self.winner()][None]
+        for id in self._ids:
+            image, size = self._images[id], self._work.dataset.image(id).shape[:2]
+            found = heads.activations(head, heads.grid_features(image.maps), image.keys, (size[0], size[1]))
+            write_activations(path_of(id), found, compact=True)
 
     def extend(self) -> bool:
         """Add thresholds beyond the edge of the grid that the winner lies on; whether there are any."""

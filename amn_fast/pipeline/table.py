@@ -209,7 +209,7 @@ STAGES: tuple[Stage, ...] = (
         "evaluation:evaluate",
         inputs=(
             GROUND_TRUTH, "cam/{id}.npz", "cam_seed/{id}.png", "amn/{id}.npz", "amn_seed/{id}.png", "edge/{id}.npz",
-            "masks/{id}.png",
+            "masks/{id}.png", "thresholds/cam_seed.json",
         ),
         outputs=("evaluation.json",),
         settings=("mask",),

@@ -33,10 +33,14 @@ GOOD = [
     health.activations(np.array([1, 0, 0]), np.array([30, 30, 30]), NAMES),
     health.seeds("seeds", "cam_seed", [2, 0], 50, (0.6, 0.2)),
     health.missing_classes([1, 2, 0], [30, 30, 4], NAMES),
+    health.missing_classes([2, 9, 1], [5, 30, 5], NAMES),  # two of five may be chance, as below
+    health.seeds("seeds", "cam_seed", [2, 2], 5, (0.6, 0.2)),
+    health.flooding(np.full(5, 0.3), np.array([0.9, 0.9, 0.3, 0.3, 0.3]), 8),
     health.flooding(np.full(20, 0.3), np.full(20, 0.35), 8),
     health.flooding(np.full(20, 0.85), np.full(20, 0.9), 8),  # large objects, not the walk
     health.foreground(0.3, 50),
-    health.scores({"cam": 0.6, "amn": 0.7}),
+    health.below_cam(0.7, 0.6),
+    health.below_heads(0.87, 0.91),
 ]
 
 BAD = {
@@ -73,8 +77,8 @@ BAD = {
     ),
     "empty": (health.foreground(0.001, 50), True, r"99\.9% of their pixels are background; lower mask\.background"),
     "full": (health.foreground(0.99, 50), True, "are foreground; raise"),
-    "worse than CAM": (health.scores({"cam": 0.628, "amn": 0.47}), True, r"0\.470, is below the CAM's, 0\.628"),
-    "worse than heads": (health.scores({"cam": 0.6, "amn": 0.7, "heads": 0.75}), True, "below the linear heads'"),
+    "worse than CAM": (health.below_cam(0.47, 0.628), True, r"0\.470, is below the CAM's, 0\.628"),
+    "worse than heads": (health.below_heads(0.6, 0.75), False, "linear heads on the same seeds, 0.750; train"),
 }
 
 
