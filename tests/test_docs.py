@@ -78,7 +78,8 @@ def world(tmp_path, monkeypatch):
 def test_python_blocks_run(world):
     ran = 0
     for page in PAGES:
-        names = {name: value for name, value in world.items() if f"`{name}` is" in PAGES[page]}  # others would be missed
+        # A name that the text does not introduce would be missed by its reader.
+        names = {name: value for name, value in world.items() if f"`{name}` is" in PAGES[page]}
         for number, block in enumerate(blocks(page, "python"), 1):
             try:
                 exec(compile(block, page, "exec"), names)
