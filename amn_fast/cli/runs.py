@@ -53,7 +53,7 @@ def demo(
     for config in (fast, full):
         _run_all(config, overwrite)
     compare({"fast, no network trained": fast, "full, three networks trained": full})
-    console.print(f"both modes compared: {run / 'report.html'}")
+    console.print(f"both modes compared: {run / 'report.html'}", soft_wrap=True)
 
 
 def _run_all(config: Config, overwrite: bool) -> None:
@@ -62,7 +62,7 @@ def _run_all(config: Config, overwrite: bool) -> None:
     with resumable():
         pipeline.run(config, overwrite=overwrite)
     print_summary(config.run)
-    console.print(f"masks:  {config.run / 'masks'}\nreport: {config.run / 'report.html'}")
+    console.print(f"masks:  {config.run / 'masks'}\nreport: {config.run / "report.html"}")
 
 
 def _add_stage(stage: Stage) -> None:

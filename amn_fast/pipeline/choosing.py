@@ -6,6 +6,7 @@ thresholds/SECTION, NUMBER.{looser,chosen,stricter}.png, seeds of example images
 the chosen pair's head, which AMN is compared with.
 """
 
+import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,11 +16,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from amn_fast.config import Seed
+from amn_fast.config import AUTO, Seed
 from amn_fast.data.masks import write_mask
 from amn_fast.data.store import read_activations, read_strided, write_activations
 from amn_fast.files import write_json
+from amn_fast.metrics import ThresholdCurve
 from amn_fast.models import HeadsNet, IrnNet, prepare
+from amn_fast.ops.mask import mask_from_scores
 from amn_fast.pipeline.chosen import choice_file, heads_file, neighbours
 from amn_fast.pipeline.engine import console, cores, for_each, on_device
 from amn_fast.pipeline.features import feature_net, subset
@@ -49,22 +52,37 @@ def choose_amn_seed(work: Workspace, new: New) -> None:
 
 
 def choose_background(work: Workspace, new: New) -> None:
-    """Choose the threshold of the masks: where the scores, read as probabilities, promise the highest IoU."""
-    config, ids = work.config, subset(work, MOST_IMAGES)
-    scores_of = mask_scores(work)
+    """Choose the threshold of the masks.
+
+    With the linear heads of choose-seed: where the masks agree most with theirs at .5, by the mean IoU of the classes.
+    Without: where the scores, read as probabilities, promise the highest IoU.
+    """
+    config, ids, n_classes = work.config, subset(work, MOST_IMAGES), len(work.dataset.classes)
+    scores_of, lock = mask_scores(work), threading.Lock()
+    by_heads = config.cam_seed.fg == AUTO and all(heads_file(config.run, "cam_seed", id).exists() for id in ids)
     found: dict[str, choice.Promise] = {}
+    curve = ThresholdCurve(n_classes, choice.MASK_THRESHOLDS)
 
     def one(id: str) -> None:
-        found[id] = choice.promise(scores_of(id).max(0).reshape(1, -1).astype(np.float64))
+        scores = scores_of(id)
+        found[id] = choice.promise(scores.max(0).reshape(1, -1).astype(np.float64))
+        if by_heads:
+            heads = read_activations(heads_file(config.run, "cam_seed", id))
+            like = mask_from_scores(heads.full, [0, *heads.keys], 0.5)
+            with lock:
+                curve.add(scores, heads.keys, like)
 
     for_each("scores of masks", ids, one, cores())
     expected = choice.expected_iou([found[id] for id in ids])[0]
+    merit = curve.result().miou if by_heads else expected
     result = {
-        "background": choice.MASK_THRESHOLDS[int(expected.argmax())],
+        "background": choice.MASK_THRESHOLDS[int(merit.argmax())],
+        "by": "heads" if by_heads else "expected IoU",
         "images": len(ids),
         "of": len(work.dataset.ids),
         "mask_thresholds": list(choice.MASK_THRESHOLDS),
         "expected_iou": expected.round(6).tolist(),
+        **({"agreement": merit.round(6).tolist()} if by_heads else {}),
     }
     write_json(new(choice_file(config.run, "mask")), result)
     console.print(f"  mask.background: {result['background']:g}")

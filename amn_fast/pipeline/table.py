@@ -174,7 +174,7 @@ STAGES: tuple[Stage, ...] = (
         "choose-background",
         "Choose the threshold of the masks without ground truth.",
         "choosing:choose_background",
-        inputs=(IMAGE, LABELS, "amn/{id}.npz", "weights/irn.safetensors"),
+        inputs=(IMAGE, LABELS, "amn/{id}.npz", "weights/irn.safetensors", "thresholds/cam_seed.json"),
         outputs=("thresholds/mask.json",),
         settings=("seed", "precision", "edge", "mask"),
         when=(("mask.background", "auto"),),

@@ -81,6 +81,7 @@ def write_report(
             run_dir / gallery.FOLDER, images, per_image, names, render, threads=threads, advance=advance
         )
     scored, n_images = tables.image_counts(dataset)
+    chosen = (metrics.get("thresholds") or {}).get("mask") or {}
     page = environment.get_template("report.html.jinja").render(
         **common,
         n_images=n_images,
@@ -96,7 +97,8 @@ def write_report(
         labels=tables.label_rows(metrics, names),
         training=_training(metrics),
         choices=_choices(metrics, examples or {}, names),
-        background=((metrics.get("thresholds") or {}).get("mask") or {}).get("background"),
+        background=chosen.get("background"),
+        by_heads=chosen.get("by") == "heads",
         groups=gallery.best_and_worst(images, per_image, names, doubt=doubt) if images is not None else [],
         health=metrics.get("health") or [],
         doubt=tables.doubt_rows(doubt, per_image, (metrics.get("calibration") or {}).get("by_doubt") or ()),

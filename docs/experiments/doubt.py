@@ -19,9 +19,11 @@ from thresholds_trained import RESULTS
 
 from amn_fast.steps.doubt import SIGNS, doubts, rank_correlation
 
-NEW = ("highest", "highest_amn", "lowest_class")
-"""Mean probability of the more likely of foreground and background, of the scores and of AMN's activations; and the
-lowest mean score of a class inside its mask, 0 where the mask lacks it."""
+TRIED = ("regions", "sureness", "lowest_class")
+"""Share of the variance of foreground against background that lies between the regions of the image; the share of the
+activations above .35 that exceed .65; the lowest mean score of a class inside its mask, 0 where the mask lacks it."""
+BEFORE = ("stability", "agreement", "regions", "sureness")
+"""The signs of an earlier version."""
 Table = dict[str, NDArray[np.float64]]
 
 
@@ -42,12 +44,12 @@ def judge(table: Table, signs: tuple[str, ...]) -> tuple[float, float]:
 def main() -> None:
     work, names = Path(sys.argv[1]), sys.argv[2:]
     tables = {name: read(work, name) for name in names}
-    subsets = [signs for count in range(1, 8) for signs in combinations((*SIGNS, *NEW), count)]
+    subsets = [signs for count in range(1, 8) for signs in combinations((*SIGNS, *TRIED), count)]
     found = {signs: [judge(tables[name], signs) for name in names] for signs in subsets}
     order = sorted(found, key=lambda signs: -np.mean([rho for rho, _ in found[signs]]))
-    shown = dict.fromkeys([SIGNS, (*SIGNS, "highest", "lowest_class"), (*SIGNS, *NEW), *order[:8]])
+    shown = dict.fromkeys([SIGNS, BEFORE, (*SIGNS, *TRIED), *order[:8]])
     print("| signs | " + " | ".join(names) + " | mean | in the worst fifth |\n" + "|---" * (len(names) + 3) + "|")
-    for signs in [*shown, *((sign,) for sign in (*SIGNS, *NEW))]:
+    for signs in [*shown, *((sign,) for sign in (*SIGNS, *TRIED))]:
         rho, share = np.array(found[signs]).T
         cells = " | ".join(f"{value:.2f}" for value in [*rho, rho.mean()])
         print(f"| {', '.join(signs)} | {cells} | {share.mean():.2f} |")

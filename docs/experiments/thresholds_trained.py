@@ -2,7 +2,7 @@
 
     python docs/experiments/thresholds_trained.py run DATA WORK demo voc76 msrc msrc_val voc20 voc437
     python docs/experiments/thresholds_trained.py table
-    python docs/experiments/thresholds_trained.py backgrounds WORK
+    python docs/experiments/thresholds_trained.py backgrounds WORK demo voc76 msrc msrc_val voc20 voc437
 
 DATA holds `msrc_v2` and `voc12_animals` in VOC layout. `run` writes each set, reduced, to WORK/sets and its runs to
 WORK/SET. Class activations are computed once for a set, and `choose-seed` chooses the pair; then AMN, IRN and the masks
@@ -166,10 +166,11 @@ def signs(work: Workspace, id: str, threshold: float) -> dict[str, float]:
     confusion = Confusion(len(work.dataset.classes))
     confusion.add(made, truth)
     inside = [float(scores[k][made == key].mean()) if (made == key).any() else 0.0 for k, key in enumerate(found.keys)]
+    low = np.count_nonzero(found.full.max(0) > 0.35)
     values = {
-        **dict(zip(doubt.SIGNS, doubt.signs(scores, found.full, found.keys, made, regions, threshold), strict=True)),
-        "highest": float(np.maximum(scores.max(0), 1 - scores.max(0)).mean()),
-        "highest_amn": float(np.maximum(found.full.max(0), 1 - found.full.max(0)).mean()),
+        **dict(zip(doubt.SIGNS, doubt.signs(scores, found.full, found.keys, made, threshold), strict=True)),
+        "regions": float(choice.separation((made > 0).reshape(1, -1).astype(np.float64), regions.ravel())[0]),
+        "sureness": np.count_nonzero(found.full.max(0) > 0.65) / low if low else 0.0,
         "lowest_class": min(inside),
         "iou": confusion.scores().miou,
         "wrong": int(((made != truth) & (truth != 255)).sum()),
@@ -319,7 +320,8 @@ def background_regrets(config: Config, base: Config) -> dict[str, float]:
             "AMN's seeds": read_mask(work.item("amn_seed", id)),
         }
         made = [mask.mask_from_scores(scores, names, threshold) for threshold in thresholds]
-        regions.append([doubt.between_regions(one > 0, parts) for one in made])
+        foreground = np.stack([(one > 0).ravel() for one in made]).astype(np.float64)
+        regions.append(choice.separation(foreground, parts.ravel()))
         share.append([float((one > 0).mean()) for one in made])
         wanted.append(float(heads.full.max(0).mean()))
         for name, other in like.items():
@@ -337,23 +339,21 @@ def background_regrets(config: Config, base: Config) -> dict[str, float]:
     return {name: round(float(miou.max() - miou[at[name]]), 4) for name in BACKGROUNDS} | {"best": float(miou.max())}
 
 
-def backgrounds(work: Path) -> None:
-    """Print what each rule for the mask threshold loses, on each run."""
-    print("| run | best | " + " | ".join(BACKGROUNDS) + " |\n" + "|---" * (len(BACKGROUNDS) + 2) + "|")
+def backgrounds(work: Path, names: list[str]) -> None:
+    """Print what each rule for the mask threshold loses at the chosen pair of each set."""
+    print("| set | best | " + " | ".join(BACKGROUNDS) + " |\n" + "|---" * (len(BACKGROUNDS) + 2) + "|")
     rows = []
-    for name, runs in json.loads(RESULTS.read_text()).items():
+    for name in names:
         base = configuration(name, work, "base", "cam_seed=auto")
-        for key, one in runs.items():
-            if key == "base":
-                continue
-            folder = "auto" if key == "auto" else "{:g}_{:g}".format(*one["pair"])
-            found = background_regrets(configuration(name, work, folder, pair_setting(tuple(one["pair"]))), base)
-            rows.append((name, [found[rule] for rule in BACKGROUNDS]))
-            cells = " | ".join(f"{found[rule]:.3f}" for rule in BACKGROUNDS)
-            print(f"| {name} {key} | {found['best']:.3f} | {cells} |", flush=True)
-    by_set = [np.mean([row for n, row in rows if n == name], 0) for name in dict.fromkeys(n for n, _ in rows)]
-    print("| mean over sets | | " + " | ".join(f"{value:.3f}" for value in np.mean(by_set, 0)) + " |")
-    print("| worst run | | " + " | ".join(f"{value:.3f}" for value in np.max([row for _, row in rows], 0)) + " |")
+        high, low = json.loads(RESULTS.read_text())[name]["base"]["auto"]
+        config = configuration(name, work, f"{high:g}_{low:g}", pair_setting((high, low)))
+        found = background_regrets(config, base)
+        rows.append([found[rule] for rule in BACKGROUNDS])
+        print(
+            f"| {name} | {found['best']:.3f} | " + " | ".join(f"{value:.3f}" for value in rows[-1]) + " |", flush=True
+        )
+    for what, row in (("mean", np.mean(rows, 0)), ("worst", np.max(rows, 0))):
+        print(f"| {what} | | " + " | ".join(f"{value:.3f}" for value in row) + " |")
 
 
 def main() -> None:
@@ -365,7 +365,7 @@ def main() -> None:
     elif command == "table":
         table()
     elif command == "backgrounds":
-        backgrounds(Path(rest[0]).resolve())
+        backgrounds(Path(rest[0]).resolve(), rest[1:])
 
 
 if __name__ == "__main__":
