@@ -534,8 +534,8 @@ class Config(Section):
         Literal["full", "minimal"],
         Field(
             description="Activations on disk: at stride 4 and at full size, or at stride 4 alone (minimal). Seeds and"
-            " masks are the same: with minimal, seeds are made in the pass of the networks, which run again where only"
-            " the settings of seeds change. `evaluate` then scores the activations at stride 4, upsampled."
+            " masks are the same: with minimal, seeds and masks by CRF are made in the pass of the networks, which run"
+            " again where only their settings change. `evaluate` then scores the activations at stride 4, upsampled."
         ),
     ] = "full"
     training_precision: Annotated[
