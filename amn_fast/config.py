@@ -99,7 +99,7 @@ class Data(Section):
     )
     options: Annotated[
         dict[str, Any],
-        Field(description="Options of that layout: list file, label file, folder names (see docs, data sets)."),
+        Field(description="Options of that layout: list file, label file, folder names; see the table of data.options."),
     ] = {}
 
 
@@ -535,15 +535,15 @@ class Config(Section):
         Literal["full", "minimal"],
         Field(
             description="Activations on disk: at stride 4 and at full size, or at stride 4 alone (minimal). Seeds and"
-            " masks are the same: with minimal, seeds are made in the pass of the networks, which run again where only"
-            " the settings of seeds change. `evaluate` then scores the activations at stride 4, upsampled."
+            " masks are the same. With minimal, seeds are computed while the networks run, so changed seed settings"
+            " run the networks again, and `evaluate` scores the activations at stride 4, upsampled."
         ),
     ] = "full"
     training_precision: Annotated[
         Literal["auto", "float32", "bfloat16"],
         Field(
-            description="Precision of the networks in training, whose weights stay in float32: bfloat16 on a GPU and"
-            " float32 on a CPU (auto), or as named."
+            description="Precision of training: bfloat16 on a GPU and float32 on a CPU (auto), or as named. Weights"
+            " stay in float32."
         ),
     ] = "auto"
     segmentation: Annotated[
