@@ -99,7 +99,7 @@ class Data(Section):
     )
     options: Annotated[
         dict[str, Any],
-        Field(description="Options of that layout: list file, label file, folder names; see the table of data.options."),
+        Field(description="Options of that layout: list file, label file, folder names; listed as data.options."),
     ] = {}
 
 
