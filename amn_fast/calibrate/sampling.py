@@ -15,14 +15,14 @@ from amn_fast.calibrate.estimate import (
     edges_for,
 )
 from amn_fast.config import Config
-from amn_fast.data.store import read_activations, read_strided
+from amn_fast.data.store import read_strided
 from amn_fast.errors import InputError
 from amn_fast.ops.mask import mask_from_scores
 from amn_fast.ops.refine_seed import crf_labels
 from amn_fast.pipeline.chosen import chosen_mask
 from amn_fast.pipeline.engine import cores, for_each
 from amn_fast.pipeline.folder import Workspace
-from amn_fast.pipeline.inference import read_edge
+from amn_fast.pipeline.inference import full_activations, read_edge
 from amn_fast.review.source import run_config
 from amn_fast.steps import mask
 
@@ -49,6 +49,8 @@ class ScoredRun:
         self.work.require("amn")
         if config.mask.kind == "walk":
             self.work.require("edge")
+        else:
+            self._activations = full_activations(self.work, "amn")
         self.edges: tuple[float, ...] = ()
         self.sizes = np.zeros((0, 0), np.int64)
         self.sure = 0
@@ -63,7 +65,7 @@ class ScoredRun:
     def scores(self, id: str) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
         """Scores (K, H, W) and labels (K,) of an image: what its mask is cut from, or the CRF's input."""
         if self.work.config.mask.kind == "crf":
-            activations = read_activations(self.work.item("amn", id))
+            activations = self._activations(id)
             return activations.full, activations.keys
         found = read_strided(self.work.item("amn", id))
         return mask.scores(found, read_edge(self.work.item("edge", id)), self.work.config.mask, threads=1), found.keys

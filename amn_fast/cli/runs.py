@@ -62,7 +62,7 @@ def _run_all(config: Config, overwrite: bool) -> None:
     with resumable():
         pipeline.run(config, overwrite=overwrite)
     print_summary(config.run)
-    console.print(f"masks:  {config.run / 'masks'}\nreport: {config.run / "report.html"}")
+    console.print(f"masks:  {config.run / 'masks'}\nreport: {config.run / 'report.html'}")
 
 
 def _add_stage(stage: Stage) -> None:

@@ -48,7 +48,7 @@ def signs(
 def certainty(scores: NDArray[np.float32]) -> float:
     """Mean over the pixels of the larger of p and 1 - p, where p is the highest score: 1 where all are 0 or 1.
 
-    Example:
+    Examples:
         >>> certainty(np.array([[[0.5, 1.0]]], np.float32))
         0.75
     """
@@ -59,7 +59,7 @@ def certainty(scores: NDArray[np.float32]) -> float:
 def agreement(one: NDArray[np.uint8], other: NDArray[np.uint8]) -> float:
     """Mean IoU of two label maps over the labels that either has.
 
-    Example:
+    Examples:
         >>> agreement(np.array([[0, 1]], np.uint8), np.array([[1, 1]], np.uint8))
         0.25
     """
@@ -76,7 +76,7 @@ def doubts(found: Sequence[Sequence[float]]) -> NDArray[np.float64]:
     Args:
         found: (N, 4) signs of N images.
 
-    Example:
+    Examples:
         >>> doubts([(0.9, 0.8), (0.5, 0.8), (0.1, 0.2)]).tolist()
         [0.125, 0.375, 1.0]
     """
@@ -97,7 +97,7 @@ def ranks(values: NDArray[np.floating]) -> NDArray[np.float64]:
 def rank_correlation(one: NDArray[np.floating], other: NDArray[np.floating]) -> float:
     """Spearman's rank correlation; NaN where one of the two is constant.
 
-    Example:
+    Examples:
         >>> round(rank_correlation(np.array([1, 2, 3, 4]), np.array([1, 3, 2, 9])), 3)
         0.8
     """
@@ -115,7 +115,7 @@ def fit_iou(doubt: NDArray[np.floating], iou: NDArray[np.floating]) -> NDArray[n
         doubt: (M,) doubts, ascending.
         iou: (M,) IoU of the same images.
 
-    Example:
+    Examples:
         >>> fit_iou(np.array([0.1, 0.2, 0.3]), np.array([0.9, 0.5, 0.7])).tolist()
         [0.9, 0.6, 0.6]
     """
