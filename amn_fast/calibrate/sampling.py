@@ -65,7 +65,7 @@ class ScoredRun:
     def scores(self, id: str) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
         """Scores (K, H, W) and labels (K,) of an image: what its mask is cut from, or the CRF's input."""
         if self.work.config.mask.kind == "crf":
-            activations = self._activations(id)
+            activations = self._activations(id, self.work.dataset.image(id))
             return activations.full, activations.keys
         found = read_strided(self.work.item("amn", id))
         return mask.scores(found, read_edge(self.work.item("edge", id)), self.work.config.mask, threads=1), found.keys
