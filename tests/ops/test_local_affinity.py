@@ -41,8 +41,8 @@ RECORDED = [  # name, images, maps, divisor of the image, dilations, iterations
     ("face_k2_i10_0to255", ["face"], ["face_k2"], 1, DILATIONS, 10),
     ("cup_coarse_first3_i10", ["cup"], ["cup_coarse_k21"], 255, DILATIONS, 10),
 ]
-if INTERPRETED:  # a step takes a second
-    RECORDED = RECORDED[:2]
+if INTERPRETED:  # a step takes a second with all dilations
+    RECORDED = RECORDED[:1]
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -83,7 +83,8 @@ def test_definition_in_double_precision(kind, backend):
     """1x1 images and dilations larger than the image among them; forward, backward, twice backward."""
     generator = torch.Generator().manual_seed(1)
     for images, channels, height, width, labels in SHAPES:
-        for dilations, normalise in (((1, 8), False), ([3], True)):
+        rules = [((1, 8), False), ([3], True), *([(DILATIONS, False)] if images == 2 and channels == 3 else [])]
+        for dilations, normalise in rules:
             image = torch.rand(images, channels, height, width, generator=generator, dtype=torch.float64)
             mask = torch.rand(images, labels, height, width, generator=generator, dtype=torch.float64)
             answers = []

@@ -12,7 +12,6 @@ from amn_fast.data.image import read_mask
 from amn_fast.data.store import read_activations
 from amn_fast.errors import InputError
 from amn_fast.ops.mask import mask_from_scores
-from amn_fast.pipeline import choosing
 from amn_fast.pipeline.chosen import chosen_seed, neighbours
 from amn_fast.pipeline.dependencies import input_names, stages_of
 from amn_fast.pipeline.folder import Workspace
@@ -21,13 +20,6 @@ from amn_fast.pipeline.table import stage_named
 from amn_fast.steps import choice, mask
 
 CHOICE = "thresholds/cam_seed.json"
-
-
-@pytest.fixture
-def small_grid(monkeypatch):
-    monkeypatch.setattr(choice, "FG", (0.4, 0.7))
-    monkeypatch.setattr(choice, "BG", (0.1, 0.3))
-    monkeypatch.setattr(choosing, "ROUNDS", 1)
 
 
 def test_seeds_follow_the_choice(copy_of_run, finished, small_grid):

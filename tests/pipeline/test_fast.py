@@ -12,11 +12,9 @@ from amn_fast.data.image import read_mask
 from amn_fast.data.store import read_activations
 from amn_fast.errors import InputError
 from amn_fast.metrics import Confusion
-from amn_fast.pipeline import choosing
 from amn_fast.pipeline.dependencies import input_names, settings_of, stages_of
 from amn_fast.pipeline.folder import Workspace
 from amn_fast.pipeline.table import stage_named
-from amn_fast.steps import choice
 from amn_fast.steps.mask import make_crf_mask
 
 
@@ -27,13 +25,6 @@ def configuration(images, tmp_path):
     values = {"base": "fast", "name": "mine", "data": data, "run": "run", "cam": {"scales": [1.0]}, "device": "cpu"}
     (tmp_path / "mine.yaml").write_text(yaml.safe_dump(values))
     return tmp_path / "mine.yaml"
-
-
-@pytest.fixture
-def small_grid(monkeypatch):
-    monkeypatch.setattr(choice, "FG", (0.4, 0.7))
-    monkeypatch.setattr(choice, "BG", (0.1, 0.3))
-    monkeypatch.setattr(choosing, "ROUNDS", 1)
 
 
 def test_a_transformer_serves_too(configuration, small_grid):

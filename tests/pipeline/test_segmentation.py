@@ -17,8 +17,9 @@ from amn_fast.ops.dense_crf import DenseCRF
 from amn_fast.pipeline import run_stage, segmentation
 from amn_fast.pipeline.runner import is_up_to_date
 from amn_fast.pipeline.training import load_weights, read_origin
+from command_line import command
 
-from .conftest import command, configure
+from .conftest import configure
 
 SETTINGS = (
     "train_seg.recipe=small", "train_seg.backbone=efficientnet_lite0", "train_seg.crop=96", "train_seg.batch=4",
