@@ -1,6 +1,7 @@
 """For all tests: one thread a process, and no waiting for the disk."""
 
 import os
+import signal
 from unittest import mock
 
 import pytest
@@ -25,3 +26,11 @@ def small_grid(monkeypatch):
     monkeypatch.setattr(choice, "FG", (0.4, 0.7))
     monkeypatch.setattr(choice, "BG", (0.1, 0.3))
     monkeypatch.setattr(choosing, "ROUNDS", 1)
+
+
+@pytest.fixture
+def interruptible():
+    """Processes started from here heed Ctrl-C, also where the tests run in a shell's background, which ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)

@@ -1,7 +1,7 @@
-"""Trains networks one after the other in each process that torchrun starts: one start for all of them.
+"""Commands one after the other in each process that torchrun starts: one start for all of them.
 
-Usage: in_turn.py JOBS, a JSON list of [port, configuration file, settings, stage, epoch]: the processes meet at that
-free port of this machine. All stop before that epoch, as if they were killed; null for an uninterrupted training run.
+Usage: in_turn.py JOBS, a JSON list of [port, epoch, command]: the processes meet at that free port of this machine. All
+stop before that epoch of a training run, as if they were killed; null for an uninterrupted one.
 """
 
 import contextlib
@@ -9,8 +9,8 @@ import json
 import os
 import sys
 
-from amn_fast.config import read_config
-from amn_fast.pipeline import run_stage, training
+from amn_fast import cli
+from amn_fast.pipeline import training
 
 
 class Stopped(Exception):
@@ -19,8 +19,9 @@ class Stopped(Exception):
 
 def main(jobs: str) -> None:
     iterate = training.Shares.__iter__
-    for port, file, settings, stage, stop in json.loads(jobs):
+    for port, stop, command in json.loads(jobs):
         os.environ["MASTER_PORT"] = str(port)  # torchrun's own store still holds the addresses of the last job
+        sys.argv = ["amn-fast", *command]
 
         def batches(shares, stop=stop):
             if shares.batches.epoch == stop:
@@ -28,8 +29,12 @@ def main(jobs: str) -> None:
             return iterate(shares)
 
         training.Shares.__iter__ = batches
-        with contextlib.suppress(Stopped):
-            run_stage(read_config(file, settings), stage)
+        try:
+            with contextlib.suppress(Stopped):
+                cli.main()
+        except SystemExit as ended:
+            if ended.code:
+                raise
 
 
 if __name__ == "__main__":

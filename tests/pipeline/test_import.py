@@ -123,11 +123,12 @@ def test_two_weight_files_for_one_network(published, images, tmp_path):
 SEGMENTATION = ("train_seg.backbone=resnet101", "eval_seg.crf=false", "eval_seg.scales=[0.5]", "eval_seg.flip=false")
 
 
-def test_eval_seg_takes_published_weights(images, tmp_path):
+def test_eval_seg_takes_published_weights(my_images, tmp_path):
+    (my_images / "ids.txt").write_text("demo_000\nnothing\n")
     torch.manual_seed(0)
     net = DeepLabV2(3)
     torch.save(published_state_dict(net), tmp_path / "deeplab.pth")
-    config = configure(tmp_path / "tiny.yaml", images, tmp_path / "run", *SEGMENTATION)
+    config = configure(tmp_path / "tiny.yaml", my_images, tmp_path / "run", *SEGMENTATION)
     options = [part for setting in SEGMENTATION for part in ("--set", setting)]
     call = ("eval-seg", tmp_path / "tiny.yaml", *options, "--save-masks", "--from-published", tmp_path / "deeplab.pth")
     status, _, errors = command(*call)

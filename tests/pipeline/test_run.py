@@ -577,14 +577,6 @@ def test_killed_between_two_images_and_started_again(copy_of_run, finished):
     assert_same(config.run, finished.run)
 
 
-@pytest.fixture
-def interruptible():
-    """Processes started from here heed Ctrl-C, also where the tests run in a shell's background, which ignores it."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
-
-
 @pytest.mark.usefixtures("interruptible")
 def test_ctrl_c_ends_a_stage_between_two_images_and_says_what_resumes(copy_of_run, finished):
     config, file = copy_of_run("run", ("make-mask", "evaluate"))
