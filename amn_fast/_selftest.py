@@ -104,7 +104,7 @@ def selftest(device: str = "auto") -> Report:
     Raises:
         InputError: `device` is another name, or "cuda" where PyTorch sees no GPU.
 
-    Example:
+    Examples:
         >>> report = amn_fast.selftest("cpu")
         >>> report.failed
         []

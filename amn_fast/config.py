@@ -26,6 +26,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 AUTO = "auto"
 """Value of a threshold that is chosen without ground truth."""
 SHIPPED = Path(__file__).parent / "configs"
+SHIPPED_NAMES = sorted(path.stem for path in SHIPPED.glob("*.yaml"))
 MAX_FILE_BYTES = 1_000_000
 MAX_YAML_DEPTH = 20
 MAX_WORKERS = 256
@@ -98,7 +99,7 @@ class Data(Section):
     )
     options: Annotated[
         dict[str, Any],
-        Field(description="Options of that layout: list file, label file, folder names (see docs, data sets)."),
+        Field(description="Options of that layout: list file, label file, folder names; listed as data.options."),
     ] = {}
 
 
@@ -534,15 +535,15 @@ class Config(Section):
         Literal["full", "minimal"],
         Field(
             description="Activations on disk: at stride 4 and at full size, or at stride 4 alone (minimal). Seeds and"
-            " masks are the same: with minimal, seeds are made in the pass of the networks, which run again where only"
-            " the settings of seeds change. `evaluate` then scores the activations at stride 4, upsampled."
+            " masks are the same. With minimal, seeds and masks by CRF are computed while the networks run, so changes of"
+            " their settings run the networks again, and `evaluate` scores the activations at stride 4, upsampled."
         ),
     ] = "full"
     training_precision: Annotated[
         Literal["auto", "float32", "bfloat16"],
         Field(
-            description="Precision of the networks in training, whose weights stay in float32: bfloat16 on a GPU and"
-            " float32 on a CPU (auto), or as named."
+            description="Precision of training: bfloat16 on a GPU and float32 on a CPU (auto), or as named. Weights"
+            " stay in float32."
         ),
     ] = "auto"
     segmentation: Annotated[
@@ -606,7 +607,7 @@ def _moved(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def read_config(path: str | Path, overrides: Iterable[str] = ()) -> Config:
-    """The configuration in a YAML file, or the shipped one of that name ("demo", "voc12", "coco14", "msrc").
+    """The configuration in a YAML file, or the shipped one of that name ("demo", "fast", "voc12", ...).
 
     Args:
         path: a file, or the name of a shipped configuration. Relative paths in a file are relative to its folder.
@@ -622,8 +623,8 @@ def read_config(path: str | Path, overrides: Iterable[str] = ()) -> Config:
     elif file.is_file() and file.resolve().parent == SHIPPED:
         folder = Path()
     if not file.is_file():
-        shipped = ", ".join(sorted(p.stem for p in SHIPPED.glob("*.yaml")))
-        raise InputError(f"configuration {path} does not exist, expected a YAML file or one of {shipped}")
+        expected = f"expected a YAML file or one of {', '.join(SHIPPED_NAMES)}"
+        raise InputError(f"configuration {path} does not exist, {expected}")
     values = _read_yaml(file)
     if not isinstance(values, dict):
         raise InputError(f"configuration {file} holds {type(values).__name__}, expected names and values")
@@ -645,9 +646,8 @@ def _on_base(values: dict[str, Any], file: Path) -> dict[str, Any]:
     if "base" not in values:
         return values
     name = values.pop("base")
-    shipped = sorted(p.stem for p in SHIPPED.glob("*.yaml"))
-    if name not in shipped:
-        raise InputError(f"configuration {file}: base is {_short(name)}, expected one of {', '.join(shipped)}")
+    if name not in SHIPPED_NAMES:
+        raise InputError(f"configuration {file}: base is {_short(name)}, expected one of {', '.join(SHIPPED_NAMES)}")
     base = _read_yaml(SHIPPED / f"{name}.yaml")
     for key, value in values.items():
         both = isinstance(value, dict) and isinstance(base.get(key), dict) and key != "data"

@@ -37,7 +37,7 @@ class PixelLoss(nn.Module):
             counts are added before the division, and every process returns the same loss, with a gradient scaled for
             DistributedDataParallel. None: this process alone.
 
-    Example:
+    Examples:
         >>> import torch
         >>> logits, labels = torch.zeros(1, 2, 4, 4), torch.zeros(1, 4, 4, dtype=torch.uint8)
         >>> round(PixelLoss(eps=0)(logits, labels).item(), 4)  # half of log 2: there is no foreground
@@ -71,7 +71,7 @@ class PairLoss(nn.Module):
         radius, ignore_index, backend: as for `amn_fast.pair_loss`.
         group: as for `PixelLoss`.
 
-    Example:
+    Examples:
         >>> import torch
         >>> edge, displacement = torch.zeros(1, 1, 8, 8), torch.zeros(1, 2, 8, 8)
         >>> terms = PairLoss(radius=3)(edge, displacement, torch.zeros(1, 8, 8, dtype=torch.uint8))

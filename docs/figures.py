@@ -99,6 +99,24 @@ def crf_case(operation: str, case: str) -> str:
     return f"{row['ours_ms']:.0f} ms against {row['ms']:.0f} ms ({row['ratio']:.1f} times)"
 
 
+def crf_large() -> str:
+    """Images larger than VOC's, from the run of all sizes."""
+    run = _run("full")
+    machine = run["machine"]
+    lines = [
+        "| image | labels | pydensecrf, 1 thread | amn_fast, 1 thread | ratio | memory added, pydensecrf / amn_fast |",
+        "|---|---|---|---|---|---|",
+    ]
+    for size, labels in (("480x640", 81), ("1080x1920", 3), ("3000x4000", 3)):
+        row = _rows(run, "dense_crf", f"{size}, {labels} labels")[0]
+        lines.append(
+            f"| {size} | {labels} | {row['ms']:,.0f} ms | {row['ours_ms']:,.0f} ms | {_ratio(row)} "
+            f"| {_mib(row['mib'])} / {_mib(row['ours_mib'])} MiB |"
+        )
+    source = f"`pytest benchmarks --full`, {machine['cpu']}, {machine['date']}, commit {machine['commit']},"
+    return _block([*lines, "", source, "`benchmarks/results/full.json`."])
+
+
 def walk_own() -> str:
     row = _rows(_run("default"), "random_walk", "94x125, K = 1", ours_threads=1)[0]
     return f"{row['ours_ms']:.0f} ms and {_mib(row['ours_mib'])} MiB"
@@ -131,17 +149,31 @@ def eval_seg() -> str:
 
 def default_table() -> str:
     """Every row of a run; each side's threads stand beside its time."""
-    run = _run("default")
-    machine = run["machine"]
+    return _table("default", _run("default")["rows"])
+
+
+def further_sizes() -> str:
+    """The rows of a run of all sizes that the default one does not have."""
+    known = {_key(row) for row in _run("default")["rows"]}
+    return _table("full", [row for row in _run("full")["rows"] if _key(row) not in known])
+
+
+def _key(row: dict[str, Any]) -> tuple[Any, ...]:
+    case = row["case"].split(" (")[0]  # without measured shares
+    return row["operation"], case, row["device"], row["method"]
+
+
+def _table(profile: str, rows: list[dict[str, Any]]) -> str:
+    machine = _run(profile)["machine"]
     lines = [
         f"{machine['cpu']}, {machine['cpus']} CPUs, load {machine['load']} at the end, {machine['date']}, commit"
-        f" {machine['commit']}, PyTorch {machine['torch']}, `benchmarks/results/default.json`.",
+        f" {machine['commit']}, PyTorch {machine['torch']}, `benchmarks/results/{profile}.json`.",
         "",
         "| operation | case | other | other, ms (threads) | amn_fast, ms (threads) | ratio [interval] "
         "| memory added, other / amn_fast, MiB | largest error |",
         "|---|---|---|---|---|---|---|---|",
     ]
-    for row in run["rows"]:
+    for row in rows:
         lines.append(
             f"| {row['operation']}{' (GPU)' if row['device'] == 'cuda' else ''} | {row['case']} | {row['method']} "
             f"| {row['ms']:.1f} ({row['threads']}) | {row['ours_ms']:.1f} ({row['ours_threads']}) "
@@ -230,6 +262,7 @@ FIGURES: dict[str, Callable[[], str]] = {
     "crf_two_threads": lambda: crf_ratios(2),
     "crf_source": crf_source,
     "crf_table": crf_table,
+    "crf_large": crf_large,
     "crf_two_maps": lambda: crf_case("dense_crf, two maps", "375x500, 3"),
     "crf_eight_2": lambda: crf_case("dense_crf, 8 images", "375x500, 2 "),
     "crf_eight_21": lambda: crf_case("dense_crf, 8 images", "375x500, 21"),
@@ -244,6 +277,7 @@ FIGURES: dict[str, Callable[[], str]] = {
     "walk_table": walk_table,
     "eval_seg": eval_seg,
     "default_table": default_table,
+    "further_sizes": further_sizes,
 }
 
 

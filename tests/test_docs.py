@@ -18,6 +18,7 @@ import typer  # noqa: E402
 
 from amn_fast.cli import app  # noqa: E402
 from amn_fast.config import SHIPPED, Config, read_config  # noqa: E402
+from amn_fast.data.demo import make_demo  # noqa: E402
 from amn_fast.data.masks import write_mask  # noqa: E402
 from amn_fast.models import AmnNet, CamNet, IrnNet, published_state_dict  # noqa: E402
 
@@ -95,6 +96,18 @@ def test_python_blocks_run(world):
             assert Path("cam_again.pth").is_file()
             assert torch.isfinite(names["loss"])
     assert ran > 15
+
+
+def test_the_tutorial_shows_what_init_says_and_writes(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    make_demo("mine")
+    app(["init", "mine"], standalone_mode=False)
+    page = "docs/tutorial/own-images.md"
+    assert "$ amn-fast init mine\n" + capsys.readouterr().out in blocks(page, "console")
+    settings = [line for line in Path("mine.yaml").read_text().splitlines() if line and not re.match(r" *#", line)]
+    (begin,) = blocks(page, "yaml")
+    assert begin.splitlines() == settings[: begin.count("\n")]
+    assert Path("mine/labels.csv").read_text().startswith(next(text for text in blocks(page, "text") if "id," in text))
 
 
 def check_command(words: list[str]) -> None:

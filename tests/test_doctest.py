@@ -2,10 +2,13 @@
 
 import doctest
 import importlib
+import re
+from pathlib import Path
 
 import pytest
 
 import amn_fast
+import amn_fast.kernels
 
 pytest.importorskip("torch")
 
@@ -21,3 +24,11 @@ def test_examples():
         assert result.failed == 0, f"{name}: see the printed report"
         attempted += result.attempted
     assert attempted > 20
+
+
+def test_the_reference_shows_examples_as_code():
+    """Its generator reads `>>>` under "Examples:" alone; under "Example:" it makes a quotation of it."""
+    package = Path(amn_fast.__file__).parent
+    sources = [*package.rglob("*.py"), *Path(amn_fast.kernels.__file__).parent.rglob("*.py")]
+    assert len(sources) > 150
+    assert not [path for path in sources if re.search(r"^ *Example:$", path.read_text("utf-8"), re.MULTILINE)]

@@ -1,12 +1,14 @@
 """The self-test finds a wrong kernel, and `backend="auto"` then takes another way."""
 
 import inspect
+import io
 import json
 import logging
 import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,9 +17,11 @@ import pytest
 pytest.importorskip("torch", reason="needs the extra 'pipeline'")
 
 import torch
+from rich.console import Console
 
 import amn_fast
 from amn_fast import _selftest
+from amn_fast.cli.selftest import _table
 from amn_fast.errors import BackendError, InputError
 from amn_fast.ops import _arrays, _detour, _verdicts
 
@@ -32,6 +36,11 @@ def test_every_operation_passes_on_the_cpu(tmp_path):
     read = json.loads((tmp_path / "report.json").read_text())
     assert read["machine"]["amn_fast"].startswith(f"amn_fast {amn_fast.__version__}")
     assert len(read["results"]) == len(report.results)
+    interpreted = [replace(one, backend="triton", device=_selftest.INTERPRETED) for one in report.results]
+    console = Console(width=80, file=io.StringIO())  # a log's width
+    console.print(_table(_selftest.Report({}, interpreted)))
+    rows = [line.split()[:5] for line in console.file.getvalue().splitlines()]
+    assert all([one.operation, "triton", one.device, "pass", f"{one.error:.1e}"] in rows for one in interpreted)
 
 
 def test_every_public_operation_with_a_backend_has_a_check():

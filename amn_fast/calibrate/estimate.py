@@ -65,7 +65,7 @@ class Quality:
 def edges_for(points: int, n_classes: int, current: float) -> tuple[float, ...]:
     """Candidate thresholds: as many as so many answers can tell apart, three or more, the current one among them.
 
-    Example:
+    Examples:
         >>> edges_for(200, 3, 0.25), edges_for(200, 20, 0.3)
         ((0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.5, 0.65), (0.1, 0.3, 0.65))
     """
@@ -227,7 +227,7 @@ class Answers:
 def share_limits(hits: NDArray[np.integer], tries: NDArray[np.integer]) -> tuple[Floats, Floats]:
     """Jeffreys 95 % interval of a share: quantiles of Beta(hits + 1/2, tries - hits + 1/2); 0 without, 1 with all hits.
 
-    Example:
+    Examples:
         >>> low, high = share_limits(np.array([0, 3]), np.array([10, 10]))
         >>> low.round(3), high.round(3)
         (array([0.   , 0.093]), array([0.217, 0.606]))
@@ -314,7 +314,7 @@ class Masks:
 def _student(freedom: int) -> float:
     """The 97.5 % quantile of Student's t from that of the normal distribution; right to .01 from four degrees on.
 
-    Example:
+    Examples:
         >>> round(_student(4), 2), round(_student(9), 2), round(_student(100), 3)
         (2.77, 2.26, 1.984)
     """

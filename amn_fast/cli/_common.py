@@ -11,7 +11,7 @@ import typer
 
 from amn_fast._console import output as console
 from amn_fast._console import progress_bar
-from amn_fast.config import Config, read_config
+from amn_fast.config import SHIPPED_NAMES, Config, read_config
 
 __all__ = [
     "ConfigArgument", "OverwriteOption", "RootOption", "RunOption", "SetOption", "app", "console", "progress_bar",
@@ -26,7 +26,7 @@ app = typer.Typer(
 )
 
 ConfigArgument = Annotated[
-    str, typer.Argument(help="A YAML file, or a shipped configuration: demo, msrc, voc6, voc12, coco14.")
+    str, typer.Argument(help=f"A YAML file, or a shipped configuration: {', '.join(SHIPPED_NAMES)}.")
 ]
 SetOption = Annotated[
     Optional[list[str]],  # noqa: UP045  (typer reads the annotation)

@@ -30,21 +30,25 @@ def export(
     ] = False,
     only: Annotated[
         Optional[Literal["accepted", "needs-work", "rejected"]],  # noqa: UP045
-        typer.Option(help="Only the images with this decision; needs --decisions."),
+        typer.Option(help="Only the images with this decision on the review page."),
     ] = None,
-    decisions: Annotated[Optional[Path], typer.Option(help="The review page's decisions.json.")] = None,  # noqa: UP045
+    decisions: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(help="With --only: the page's decisions.json.", show_default="that of the run"),
+    ] = None,
 ) -> None:
     """Write masks in the format of a labelling tool or a trainer; exit code 1 if an image could not be exported."""
-    from amn_fast.review.decisions import read_decisions
+    from amn_fast.review.decisions import decisions_of, read_decisions
     from amn_fast.review.exporting import export_masks
     from amn_fast.review.source import open_masks
 
-    if (only is None) != (decisions is None):
-        raise InputError("--only and --decisions belong together: which decision, and the file that holds them")
+    if only is None and decisions is not None:
+        raise InputError("--decisions needs --only, the decision to export: accepted, needs-work or rejected")
     found = open_masks(masks, classes=classes, images=images)
     chosen = None
-    if decisions is not None:
-        chosen = [id for id, entry in read_decisions(decisions).items() if entry["status"] == only]
+    if only is not None:
+        decided = read_decisions(decisions or decisions_of(masks))
+        chosen = [id for id, entry in decided.items() if entry["status"] == only]
     with progress_bar() as progress:
         task = progress.add_task("export", total=len(found.ids if chosen is None else chosen))
         job = export_masks(

@@ -1,13 +1,16 @@
 """The self-test of this installation."""
 
 from pathlib import Path
-from typing import Annotated, Literal, Optional
+from typing import TYPE_CHECKING, Annotated, Literal, Optional
 
 import typer
 from rich.table import Table
 from rich.text import Text
 
 from amn_fast.cli._common import app, console
+
+if TYPE_CHECKING:
+    from amn_fast._selftest import Report
 
 
 @app.command()
@@ -19,13 +22,8 @@ def selftest(
     from amn_fast._selftest import selftest as run
 
     report = run(device)
-    table = Table("operation", "backend", "device", "result", "largest error", "ms", "reference on the CPU, ms")
-    for found in report.results:
-        error = "" if found.error is None else f"{found.error:.1e}"
-        times = ["" if value is None else f"{1000 * value:.2f}" for value in (found.seconds, found.reference_seconds)]
-        cells = [found.operation, found.backend, found.device, found.status, error, *times]
-        table.add_row(*map(Text, cells))
-    console.print(table)
+    console.print(_table(report))
+    print("error: largest difference, relative to the reference's largest value; reference: its time on the CPU, in ms")
     for found in report.results:
         if found.reason:
             print(f"{found.operation}, {found.backend} on {found.device}: {found.status}: {found.reason}")
@@ -34,3 +32,17 @@ def selftest(
         report.save(json)
     if report.failed:
         raise typer.Exit(1)
+
+
+def _table(report: "Report") -> Table:
+    """One row for each result, in 80 columns: a log has no more."""
+    table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False)
+    for heading in ("operation", "backend", "device", "result"):
+        table.add_column(heading, no_wrap=True)
+    for heading in ("error", "ms", "reference"):
+        table.add_column(heading, no_wrap=True, justify="right")
+    for found in report.results:
+        error = "" if found.error is None else f"{found.error:.1e}"
+        times = ["" if value is None else f"{1000 * value:.1f}" for value in (found.seconds, found.reference_seconds)]
+        table.add_row(*map(Text, [found.operation, found.backend, found.device, found.status, error, *times]))
+    return table

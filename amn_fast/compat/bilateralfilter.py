@@ -58,7 +58,7 @@ def bilateralfilter_batch(
     Raises:
         InputError: an array has another length, `outs` cannot be written in place, or a value is not finite.
 
-    Example:
+    Examples:
         >>> import numpy as np
         >>> from amn_fast.compat.bilateralfilter import bilateralfilter_batch
         >>> images, ins = 255 * np.random.rand(1, 3, 8, 9), np.random.rand(1, 2, 8, 9)

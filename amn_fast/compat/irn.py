@@ -59,7 +59,7 @@ def crf_inference_label(
     Raises:
         InputError: a shape or value is not as above.
 
-    Example:
+    Examples:
         >>> import numpy as np
         >>> img, labels = np.zeros((8, 8, 3), np.uint8), np.ones((8, 8), int)
         >>> bool((crf_inference_label(img, labels, n_labels=2) == labels).all())
@@ -88,7 +88,7 @@ def crf_inference(
     Raises:
         InputError: a shape or value is not as above.
 
-    Example:
+    Examples:
         >>> import numpy as np
         >>> crf_inference(np.zeros((8, 8, 3), np.uint8), np.full((2, 8, 8), 0.5), labels=2).shape
         (2, 8, 8)

@@ -27,7 +27,7 @@ def open_dataset(kind: str, root: Path | str, **options: Any) -> Dataset:
     Raises:
         InputError: no such kind or option, or the data set is not as expected.
 
-    Example:
+    Examples:
         >>> import tempfile
         >>> dataset = open_dataset("demo", tempfile.mkdtemp() + "/demo", n=2)
         >>> dataset.classes

@@ -68,7 +68,7 @@ def require_complete(dataset: Dataset) -> None:
 def quote(text: object, most: int = 80) -> str:
     """`repr` of a text out of a user's file, cut to about `most` characters, for a message.
 
-    Example:
+    Examples:
         >>> quote("cat"), len(quote("cat" * 1000))
         ("'cat'", 83)
     """

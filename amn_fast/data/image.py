@@ -70,7 +70,7 @@ def read_image(path: Source) -> NDArray[np.uint8]:
         InputError: the file is missing, truncated, damaged, not such an image, or has floating-point, negative or more
             than 16-bit values.
 
-    Example:
+    Examples:
         >>> import tempfile
         >>> from PIL import Image
         >>> path = tempfile.mkdtemp() + "/example.png"

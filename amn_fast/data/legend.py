@@ -13,7 +13,7 @@ COLOURS = "colours.txt"
 def class_names(classes: Sequence[str]) -> str:
     """The text of classes.txt: a class a line, in the order of the labels 1..C, as `data.options.classes` takes it.
 
-    Example:
+    Examples:
         >>> class_names(["cat", "dog"])
         'cat\\ndog\\n'
     """
@@ -23,7 +23,7 @@ def class_names(classes: Sequence[str]) -> str:
 def colour_map(classes: Sequence[str]) -> str:
     r"""The text of colours.txt: label, colour and name of each class, separated by tabs.
 
-    Example:
+    Examples:
         >>> colour_map(["cat"]).splitlines()[1]
         '1\t#800000\tcat'
     """

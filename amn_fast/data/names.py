@@ -48,7 +48,7 @@ OTHER_IMAGE_SUFFIXES = frozenset(
 def clean_id(text: str) -> str:
     """Strip blanks and compose accents (Unicode NFC): file names from macOS come decomposed.
 
-    Example:
+    Examples:
         >>> clean_id(" cafe\u0301 ") == "caf\u00e9"
         True
     """

@@ -38,7 +38,7 @@ def describe_content(data: bytes) -> str:
     Args:
         data: the start of the file, 512 bytes or more where it has them.
 
-    Example:
+    Examples:
         >>> describe_content(b"<!DOCTYPE html><html><body>404")
         'an HTML page'
     """

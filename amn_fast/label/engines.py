@@ -272,7 +272,7 @@ def run_on_ray(
     if not ray.is_initialized():
         options: dict[str, Any] = {} if address == "local" else {"address": address}
         ray.init(logging_level="warning", log_to_driver=False, **options)
-    announce(f"Ray: {len(ray.nodes())} nodes, {ray.cluster_resources().get('CPU', 0):g} CPUs")
+    announce(f"Ray: nodes: {len(ray.nodes())}, CPUs: {ray.cluster_resources().get('CPU', 0):g}")
     compute = ray.remote(num_cpus=setup.threads, num_gpus=gpus, max_retries=-1)(compute_on_ray)
     pending: dict[Any, int] = {}
     more = True

@@ -70,7 +70,7 @@ class Labeler:
     Raises:
         InputError: the run is not finished, or its weights do not fit.
 
-    Example:
+    Examples:
         labeler = amn_fast.Labeler("runs/demo")
         result = labeler.label("photo.jpg", ["cat"])
         result.mask, result.areas

@@ -58,7 +58,7 @@ def best_threshold(scores: NDArray[np.float32], shown: NDArray[np.bool_], precis
         scores: (N,) in [0, 1].
         shown: (N,) bool.
 
-    Example:
+    Examples:
         >>> best_threshold(np.array([0.9, 0.8, 0.6, 0.4]), np.array([True, True, False, True]), 0.9).threshold
         0.7
     """

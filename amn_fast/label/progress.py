@@ -90,7 +90,7 @@ class Progress:
 def duration(seconds: float) -> str:
     """Hours, minutes and seconds.
 
-    Example:
+    Examples:
         >>> duration(3725)
         '1:02:05'
     """

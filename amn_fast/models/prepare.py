@@ -41,7 +41,7 @@ def prepare(net: Net, precision: str = "float32") -> Net:
     Raises:
         InputError: the precision is unknown or does not run on the network's device.
 
-    Example:
+    Examples:
         >>> from amn_fast.models import CamNet
         >>> net = prepare(CamNet(3, "resnet18"), "bfloat16")
         >>> net.activations(torch.zeros(2, 3, 64, 96)).shape

@@ -36,7 +36,7 @@ def bilateral_filter(
         InputError: a shape, a type, a device or a value is not as above, or image or values hold NaN or infinity, or
             the image requires a gradient.
 
-    Example:
+    Examples:
         >>> import torch, amn_fast
         >>> image, values = 255 * torch.rand(1, 3, 20, 30), torch.rand(1, 2, 20, 30)
         >>> amn_fast.bilateral_filter(image, values, sigma_rgb=15, sigma_xy=50).shape

@@ -70,7 +70,7 @@ class DenseCRF:
         InputError: an argument is not as above.
         BackendError: the backend asked for cannot run here.
 
-    Example:
+    Examples:
         >>> import numpy as np
         >>> crf = DenseCRF(np.zeros((20, 30, 3), np.uint8))
         >>> crf.labels(np.zeros((3, 20, 30))).shape
@@ -214,7 +214,7 @@ def dense_crf(
         InputError: an argument is not what it has to be.
         BackendError: the backend asked for cannot run here.
 
-    Example:
+    Examples:
         >>> import numpy as np
         >>> image, probabilities = np.zeros((20, 30, 3), np.uint8), np.full((2, 20, 30), 0.5)
         >>> dense_crf(image, unary_from_softmax(probabilities)).shape

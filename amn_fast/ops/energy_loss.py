@@ -65,7 +65,7 @@ def dense_energy(
     Raises:
         InputError: a shape, a type, a device or a value is not as above, or a tensor holds NaN or infinity.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from amn_fast.ops.energy_loss import dense_energy
         >>> image, logits = 255 * torch.rand(1, 3, 20, 30), torch.rand(1, 2, 20, 30, requires_grad=True)
@@ -144,7 +144,7 @@ def energy_loss(
     Raises:
         InputError: a shape, a type, a device or a value is not as above.
 
-    Example:
+    Examples:
         >>> import torch, amn_fast
         >>> image, logits = torch.randn(1, 3, 20, 30), torch.randn(1, 2, 20, 30)
         >>> loss = amn_fast.nn.DenseEnergyLoss(weight=1e-7, sigma_rgb=15, sigma_xy=100, scale_factor=0.5)

@@ -39,7 +39,7 @@ class Lattice:
             lattice's coordinates (a sigma that is tiny compared with the range of its feature).
         BackendError: the backend asked for cannot run here.
 
-    Example:
+    Examples:
         >>> import numpy as np
         >>> lattice = Lattice(np.random.default_rng(0).normal(size=(2, 100)))
         >>> lattice.filter(np.ones((1, 100))).shape

@@ -44,7 +44,7 @@ def local_affinity(
         InputError: a shape, a type or a value is not as above, or the image requires a gradient, which only
             backend="reference" computes.
 
-    Example:
+    Examples:
         >>> import torch, amn_fast
         >>> affinity = amn_fast.local_affinity(torch.rand(1, 3, 8, 9))
         >>> amn_fast.propagate(torch.rand(1, 2, 8, 9), affinity).shape
@@ -85,7 +85,7 @@ def propagate(
         InputError: a shape, a type or a device is not as above, or the affinity requires a gradient, which only
             backend="reference" computes.
 
-    Example:
+    Examples:
         >>> import torch, amn_fast
         >>> affinity = torch.full((1, 8, 4, 5), 1 / 8)
         >>> amn_fast.propagate(torch.ones(1, 1, 4, 5), affinity, dilations=[1]).mean()
@@ -139,7 +139,7 @@ def pixel_adaptive_refinement(
         InputError: a shape, a type, a device or a value is not as above, or the image requires a gradient, which only
             backend="reference" computes.
 
-    Example:
+    Examples:
         >>> import torch, amn_fast
         >>> image, mask = torch.rand(1, 3, 32, 48), torch.rand(1, 2, 16, 24)
         >>> amn_fast.pixel_adaptive_refinement(image, mask, iterations=10).shape

@@ -59,7 +59,7 @@ def make_mask(
         InputError: a shape, value or argument is not as above.
         BackendError: the requested backend cannot run here.
 
-    Example:
+    Examples:
         >>> import numpy as np, amn_fast
         >>> activations, edge = np.zeros((1, 4, 4)), np.zeros((4, 4))
         >>> activations[0, :, :2] = 1; edge[:, 2] = 1

@@ -65,7 +65,7 @@ def mean_field(
     Raises:
         InputError: a shape, type or value is not as above.
 
-    Example:
+    Examples:
         >>> import numpy as np
         >>> from amn_fast.ops.lattice import Lattice
         >>> lattice = Lattice(np.random.default_rng(0).normal(size=(2, 100)))

@@ -54,7 +54,7 @@ def merge_cam(maps, size, valid, *, backend="auto"):  # type: ignore[no-untyped-
         InputError: a shape, type or value is not as above.
         BackendError: the requested backend cannot run here.
 
-    Example:
+    Examples:
         >>> import numpy as np, amn_fast
         >>> maps = [np.random.rand(20, 4, 6), np.random.rand(20, 8, 12)]
         >>> strided, full = amn_fast.merge_cam(maps, (64, 96), valid=[3, 7])
@@ -102,7 +102,7 @@ def merge_amn(maps, size, valid, seed, *, backend="auto"):  # type: ignore[no-un
         InputError: a shape, type or value is not as above.
         BackendError: the requested backend cannot run here.
 
-    Example:
+    Examples:
         >>> import numpy as np, amn_fast
         >>> maps = [np.random.randn(21, 4, 6), np.random.randn(21, 8, 12)]
         >>> strided, full = amn_fast.merge_amn(maps, (64, 96), valid=[3], seed=np.zeros((64, 96), np.uint8))

@@ -72,7 +72,7 @@ def pair_loss(
         InputError: a shape, type or value is not as above.
         BackendError: the requested backend cannot run here.
 
-    Example:
+    Examples:
         >>> import torch, amn_fast
         >>> edge, displacement = torch.zeros(1, 1, 8, 8), torch.zeros(1, 2, 8, 8)
         >>> terms = amn_fast.pair_loss(edge, displacement, torch.ones(1, 8, 8, dtype=torch.uint8), radius=3)

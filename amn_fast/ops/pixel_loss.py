@@ -47,7 +47,7 @@ def pixel_loss(
         InputError: a shape, type or value is not as above.
         BackendError: the requested backend cannot run here.
 
-    Example:
+    Examples:
         >>> import torch, amn_fast
         >>> logits = torch.zeros(1, 2, 4, 4, requires_grad=True)
         >>> labels = torch.tensor([[[0, 0], [1, 255]]], dtype=torch.uint8)

@@ -66,7 +66,7 @@ def random_walk(
         InputError: a shape, value or argument is not as above; the message names it.
         BackendError: the requested backend cannot run here.
 
-    Example:
+    Examples:
         >>> import numpy as np, amn_fast
         >>> x, edge = np.zeros((1, 8, 8)), np.zeros((8, 8)); x[0, 2, 2] = 1; edge[:, 4] = 1
         >>> amn_fast.random_walk(x, edge)[0, 3, [3, 5]].round(4).tolist()  # nothing crosses the edge

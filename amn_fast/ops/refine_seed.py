@@ -51,7 +51,7 @@ def refine_seed(
         InputError: an argument is not as above.
         BackendError: the backend asked for cannot run here.
 
-    Example:
+    Examples:
         >>> import numpy as np
         >>> image, activations = np.zeros((20, 30, 3), np.uint8), np.full((1, 20, 30), 0.9)
         >>> refine_seed(image, activations, [7], fg=0.3, bg=0.05)[0, 0]

@@ -32,7 +32,7 @@ def unary_from_labels(
     Raises:
         InputError: an argument is not as above.
 
-    Example:
+    Examples:
         >>> import numpy as np
         >>> unary_from_labels(np.array([[1, 0]]), 2, 0.75)[:, 0, 0].round(3)
         array([0.288, 1.386], dtype=float32)
@@ -77,7 +77,7 @@ def unary_from_softmax(softmax: ArrayLike, scale: float | None = None, clip: flo
     Raises:
         InputError: a probability is NaN, or an argument is not as above.
 
-    Example:
+    Examples:
         >>> import numpy as np
         >>> unary_from_softmax(np.array([[0.25], [0.75]])).round(3)
         array([[1.386],

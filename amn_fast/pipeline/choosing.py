@@ -16,13 +16,14 @@ from torch import Tensor
 
 from amn_fast.config import Seed
 from amn_fast.data.masks import write_mask
-from amn_fast.data.store import read_activations, read_strided
+from amn_fast.data.store import read_strided
 from amn_fast.files import write_json
 from amn_fast.models import HeadsNet, IrnNet, prepare
 from amn_fast.pipeline.chosen import choice_file, neighbours
 from amn_fast.pipeline.engine import console, cores, for_each, on_device
 from amn_fast.pipeline.features import feature_net, subset
 from amn_fast.pipeline.folder import Workspace
+from amn_fast.pipeline.inference import full_activations
 from amn_fast.pipeline.training import load_weights
 from amn_fast.steps import choice, heads, irn, mask, seed
 
@@ -73,7 +74,8 @@ def mask_scores(work: Workspace) -> Callable[[str], NDArray[np.float32]]:
     """The function of an id that gives the scores that its mask is made from, (K, H, W)."""
     config = work.config
     if config.mask.kind == "crf":
-        return lambda id: read_activations(work.item("amn", id)).full
+        activations = full_activations(work, "amn")
+        return lambda id: activations(id, work.dataset.image(id)).full
     net = IrnNet(config.backbone).to(work.device)
     load_weights(work.weights("irn"), net)
     net = prepare(net, config.precision)
@@ -100,7 +102,8 @@ def _choose(work: Workspace, new: New, kind: str, settings: Seed) -> None:
         console.print(f"  {kind}_seed: fg {pair[0]:g}, bg {pair[1]:g}")
         folder = choice_file(work.root, f"{kind}_seed").with_suffix("")
         for number, id in enumerate(ids[:EXAMPLES]):
-            found, image = read_activations(work.item(kind, id)), work.dataset.image(id)
+            image = work.dataset.image(id)
+            found = search.activations(id, image)
             for name, (fg, bg) in neighbours(pair).items():
                 example = seed.refine(image, found, Seed(fg=fg, bg=bg, bilateral=settings.bilateral))
                 write_mask(new(folder / f"{number}.{name}.png"), example)
@@ -114,6 +117,7 @@ class Search:
         self._n_classes = len(work.dataset.classes)
         self._fg, self._bg = list(choice.FG), list(choice.BG)
         self._thresholds: list[float] = []
+        self.activations = full_activations(work, kind)
         self._images: dict[str, choice.Candidates] = {}
         self._scores: dict[choice.Pair, choice.PairScores] = {}
 
@@ -133,16 +137,13 @@ class Search:
         self._scores |= dict(zip(pairs, scores, strict=True))
 
     def _prepare(self) -> None:
-        """Features and labels of all images; for a grid that was extended, labels at the new thresholds.
-
-        Activations that were not kept at full size are upsampled.
-        """
+        """Features and labels of all images; for a grid that was extended, labels at the new thresholds."""
         wanted = sorted({*self._fg, *self._bg})
         fresh = [threshold for threshold in wanted if threshold not in self._thresholds]
 
         def one(id: str) -> None:
             image = self._work.dataset.image(id)
-            found = read_activations(self._work.item(self._kind, id))
+            found = self.activations(id, image)
             bilateral = self._settings.bilateral
             if id in self._images:
                 self._images[id] = self._images[id].with_labels(image, found, fresh, bilateral)

@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from amn_fast.config import Mask
 from amn_fast.data.image import read_mask
 from amn_fast.data.legend import write_legend
 from amn_fast.data.masks import write_mask
@@ -39,6 +38,8 @@ New = Callable[[Path], Path]
 One = Callable[[str], None]
 Activate = Callable[[str, NDArray[np.uint8]], Activations]
 """Activations of an image, by its id and pixels."""
+Write = Callable[[str, NDArray[np.uint8], Activations], None]
+"""Writes the seed or mask of an image, by its id, pixels and activations at full size."""
 
 
 def make_cam(work: Workspace, new: New) -> One:
@@ -53,12 +54,12 @@ def make_amn_cam(work: Workspace, new: New) -> One:
 
 def refine_seed(work: Workspace, new: New) -> One:
     """Seed of an image from its class activations."""
-    return _refine(work, new, "cam", _cam_network)
+    return _from_full(work, "cam", _seed_writer(work, new, "cam"))
 
 
 def refine_amn_seed(work: Workspace, new: New) -> One:
     """Seed of an image from AMN's activations."""
-    return _refine(work, new, "amn", _amn_network)
+    return _from_full(work, "amn", _seed_writer(work, new, "amn"))
 
 
 def _cam_network(work: Workspace) -> Activate:
@@ -90,9 +91,9 @@ def _amn_network(work: Workspace) -> Activate:
 
 
 def _make_activations(work: Workspace, new: New, kind: str, activate: Activate) -> One:
-    """Write activations; with `store: minimal` those at stride 4 alone, and the seed from those at full size."""
+    """Write activations; with `store: minimal` those at stride 4 alone, and what is made of those at full size."""
     minimal = work.config.store == "minimal"
-    write_ahead = _seeds_ahead(work, kind) if minimal else None
+    write_ahead = _written_ahead(work, kind) if minimal else None
 
     def one(id: str) -> None:
         image = work.dataset.image(id)
@@ -104,49 +105,63 @@ def _make_activations(work: Workspace, new: New, kind: str, activate: Activate) 
     return one
 
 
-def _seeds_ahead(work: Workspace, kind: str) -> Callable[[str, NDArray[np.uint8], Activations, Path], None] | None:
-    """The function that makes a seed in the pass of its activations, for the stage of the seeds to take over.
+def _written_ahead(work: Workspace, kind: str) -> Callable[[str, NDArray[np.uint8], Activations, Path], None] | None:
+    """The function that makes a seed or a mask by CRF in the pass of its activations, for its stage to take over.
 
-    The seed goes to the folder of that stage in work, as if the stage had been killed after this image. None where the
-    run has no such stage, or the thresholds are chosen later, from the activations of all images.
+    It goes to the folder of that stage in work, as if the stage had been killed after this image. None where the
+    thresholds are chosen later, from the activations of all images.
     """
-    stage = producer(f"{kind}_seed/{{id}}.png")
-    assert stage is not None
-    if getattr(work.config, f"{kind}_seed").fg == "auto" or not exists(work.config, stage):
+    seeds, masks = producer(f"{kind}_seed/{{id}}.png"), producer("masks/{id}.png")
+    assert seeds is not None
+    assert masks is not None
+    stage = seeds if exists(work.config, seeds) else masks
+    threshold = getattr(work.config, f"{kind}_seed").fg if stage is seeds else work.config.mask.background
+    if threshold == "auto":
         return None
     staging, settings = Staging(work.root, stage, work.contents), settings_of(work, stage)
-    write_seed = _seed_writer(work, staging.new, kind)
+    write = _seed_writer(work, staging.new, kind) if stage is seeds else _crf_writer(work, staging.new)
 
     def write_ahead(id: str, image: NDArray[np.uint8], found: Activations, path: Path) -> None:
-        write_seed(id, image, found)
+        write(id, image, found)
         inputs = inputs_of(work, stage, id) | {f"{kind}/{id}.npz": work.contents.hash(path)}
         staging.finish(id, item_key(settings, inputs))
 
     return write_ahead
 
 
-def _refine(work: Workspace, new: New, kind: str, network: Callable[[Workspace], Activate]) -> One:
-    """Write seeds; where the activations were not kept at full size, the network computes them again."""
-    write_seed = _seed_writer(work, new, kind)
+def full_activations(work: Workspace, kind: str) -> Activate:
+    """The function that gives activations at full size, as their stage computed them.
+
+    Where they were not kept, the network computes them again. Compact files that were imported are an error.
+    """
     made_by = producer(f"{kind}/{{id}}.npz")
     record = work.record(made_by) if made_by else None
     again = record is not None and not record.imported
-    lock, activate = threading.Lock(), functools.cache(lambda: network(work))
+    lock, network = threading.Lock(), functools.cache(lambda: (_cam_network if kind == "cam" else _amn_network)(work))
+
+    def activations(id: str, image: NDArray[np.uint8]) -> Activations:
+        path = work.item(kind, id)
+        if not (again and is_compact(path)):
+            return read_activations(path, upsampled=False)
+        with lock:
+            compute = network()
+        return as_stored(compute(id, image))
+
+    return activations
+
+
+def _from_full(work: Workspace, kind: str, write: Write) -> One:
+    """Write what is made of an image and its activations at full size."""
+    activations = full_activations(work, kind)
 
     def one(id: str) -> None:
-        image, path = work.dataset.image(id), work.item(kind, id)
-        if again and is_compact(path):
-            with lock:
-                compute = activate()
-            found = as_stored(compute(id, image))
-        else:
-            found = read_activations(path, upsampled=False)
-        write_seed(id, image, found)
+        image = work.dataset.image(id)
+        write(id, image, activations(id, image))
 
     return one
 
 
-def _seed_writer(work: Workspace, new: New, kind: str) -> Callable[[str, NDArray[np.uint8], Activations], None]:
+def _seed_writer(work: Workspace, new: New, kind: str) -> Write:
     settings, warnings = chosen_seed(work.config, f"{kind}_seed"), Warnings(work, "constant activations")
 
     def write(id: str, image: NDArray[np.uint8], found: Activations) -> None:
@@ -164,10 +179,11 @@ def make_masks(work: Workspace, new: New) -> One:
     The classes and their colours are written beside the masks. Where only the settings of the mask have changed, the
     edge maps of the last run serve again. Masks by CRF need no edge maps.
     """
-    config, settings = work.config, chosen_mask(work.config)
-    write_legend(work.root, work.dataset.classes)
+    config = work.config
     if config.mask.kind == "crf":
-        return _crf_masks(work, new, settings)
+        return _from_full(work, "amn", _crf_writer(work, new))
+    settings = chosen_mask(config)
+    write_legend(work.root, work.dataset.classes)
     net = IrnNet(config.backbone).to(work.device)
     load_weights(work.weights("irn"), net)
     net = prepare(net, work.config.precision)
@@ -196,16 +212,16 @@ def make_masks(work: Workspace, new: New) -> One:
     return one
 
 
-def _crf_masks(work: Workspace, new: New, settings: Mask) -> One:
-    def one(id: str) -> None:
-        image, trusted = work.dataset.image(id), work.trusted(id)
-        if trusted is None:
-            made = mask.make_crf_mask(image, read_activations(work.item("amn", id)), settings)
-        else:
-            made = read_mask(trusted)
+def _crf_writer(work: Workspace, new: New) -> Write:
+    settings = chosen_mask(work.config)
+    write_legend(work.root, work.dataset.classes)
+
+    def write(id: str, image: NDArray[np.uint8], found: Activations) -> None:
+        trusted = work.trusted(id)
+        made = mask.make_crf_mask(image, found, settings) if trusted is None else read_mask(trusted)
         write_mask(new(work.item("masks", id)), made)
 
-    return one
+    return write
 
 
 def write_edge(path: Path, edge: NDArray[np.float32]) -> None:

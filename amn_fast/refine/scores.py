@@ -50,7 +50,7 @@ def read_scores(path: Path | str, settings: RefineSettings, size: tuple[int, int
     Raises:
         InputError: the file is damaged or is not such a file.
 
-    Example:
+    Examples:
         >>> import numpy as np, tempfile
         >>> from amn_fast.refine import RefineSettings, read_scores
         >>> path = tempfile.mkdtemp() + "/a.npy"

@@ -14,7 +14,7 @@ class LabelStatistics:
     Args:
         n_classes: C, the number of foreground classes.
 
-    Example:
+    Examples:
         >>> statistics = LabelStatistics(1)
         >>> statistics.add(np.array([[0, 1], [1, 255]], np.uint8), np.array([True]))
         >>> statistics.to_json()["coverage"], statistics.to_json()["foreground"]

@@ -9,6 +9,8 @@ from amn_fast.files import write_json
 
 STATUSES = ("accepted", "needs-work", "rejected")
 VERSION = 1
+FOLDER = "review"
+"""Folder of the review page in a run folder."""
 
 Decision = dict[str, Any]
 """status: one of `STATUSES`; time: milliseconds since 1970; mask: digest of the mask that was looked at."""
@@ -26,6 +28,20 @@ def read_decisions(path: Path | str) -> dict[str, Decision]:
     for id, entry in value["decisions"].items():
         check_decision(entry, f"{path}: image {id!r}")
     return value["decisions"]
+
+
+def decisions_of(run: Path) -> Path:
+    """The decisions of a run's review page.
+
+    Raises:
+        InputError: there are none.
+    """
+    path = run / FOLDER / "decisions.json"
+    if not path.is_file():
+        raise InputError(
+            f"{run}: has no {FOLDER}/decisions.json; decide with `amn-fast review`, or pass --decisions"
+        )
+    return path
 
 
 def check_decision(entry: Any, where: str) -> None:

@@ -26,7 +26,7 @@ def doubt(scores: NDArray[np.floating]) -> float:
     Returns:
         0 where no pixel exceeds .35: an image without any class.
 
-    Example:
+    Examples:
         >>> import numpy as np
         >>> doubt(np.array([[[0.9, 0.9, 0.9, 0.5]]]))
         0.25

@@ -109,7 +109,7 @@ def export_masks(
     Raises:
         InputError: `out` is not empty, `to` is unknown, or a class name cannot be written in this format.
 
-    Example:
+    Examples:
         >>> from amn_fast.review import export_masks, open_masks
         >>> job = export_masks(open_masks("runs/demo"), "to_cvat", "cvat")  # doctest: +SKIP
         >>> job.done, job.failures  # doctest: +SKIP

@@ -34,7 +34,7 @@ from amn_fast.errors import InputError
 from amn_fast.files import write_atomically, write_text
 from amn_fast.ops._arrays import thread_count
 from amn_fast.pipeline.chosen import chosen_mask
-from amn_fast.review.decisions import Decision, read_decisions
+from amn_fast.review.decisions import FOLDER, Decision, read_decisions
 from amn_fast.review.doubt import doubt, read_doubt
 from amn_fast.review.source import run_config, unknown_name
 
@@ -87,7 +87,7 @@ def build_page(run: Path | str, *, advance: Callable[[], object] = lambda: None)
         raise InputError(f"{run}: is not a run folder with masks (config.yaml, masks/)")
     config = run_config(run)
     dataset = open_dataset(config.data.kind, config.data.root, **config.data.options)
-    folder = run / "review"
+    folder = run / FOLDER
     decided = read_decisions(folder / "decisions.json") if (folder / "decisions.json").exists() else {}
     log = _Log(folder / "items.jsonl")
     built: set[str] = set()

@@ -79,7 +79,7 @@ def score(
         InputError: a folder or file is missing or empty, no image has both masks, or two COCO files have different
             categories.
 
-    Example:
+    Examples:
         >>> from amn_fast.review import score
         >>> found = score("runs/demo", "runs/demo/data/masks")  # doctest: +SKIP
         >>> f"{found.scores['miou']:.3f} over {found.scored} of {found.images} images"  # doctest: +SKIP

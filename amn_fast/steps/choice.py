@@ -109,7 +109,7 @@ def separation(p: NDArray[np.floating], regions: NDArray[np.int64]) -> NDArray[n
     Returns:
         (P,) in [0, 1]: 1 where each region is 0 or 1, 0 where all regions have the same mean.
 
-    Example:
+    Examples:
         >>> separation(np.array([[0.0, 0, 1, 1], [0, 1, 0, 1]]), np.array([0, 0, 1, 1])).tolist()
         [1.0, 0.0]
     """

@@ -25,7 +25,7 @@ def guessing_loss(labels: NDArray[np.bool_]) -> float:
     Args:
         labels: (N, C) image-level labels.
 
-    Example:
+    Examples:
         >>> round(guessing_loss(np.array([[True], [False]])), 4), guessing_loss(np.array([[True], [True]]))
         (0.6931, 0.0)
     """
@@ -45,7 +45,7 @@ def learns_nothing(losses: Sequence[float], guess: float, epochs: int, steps: in
     Args:
         steps: steps of an epoch.
 
-    Example:
+    Examples:
         >>> learns_nothing([1.13, 0.695], 0.688, 6, 6), learns_nothing([1.13, 0.695, 0.693], 0.688, 6, 6)
         (True, True)
         >>> learns_nothing([0.6, 0.5], 0.4, 6, 6), learns_nothing([0.7, 0.3], 0.688, 6, 6)

@@ -54,7 +54,7 @@ def signs(
 def agreement(one: NDArray[np.uint8], other: NDArray[np.uint8]) -> float:
     """Mean IoU of two label maps over the labels that either has.
 
-    Example:
+    Examples:
         >>> agreement(np.array([[0, 1]], np.uint8), np.array([[1, 1]], np.uint8))
         0.25
     """
@@ -66,7 +66,7 @@ def agreement(one: NDArray[np.uint8], other: NDArray[np.uint8]) -> float:
 def between_regions(foreground: NDArray[np.bool_], regions: NDArray[np.int64]) -> float:
     """Share of the variance of foreground that lies between regions (eta squared); 0 where all pixels are alike.
 
-    Example:
+    Examples:
         >>> round(between_regions(np.array([[True, False, True, False]]), np.array([[0, 1, 1, 1]])), 3)
         0.333
     """
@@ -87,7 +87,7 @@ def doubts(found: Sequence[Sequence[float]]) -> NDArray[np.float64]:
     Args:
         found: (N, 4) signs of N images.
 
-    Example:
+    Examples:
         >>> doubts([(0.9, 0.8), (0.5, 0.8), (0.1, 0.2)]).tolist()
         [0.125, 0.375, 1.0]
     """
@@ -108,7 +108,7 @@ def ranks(values: NDArray[np.floating]) -> NDArray[np.float64]:
 def rank_correlation(one: NDArray[np.floating], other: NDArray[np.floating]) -> float:
     """Spearman's rank correlation; NaN where one of the two is constant.
 
-    Example:
+    Examples:
         >>> round(rank_correlation(np.array([1, 2, 3, 4]), np.array([1, 3, 2, 9])), 3)
         0.8
     """
@@ -126,7 +126,7 @@ def fit_iou(doubt: NDArray[np.floating], iou: NDArray[np.floating]) -> NDArray[n
         doubt: (M,) doubts, ascending.
         iou: (M,) IoU of the same images.
 
-    Example:
+    Examples:
         >>> fit_iou(np.array([0.1, 0.2, 0.3]), np.array([0.9, 0.5, 0.7])).tolist()
         [0.9, 0.6, 0.6]
     """

@@ -153,7 +153,7 @@ def fit(
         (P, C + 1, D + 1) float32: weights, the bias last. Call it under `one_thread`: it is then bit-identical for any
         thread count.
 
-    Example:
+    Examples:
         >>> x = torch.tensor([[-1.0], [1.0]]).repeat(50, 1)
         >>> y = torch.tensor([[0, 1]], dtype=torch.uint8).repeat(1, 50)
         >>> head = fit(x, y, 1)

@@ -38,7 +38,7 @@ def fit(features: Tensor, labels: Tensor, *, decay: float = DECAY) -> Tensor:
         labels: (N, C) 0 or 1.
         decay: above 0.
 
-    Example:
+    Examples:
         >>> x, y = torch.tensor([[2.0, 0.0], [0.0, 2.0]]), torch.eye(2)
         >>> (fit(x, y) @ x.T > 0).tolist()
         [[True, False], [False, True]]

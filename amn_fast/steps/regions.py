@@ -22,7 +22,7 @@ def find_regions(image: NDArray[np.uint8]) -> NDArray[np.int64]:
     Raises:
         MissingExtra: scikit-image is not installed.
 
-    Example:
+    Examples:
         >>> import numpy as np
         >>> image = np.zeros((40, 60, 3), np.uint8)
         >>> image[:, 30:] = 255

@@ -17,7 +17,12 @@ constexpr uint32_t no_row = UINT32_MAX;
 template <int Words>
 struct Key {
     std::array<uint64_t, Words> word{};
-    bool operator==(const Key&) const = default;
+    // The default of std::array calls memcmp: a tenth of a whole call at 12 megapixels.
+    bool operator==(const Key& other) const {
+        uint64_t difference = 0;
+        for (int i = 0; i < Words; ++i) difference |= word[i] ^ other.word[i];
+        return difference == 0;
+    }
     Key& operator+=(const Key& other) {
         for (int i = 0; i < Words; ++i) word[i] += other.word[i];
         return *this;

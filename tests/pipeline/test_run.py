@@ -40,6 +40,7 @@ from .conftest import configure, start
 RESULTS = ("weights", "cam", "cam_seed", "amn", "amn_seed", "edge", "masks")
 STAGES = {s.name: s for s in pipeline.STAGES if not (s.segmentation or "auto" in dict(s.when).values())}
 NAMES = list(STAGES)
+PASSES = ("make-cam", "refine-seed", "make-amn-cam", "refine-amn-seed")
 
 
 def results(run):
@@ -311,8 +312,7 @@ def test_activations_do_not_depend_on_the_number_of_threads(threads, copy_of_run
 def test_a_minimal_store_gives_the_same_seeds_and_masks(copy_of_run, finished, monkeypatch):
     computed, activate = [], inference.cam.activate
     monkeypatch.setattr(inference.cam, "activate", lambda *given: computed.append(1) or activate(*given))
-    passes = ("make-cam", "refine-seed", "make-amn-cam", "refine-amn-seed")
-    config, _ = copy_of_run("run", passes, "store=minimal")
+    config, _ = copy_of_run("run", PASSES, "store=minimal")
     pipeline.run(config)
     assert len(computed) == 11  # once for activations and seeds
     before, now = results(finished.run), results(config.run)
@@ -575,6 +575,67 @@ def test_killed_between_two_images_and_started_again(copy_of_run, finished):
     assert status == 0, errors
     assert "make-mask (resuming)" in errors
     assert_same(config.run, finished.run)
+
+
+def moves(stage):
+    return lambda source, *_: f"{stage}.new" in str(source)
+
+
+def works_on(stage):
+    return lambda staging, *_: staging._stage.name == stage
+
+
+# Function, which of its calls count, and the number of the call that a kill comes before. Each continues the last one.
+KILLS = {
+    "activations written, seed not": (inference, "write_mask", lambda *_: True, 4),
+    "seed written, not noted": (Staging, "finish", works_on("refine-seed"), 3),
+    "seed noted, activations not": (Staging, "finish", works_on("make-cam"), 3),
+    "activations move": (os, "replace", moves("make-cam"), 5),
+    "between the halves": (runner, "prepare", lambda _, stage: stage.name == "refine-seed", 1),
+    "seeds move": (os, "replace", moves("refine-seed"), 5),
+    "between AMN's halves": (runner, "prepare", lambda _, stage: stage.name == "refine-amn-seed", 1),
+}
+
+
+def test_killed_in_and_between_fused_halves(copy_of_run, finished, monkeypatch):
+    """First with SIGKILL at some moment, then at the moments of the table, where a function never returns again."""
+    expected, _ = copy_of_run("expected", PASSES, "store=minimal")
+    pipeline.run(expected)
+
+    def seeds_noted(run):
+        journal = run / "stages" / "refine-seed.new" / "journal.jsonl"
+        return journal.read_text().count("\n") if journal.exists() else 0
+
+    _, file = killed_in_the_middle(
+        copy_of_run,
+        PASSES,
+        ["store=minimal"],
+        begun=lambda run: seeds_noted(run) >= 1,
+        finished_too_soon=lambda run: seeds_noted(run) > 3 or (run / "cam").exists(),
+    )
+    config, computed, activate = read_config(file, ["store=minimal"]), [], inference.cam.activate
+    monkeypatch.setattr(runner, "cores", lambda: 1)
+    monkeypatch.setattr(inference.cam, "activate", lambda *given: computed.append(1) or activate(*given))
+    for name, (owner, attribute, counts, number) in KILLS.items():
+        calls: list[int] = []
+        with monkeypatch.context() as patched:
+            function = getattr(owner, attribute)
+
+            def call(*given, function=function, counts=counts, number=number, calls=calls):
+                if counts(*given):
+                    calls.append(1)
+                    if len(calls) >= number:
+                        raise KeyboardInterrupt
+                return function(*given)
+
+            patched.setattr(owner, attribute, call)
+            with pytest.raises(KeyboardInterrupt):
+                pipeline.run(config)
+        assert len(calls) >= number, name
+    pipeline.run(config)
+    assert_same(config.run, expected.run)
+    assert len(computed) <= 11 + 3 * 2  # each of three kills among images costs the one in work and perhaps the next
+    assert not list(config.run.rglob("*.new"))
 
 
 @pytest.mark.usefixtures("interruptible")
