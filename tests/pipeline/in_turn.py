@@ -19,8 +19,9 @@ class Stopped(Exception):
 
 def main(jobs: str) -> None:
     iterate = training.Shares.__iter__
+    os.environ["TORCHELASTIC_USE_AGENT_STORE"] = "False"  # torchrun's store would hold the addresses of the last job
     for port, stop, command in json.loads(jobs):
-        os.environ["MASTER_PORT"] = str(port)  # torchrun's own store still holds the addresses of the last job
+        os.environ["MASTER_PORT"] = str(port)
         sys.argv = ["amn-fast", *command]
 
         def batches(shares, stop=stop):
