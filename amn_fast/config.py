@@ -535,8 +535,8 @@ class Config(Section):
         Literal["full", "minimal"],
         Field(
             description="Activations on disk: at stride 4 and at full size, or at stride 4 alone (minimal). Seeds and"
-            " masks are the same. With minimal, seeds and masks by CRF are computed while the networks run, so changes of"
-            " their settings run the networks again, and `evaluate` scores the activations at stride 4, upsampled."
+            " masks are the same. With minimal, seeds and masks by CRF are computed while the networks run, so changes"
+            " of their settings run the networks again, and `evaluate` scores the activations at stride 4, upsampled."
         ),
     ] = "full"
     training_precision: Annotated[

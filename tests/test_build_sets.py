@@ -1,5 +1,9 @@
-"""docs/experiments/build_sets.py: the two small real sets, from small archives in the public ones' layout."""
+"""docs/experiments/build_sets.py: the two small real sets, from small archives in the public ones' layout.
 
+And derive_sets.py beside it: smaller images, and COCO's layout.
+"""
+
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -28,8 +32,8 @@ MSRC = {  # the legend of MSRC v2, and the ids in our masks: 0 background, 255 n
 }  # fmt: skip
 
 
-def build(*arguments: object) -> tuple[int, str]:
-    command = [sys.executable, str(SCRIPT), *map(str, arguments)]
+def build(*arguments: object, script: str = "build_sets.py") -> tuple[int, str]:
+    command = [sys.executable, str(SCRIPT.parent / script), *map(str, arguments)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     return done.returncode, done.stdout + done.stderr
 
@@ -112,3 +116,31 @@ def test_what_cannot_be_built_leaves_nothing(archives, tmp_path):
         code, text = build(*arguments)
         assert (code, message in text) == (1, True), text
     assert list(tmp_path.iterdir()) == [kept]
+
+
+def test_derived_sets(tmp_path):
+    """A thing in two parts, a thing inside it, stuff, unlabelled pixels and a photograph without a thing."""
+    things = np.zeros((40, 60), np.uint8)
+    things[:, 5:20], things[10:20, 8:12], things[:, 30:40], things[30:, 45:] = 18, 1, 200, 18
+    for number, ids in ((7, things), (12, np.where(things == 200, 200, 0))):
+        for folder, suffix in (("JPEGImages", "jpg"), ("SegmentationClass", "png")):
+            (tmp_path / "set" / folder).mkdir(parents=True, exist_ok=True)
+            Image.fromarray(ids.astype(np.uint8)).save(tmp_path / "set" / folder / f"{number:012d}.{suffix}")
+    (tmp_path / "set/categories.json").write_text(json.dumps({"1": ["person", 1], "18": ["dog", 1], "200": ["rug", 0]}))
+
+    code, text = build("coco", tmp_path / "set", tmp_path / "coco", script="derive_sets.py")
+    assert code == 0, text
+    data = open_dataset("coco", tmp_path / "coco", split="train2017")
+    assert (data.ids, data.classes) == (("000000000007", "000000000012"), ("person", "dog"))
+    wanted = np.select([things == 1, things == 18], [1, 2], 0)
+    np.testing.assert_array_equal(data.ground_truth("000000000007"), wanted)
+    assert [data.labels(id).tolist() for id in data.ids] == [[True, True], [False, False]]
+
+    code, text = build("smaller", tmp_path / "set", tmp_path / "half", "--long-side", 30, script="derive_sets.py")
+    assert code == 0, text
+    mask = read_mask(tmp_path / "half/SegmentationClass/000000000007.png")
+    np.testing.assert_array_equal(mask, things[1::2, 1::2])
+    with Image.open(tmp_path / "half/JPEGImages/000000000007.jpg") as image:
+        assert image.size == (30, 20)
+    code, text = build("smaller", tmp_path / "set", tmp_path / "half", script="derive_sets.py")
+    assert (code, text.strip()) == (1, f"{tmp_path / 'half'} exists, expected a new folder")

@@ -43,6 +43,7 @@ __all__ = [
 
 _ID_NAMES = frozenset({"id", "ids", "image", "images", "img", "image_id", "imageid", "file", "filename", "file_name",
                        "name", "path", "image_path"})  # fmt: skip
+_NAMES_NEEDED = "expected a file of them, one a line: data.options.classes of a run, --classes FILE of build-labels"
 _ONE_LABEL = frozenset({"label", "class", "category", "tag", "class_name"})
 _ALL_LABELS = frozenset({"labels", "classes", "categories", "tags", "class_names"})
 
@@ -230,7 +231,7 @@ def _parse_json(value: Any, path: Path) -> tuple[tuple[str, ...], dict[str, list
 def _from_npy(path: Path, classes: tuple[str, ...] | None) -> Labels:
     """`cls_labels.npy` of IRN's and AMN's code: a pickled dictionary from id, often a number, to a 0/1 vector."""
     if classes is None:
-        raise InputError(f"{path}: holds no class names, so the names of the classes have to be given")
+        raise InputError(f"{path}: holds no class names, {_NAMES_NEEDED}")
     table = read_legacy(path)
     if not isinstance(table, dict):
         raise InputError(f"{path}: holds a {type(table).__name__}, expected a dictionary from id to 0/1 vector")
@@ -282,7 +283,7 @@ def _from_masks(folder: Path, classes: tuple[str, ...] | None, foreground: int |
     if not files:
         raise InputError(f"{folder}: holds neither .xml annotations nor .png masks to take labels from")
     if classes is None:
-        raise InputError(f"{folder}: masks hold no class names, so the names of the classes have to be given")
+        raise InputError(f"{folder}: masks hold no class names, {_NAMES_NEEDED}")
     check_foreground(foreground, len(classes))
     if foreground is None:
         require_class_ids(files.values(), len(classes))

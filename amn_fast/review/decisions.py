@@ -38,9 +38,7 @@ def decisions_of(run: Path) -> Path:
     """
     path = run / FOLDER / "decisions.json"
     if not path.is_file():
-        raise InputError(
-            f"{run}: has no {FOLDER}/decisions.json; decide with `amn-fast review`, or pass --decisions"
-        )
+        raise InputError(f"{run}: has no {FOLDER}/decisions.json; decide with `amn-fast review`, or pass --decisions")
     return path
 
 
