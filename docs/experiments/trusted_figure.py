@@ -17,7 +17,7 @@ LINES = {"doubt": ("most doubtful images", "o", "#c0392b"), "random_0": ("random
 
 def main() -> None:
     found = json.loads((HERE / "trusted_masks.json").read_text(encoding="utf-8"))
-    figure = Figure(figsize=(8.4, 3.2), layout="constrained")
+    figure = Figure(figsize=(8.4, 3.6), layout="constrained")
     for place, (name, record) in enumerate(found.items(), start=1):
         axes = figure.add_subplot(1, len(found), place)
         start = record["rows"][0]["without"]
@@ -33,7 +33,7 @@ def main() -> None:
         axes.grid(alpha=0.3)
         if place == 1:
             axes.set_ylabel("mIoU of the other images", fontsize=8)
-            axes.legend(fontsize=6)
+            figure.legend(fontsize=7, ncols=2, loc="outside lower center")
     figure.savefig(IMAGE, dpi=110)
 
 

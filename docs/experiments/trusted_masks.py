@@ -1,7 +1,7 @@
 """What trusted masks do for the images that have none: mask mIoU with 0, 10, 25 and 50 of them, in the fast mode.
 
     python docs/experiments/trusted_masks.py msrc --root data/msrc_v2 --work runs/trusted_msrc
-    python docs/experiments/trusted_masks.py voc6 --root data/voc12_animals_320 --ids train --work runs/trusted_voc6
+    python docs/experiments/trusted_masks.py voc6 --root data/voc12_animals_240 --ids train --work runs/trusted_voc6
 
 The data set is that of a shipped configuration, all other settings are those of `fast`. The trusted masks are the
 ground truth of the most doubtful images (doubt.csv of the first run), or of random ones. Each run starts from a copy of
@@ -9,7 +9,7 @@ the first, which has none: class activations and seeds are shared. Scored are th
 differ from run to run, so the first run is scored on the same images too. Features of the frozen backbone are computed
 once and kept in memory (about 3 MB for an image of 320 x 240).
 
-`data/voc12_animals_320` is the set with a long side of 320 pixels, from `docs/experiments/derive_sets.py smaller`.
+`data/voc12_animals_240` is the set with a long side of 240 pixels, from `docs/experiments/derive_sets.py smaller`.
 """
 
 import argparse
