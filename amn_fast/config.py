@@ -434,7 +434,8 @@ class Mask(Section):
         Probability | Literal["auto"],
         Field(
             description="Score below which a pixel is background, in [0, 1]; auto takes the threshold at which the"
-            " scores, read as probabilities, promise the highest IoU."
+            " masks agree most with those of the linear heads that `cam_seed: auto` fits, or, where the seeds have"
+            " fixed thresholds, the one at which the scores, read as probabilities, promise the highest IoU."
         ),
     ] = 0.25
     maximum: Annotated[

@@ -1,4 +1,4 @@
-"""Draw the images of README.md and docs/ from a finished run of the demo.
+"""Draw the images of README.md and docs/ from a finished run of the demo in full mode (`amn-fast run demo`).
 
     python docs/make_images.py runs/demo/config.yaml
 

@@ -5,15 +5,14 @@ at any of them is a union of cells, whose sizes are known exactly. Unknown is wh
 own class, background, or another class. Answers about random pixels of each cell estimate that.
 """
 
-import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from statistics import NormalDist
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import betaincinv, ndtr, stdtrit
 
 OWN, BACKGROUND, OTHER = 0, 1, 2
 """What a pixel of a cell shows."""
@@ -92,6 +91,28 @@ def cells_of(
     highest = scores.max(0)
     bins = np.searchsorted(np.asarray(edges, highest.dtype), highest, side="left")
     return keys[scores.argmax(0)], bins.astype(np.uint8)
+
+
+def cells_of_masks(
+    masks: NDArray[np.uint8], scores: NDArray[np.floating], keys: NDArray[np.uint8]
+) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    """The cell of every pixel from the masks at all candidate thresholds, where a mask is more than a threshold.
+
+    A dense CRF's foreground shrinks as its threshold rises, except at a few pixels: the number of masks in which a
+    pixel is foreground takes the place of its score.
+
+    Args:
+        masks: (B - 1, H, W) the masks at the candidate thresholds, ascending.
+        scores: (K, H, W), K > 0: their best class is that of the pixels that are background in all masks.
+        keys: (K,) labels of the channels, 1..C.
+
+    Returns:
+        (H, W) labels, of the strictest mask that has one, and (H, W) bins 0..B - 1.
+    """
+    label = keys[scores.argmax(0)]
+    for mask in masks:
+        label = np.where(mask > 0, mask, label)
+    return label, (masks > 0).sum(0).astype(np.uint8)
 
 
 def allocate(sizes: Counts, points: int) -> Counts:
@@ -224,7 +245,7 @@ class Answers:
         return Interval(value, max(0.0, value - math.sqrt(down)), min(1.0, value + math.sqrt(up)))
 
 
-def share_limits(hits: NDArray[np.integer], tries: NDArray[np.integer]) -> tuple[Floats, Floats]:
+def share_limits(hits: Counts, tries: Counts) -> tuple[Floats, Floats]:
     """Jeffreys 95 % interval of a share: quantiles of Beta(hits + 1/2, tries - hits + 1/2); 0 without, 1 with all hits.
 
     Examples:
@@ -232,19 +253,9 @@ def share_limits(hits: NDArray[np.integer], tries: NDArray[np.integer]) -> tuple
         >>> low.round(3), high.round(3)
         (array([0.   , 0.093]), array([0.217, 0.606]))
     """
-    pairs, place = np.unique(np.stack([hits.ravel(), tries.ravel()], 1), axis=0, return_inverse=True)
-    limits = np.array([_share_limits(int(hit), int(all_)) for hit, all_ in pairs])[place.ravel()]
-    return limits[:, 0].reshape(hits.shape), limits[:, 1].reshape(hits.shape)
-
-
-@functools.lru_cache(100_000)
-def _share_limits(hits: int, tries: int) -> tuple[float, float]:
-    # With share = sin(angle)^2 the density is sin^(2 hits) cos^(2 misses): smooth, also at the ends.
-    angle = np.linspace(0, math.pi / 2, 4001)[1:-1]
-    log = 2 * (hits * np.log(np.sin(angle)) + (tries - hits) * np.log(np.cos(angle)))
-    mass = np.exp(log - log.max()).cumsum()
-    low, high = np.sin(np.interp([(1 - LEVEL) / 2, (1 + LEVEL) / 2], mass / mass[-1], angle)) ** 2
-    return (0.0 if hits == 0 else float(low)), (1.0 if hits == tries else float(high))
+    a, b = hits + 0.5, tries - hits + 0.5
+    low = np.where(hits == 0, 0.0, betaincinv(a, b, (1 - LEVEL) / 2))
+    return low, np.where(hits == tries, 1.0, betaincinv(a, b, (1 + LEVEL) / 2))
 
 
 def _figures(right: NDArray[Any], predicted: NDArray[Any], true: NDArray[Any]) -> Floats:
@@ -297,7 +308,7 @@ class Masks:
         )
         right, predicted, true = (weights @ x for x in (self.right[:, place], self.predicted[:, place], self.true))
         found = np.where(self.true.any(0), _figures(right, predicted, true), np.nan)
-        tail = NormalDist().cdf(-math.sqrt(images / (images - 1)) * _student(images - 1))
+        tail = float(ndtr(-math.sqrt(images / (images - 1)) * stdtrit(images - 1, (1 + LEVEL) / 2)))
 
         def interval(values: Floats) -> Interval:
             known = values[1:][~np.isnan(values[1:])]
@@ -309,19 +320,3 @@ class Masks:
         miou, precision, recall = (interval(np.nanmean(figure, -1)) for figure in found)
         each = tuple(interval(column) for column in found[0].T)
         return Quality(self.thresholds[place], miou, precision, recall, each)
-
-
-def _student(freedom: int) -> float:
-    """The 97.5 % quantile of Student's t from that of the normal distribution; right to .01 from four degrees on.
-
-    Examples:
-        >>> round(_student(4), 2), round(_student(9), 2), round(_student(100), 3)
-        (2.77, 2.26, 1.984)
-    """
-    z = NormalDist().inv_cdf((1 + LEVEL) / 2)
-    terms = (
-        (z**3 + z) / 4,
-        (5 * z**5 + 16 * z**3 + 3 * z) / 96,
-        (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384,
-    )
-    return z + sum(term / freedom**power for power, term in enumerate(terms, 1))

@@ -85,7 +85,7 @@ def write_questions(run: Path | str, path: Path | str, *, points: int = 200, ran
     in RUN/calibration, the image with the pixel marked. The same run, `points` and `random_seed` give the same pixels.
 
     Args:
-        run: a run folder with activations and edges.
+        run: a run folder with activations and, where its masks come from a random walk, edges.
         path: the CSV file, which must not exist: it might hold answers.
         points: the number of questions; at least 4 for each class.
         random_seed: what the draw depends on.
@@ -159,7 +159,7 @@ def from_masks(run: Path | str, folder: Path | str, *, random_seed: int = 0) -> 
     """The threshold with the highest mIoU over the images that have a trusted mask.
 
     Args:
-        run: a run folder with activations and edges.
+        run: a run folder with activations and, where its masks come from a random walk, edges.
         folder: masks ID.png of five or more images, drawn by people; 255 is unknown. They should be a random choice of
             the images, and the run should not have trained on them.
         random_seed: what the bootstrap depends on.
@@ -190,8 +190,7 @@ def from_masks(run: Path | str, folder: Path | str, *, random_seed: int = 0) -> 
         if id in doubt and scored.work.trusted(id) is None:  # a trusted mask of the run is its own mask
             known = true != 255
             iou[id] = agreement(read_mask(scored.work.item("masks", id))[known][None], true[known][None])
-        maps, keys = scored.scores(id)
-        counted[id] = _count(maps, keys, true, thresholds, len(dataset.classes))
+        counted[id] = _count(scored.masks(id, thresholds), true, len(dataset.classes))
 
     for_each("calibration", files, one, cores())
     right, predicted, true = (np.stack(part) for part in zip(*(counted[id] for id in sorted(counted)), strict=True))
@@ -272,20 +271,14 @@ def _trusted(path: Path, work: Workspace, id: str) -> NDArray[np.uint8]:
 
 
 def _count(
-    maps: NDArray[np.float32],
-    keys: NDArray[np.uint8],
-    true: NDArray[np.uint8],
-    thresholds: Sequence[float],
-    classes: int,
+    masks: NDArray[np.uint8], true: NDArray[np.uint8], classes: int
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
-    """Right and predicted pixels (T, C + 1) and true ones (C + 1,) of one image."""
+    """Right and predicted pixels (T, C + 1) of the masks (T, H, W) of one image, and true ones (C + 1,)."""
     known = true != 255
-    label = keys[maps.argmax(0)][known] if len(keys) else np.zeros(int(known.sum()), np.uint8)
-    highest = maps.max(0)[known] if len(keys) else np.zeros(len(label), np.float32)
     shown = true[known]
-    right, predicted = np.zeros((2, len(thresholds), classes + 1), np.int64)
-    for place, threshold in enumerate(thresholds):
-        found = np.where(highest > np.float32(threshold), label, 0)
+    right, predicted = np.zeros((2, len(masks), classes + 1), np.int64)
+    for place, mask in enumerate(masks):
+        found = mask[known]
         predicted[place] = np.bincount(found, minlength=classes + 1)
         right[place] = np.bincount(found[found == shown], minlength=classes + 1)
     return right, predicted, np.bincount(shown, minlength=classes + 1).astype(np.int64)

@@ -1,6 +1,7 @@
 """Which pixels of a run's images are asked for: a random sample, stratified by class and score."""
 
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -10,15 +11,18 @@ from numpy.typing import NDArray
 from amn_fast.calibrate.estimate import (
     allocate,
     cells_of,
+    cells_of_masks,
     edges_for,
 )
 from amn_fast.config import Config
 from amn_fast.data.store import read_strided
 from amn_fast.errors import InputError
+from amn_fast.ops.mask import mask_from_scores
+from amn_fast.ops.refine_seed import crf_labels
 from amn_fast.pipeline.chosen import chosen_mask
 from amn_fast.pipeline.engine import cores, for_each
 from amn_fast.pipeline.folder import Workspace
-from amn_fast.pipeline.inference import read_edge
+from amn_fast.pipeline.inference import full_activations, read_edge
 from amn_fast.review.source import run_config
 from amn_fast.steps import mask
 
@@ -43,12 +47,10 @@ class ScoredRun:
         config: Config = run_config(run)
         self.work = Workspace(config)
         self.work.require("amn")
-        if not (run / "edge").is_dir():
-            raise InputError(
-                f"{run} has no edge maps, expected a run whose masks come from a random walk: calibrate chooses the"
-                " threshold of its scores"
-            )
-        self.work.require("edge")
+        if config.mask.kind == "walk":
+            self.work.require("edge")
+        else:
+            self._activations = full_activations(self.work, "amn")
         self.edges: tuple[float, ...] = ()
         self.sizes = np.zeros((0, 0), np.int64)
         self.sure = 0
@@ -61,9 +63,27 @@ class ScoredRun:
         np.fill_diagonal(self.together, 0)
 
     def scores(self, id: str) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
-        """Scores (K, H, W) and labels (K,) of an image."""
+        """Scores (K, H, W) and labels (K,) of an image: what its mask is cut from, or the CRF's input."""
+        if self.work.config.mask.kind == "crf":
+            activations = self._activations(id, self.work.dataset.image(id))
+            return activations.full, activations.keys
         found = read_strided(self.work.item("amn", id))
-        return mask.scores(found, read_edge(self.work.item("edge", id)), self.work.config.mask), found.keys
+        return mask.scores(found, read_edge(self.work.item("edge", id)), self.work.config.mask, threads=1), found.keys
+
+    def masks(self, id: str, thresholds: Sequence[float]) -> NDArray[np.uint8]:
+        """The masks of an image at each threshold, (T, H, W) uint8, as make-mask makes them."""
+        scores, keys = self.scores(id)
+        if self.work.config.mask.kind == "crf":
+            return crf_labels(self.work.dataset.image(id), scores, keys, thresholds, threads=1)
+        labels = np.concatenate([[0], keys])
+        return np.stack([mask_from_scores(scores, labels, threshold) for threshold in thresholds])
+
+    def cells(self, id: str) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+        """The cell of every pixel of an image with a class: label and bin, see `cells_of`."""
+        scores, keys = self.scores(id)
+        if self.work.config.mask.kind == "crf":
+            return cells_of_masks(self.masks(id, self.edges), scores, keys)
+        return cells_of(scores, keys, self.edges)
 
     def draw(self, points: int, random_seed: int) -> list[Question]:
         """A stratified random sample of pixels; `edges`, `sizes` and `sure` are known afterwards."""
@@ -77,10 +97,9 @@ class ScoredRun:
         lock = threading.Lock()
 
         def cells(id: str) -> NDArray[np.intp]:
-            maps, keys = self.scores(id)
-            if not len(keys):
-                return np.full(maps.shape[1:], -1, np.intp)
-            label, bins = cells_of(maps, keys, self.edges)
+            if not dataset.labels(id).any():
+                return np.full(dataset.image(id).shape[:2], -1, np.intp)
+            label, bins = self.cells(id)
             return (label.astype(np.intp) - 1) * n_bins + bins
 
         def count(id: str) -> None:

@@ -42,8 +42,18 @@ def demo(
     set: SetOption = None,
     overwrite: OverwriteOption = False,
 ) -> None:
-    """Make the demo's images, run all stages on them, and print where the masks and the report are."""
-    _run_all(read_settings("demo", set, run, run / "data"), overwrite)
+    """Make the demo's images, and their masks in two modes: fast in the run folder, and full in its folder `full`.
+
+    The fast mode trains no network and gives the better masks here; its report compares the two.
+    """
+    from amn_fast.pipeline.comparing import compare
+
+    fast = read_settings("fast", ["name=demo", "data.kind=demo", *(set or [])], run, run / "data")
+    full = read_settings("demo", set, run / "full", run / "data")
+    for config in (fast, full):
+        _run_all(config, overwrite)
+    compare({"fast, no network trained": fast, "full, three networks trained": full})
+    console.print(f"both modes compared: {run / 'report.html'}", soft_wrap=True)
 
 
 def _run_all(config: Config, overwrite: bool) -> None:

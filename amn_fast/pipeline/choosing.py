@@ -1,10 +1,12 @@
 """Stages that choose thresholds without ground truth.
 
 They fit a linear head for every candidate pair of thresholds on a random subset of the images, score the heads, and
-write thresholds/SECTION.json: the chosen pair, the scores of all pairs, and curves over mask thresholds; and
-thresholds/SECTION/NUMBER.{looser,chosen,stricter}.png, seeds of example images.
+write thresholds/SECTION.json: the chosen pair, the scores of all pairs, and curves over mask thresholds; below
+thresholds/SECTION, NUMBER.{looser,chosen,stricter}.png, seeds of example images, and heads/ID.npz, the activations of
+the chosen pair's head, which AMN is compared with.
 """
 
+import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,12 +16,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from amn_fast.config import Seed
+from amn_fast.config import AUTO, Seed
 from amn_fast.data.masks import write_mask
-from amn_fast.data.store import read_strided
+from amn_fast.data.store import read_activations, read_strided, write_activations
 from amn_fast.files import write_json
+from amn_fast.metrics import ThresholdCurve
 from amn_fast.models import HeadsNet, IrnNet, prepare
-from amn_fast.pipeline.chosen import choice_file, neighbours
+from amn_fast.ops.mask import mask_from_scores
+from amn_fast.pipeline.chosen import choice_file, heads_file, neighbours
 from amn_fast.pipeline.engine import console, cores, for_each, on_device
 from amn_fast.pipeline.features import feature_net, subset
 from amn_fast.pipeline.folder import Workspace
@@ -49,22 +53,37 @@ def choose_amn_seed(work: Workspace, new: New) -> None:
 
 
 def choose_background(work: Workspace, new: New) -> None:
-    """Choose the threshold of the masks: where the scores, read as probabilities, promise the highest IoU."""
-    config, ids = work.config, subset(work, MOST_IMAGES)
-    scores_of = mask_scores(work)
+    """Choose the threshold of the masks.
+
+    With the linear heads of choose-seed: where the masks agree most with theirs at .5, by the mean IoU of the classes.
+    Without: where the scores, read as probabilities, promise the highest IoU.
+    """
+    config, ids, n_classes = work.config, subset(work, MOST_IMAGES), len(work.dataset.classes)
+    scores_of, lock = mask_scores(work), threading.Lock()
+    by_heads = config.cam_seed.fg == AUTO and all(heads_file(config.run, "cam_seed", id).exists() for id in ids)
     found: dict[str, choice.Promise] = {}
+    curve = ThresholdCurve(n_classes, choice.MASK_THRESHOLDS)
 
     def one(id: str) -> None:
-        found[id] = choice.promise(scores_of(id).max(0).reshape(1, -1).astype(np.float64))
+        scores = scores_of(id)
+        found[id] = choice.promise(scores.max(0).reshape(1, -1).astype(np.float64))
+        if by_heads:
+            heads = read_activations(heads_file(config.run, "cam_seed", id))
+            like = mask_from_scores(heads.full, [0, *heads.keys], 0.5)
+            with lock:
+                curve.add(scores, heads.keys, like)
 
     for_each("scores of masks", ids, one, cores())
     expected = choice.expected_iou([found[id] for id in ids])[0]
+    merit = curve.result().miou if by_heads else expected
     result = {
-        "background": choice.MASK_THRESHOLDS[int(expected.argmax())],
+        "background": choice.MASK_THRESHOLDS[int(merit.argmax())],
+        "by": "heads" if by_heads else "expected IoU",
         "images": len(ids),
         "of": len(work.dataset.ids),
         "mask_thresholds": list(choice.MASK_THRESHOLDS),
         "expected_iou": expected.round(6).tolist(),
+        **({"agreement": merit.round(6).tolist()} if by_heads else {}),
     }
     write_json(new(choice_file(config.run, "mask")), result)
     console.print(f"  mask.background: {result['background']:g}")
@@ -107,6 +126,7 @@ def _choose(work: Workspace, new: New, kind: str, settings: Seed) -> None:
             for name, (fg, bg) in neighbours(pair).items():
                 example = seed.refine(image, found, Seed(fg=fg, bg=bg, bilateral=settings.bilateral))
                 write_mask(new(folder / f"{number}.{name}.png"), example)
+        search.write_heads(lambda id: new(heads_file(work.root, f"{kind}_seed", id)))
 
 
 class Search:
@@ -120,6 +140,7 @@ class Search:
         self.activations = full_activations(work, kind)
         self._images: dict[str, choice.Candidates] = {}
         self._scores: dict[choice.Pair, choice.PairScores] = {}
+        self._heads: dict[choice.Pair, Tensor] = {}
 
     def score_new_pairs(self) -> None:
         """Fit and measure the heads of the pairs that have no scores yet."""
@@ -135,6 +156,7 @@ class Search:
         for_each("scores of thresholds", self._ids, one, cores())
         scores = choice.summarise([found for id in self._ids for found in measured[id]])
         self._scores |= dict(zip(pairs, scores, strict=True))
+        self._heads |= dict(zip(pairs, fits[0], strict=True))
 
     def _prepare(self) -> None:
         """Features and labels of all images; for a grid that was extended, labels at the new thresholds."""
@@ -169,6 +191,14 @@ class Search:
     def winner(self) -> choice.Pair:
         """The pair with the highest score."""
         return choice.best_pair(self._scores)
+
+    def write_heads(self, path_of: Callable[[str], Path]) -> None:
+        """Write the activations of the winner's head, compact, to the path of each image."""
+        head = self._heads[self.winner()][None]
+        for id in self._ids:
+            image, size = self._images[id], self._work.dataset.image(id).shape[:2]
+            found = heads.activations(head, heads.grid_features(image.maps), image.keys, (size[0], size[1]))
+            write_activations(path_of(id), found, compact=True)
 
     def extend(self) -> bool:
         """Add thresholds beyond the edge of the grid that the winner lies on; whether there are any."""

@@ -14,6 +14,11 @@ def choice_file(root: Path, section: str) -> Path:
     return root / FOLDER / f"{section}.json"
 
 
+def heads_file(root: Path, section: str, id: str) -> Path:
+    """Where the activations of the chosen pair's head lie, of an image that the choice was made from."""
+    return choice_file(root, section).with_suffix("") / "heads" / f"{id}.npz"
+
+
 def read_choice(path: Path, key: str) -> list[float]:
     """The chosen thresholds, from what `amn_fast.pipeline.choosing` wrote.
 

@@ -23,6 +23,7 @@ from amn_fast.data.store import read_activations
 from amn_fast.errors import InputError
 from amn_fast.files import write_json
 from amn_fast.metrics import ActivationHistogram, Confusion, ThresholdCurve
+from amn_fast.pipeline.chosen import heads_file
 from amn_fast.pipeline.dependencies import stages_of
 from amn_fast.pipeline.engine import cores, for_each
 from amn_fast.pipeline.folder import Workspace
@@ -59,6 +60,9 @@ class Tally:
     """mIoU of the mask of each image that shows a class."""
     label_maps: dict[str, LabelStatistics] = field(init=False)
     """What seeds and masks hold, of all images."""
+    beside_heads: dict[str, ThresholdCurve] = field(init=False)
+    """Of "heads", the linear heads of choose-seed, and of "amn", over the images that have both."""
+    with_heads: int = 0
     scored: int = 0
     """Images with ground truth."""
 
@@ -69,6 +73,7 @@ class Tally:
         self.histograms = {name: ActivationHistogram(self.n_classes) for name in ACTIVATIONS}
         self.confusions = {name: Confusion(self.n_classes) for name in self.label_map_names}
         self.label_maps = {name: LabelStatistics(self.n_classes) for name in self.label_map_names}
+        self.beside_heads = {name: ThresholdCurve(self.n_classes) for name in ("heads", "amn")}
 
 
 @dataclass
@@ -78,6 +83,8 @@ class Item:
     ground_truth: NDArray[np.uint8]
     activations: dict[str, tuple[NDArray[np.float32], NDArray[np.uint8]]]
     label_maps: dict[str, NDArray[np.uint8]]
+    heads: NDArray[np.float32] | None = None
+    """Activations of the linear heads, of the same channels as AMN's."""
 
 
 def count(tally: Tally, id: str, item: Item) -> None:
@@ -92,6 +99,11 @@ def count(tally: Tally, id: str, item: Item) -> None:
         single = Confusion(tally.n_classes)
         single.add(item.label_maps["mask"], item.ground_truth)
         tally.per_image[id] = round(single.scores().miou, 6)
+    if item.heads is not None:
+        amn, keys = item.activations["amn"]
+        tally.beside_heads["heads"].add(item.heads, keys, item.ground_truth)
+        tally.beside_heads["amn"].add(amn, keys, item.ground_truth)
+        tally.with_heads += 1
     tally.scored += 1
 
 
@@ -116,6 +128,9 @@ def summary(tally: Tally) -> dict[str, Any]:
         "miou": scores.miou,
         "per_image": tally.per_image,
     }
+    if tally.with_heads:
+        heads, amn = (tally.beside_heads[name].result() for name in ("heads", "amn"))
+        result["heads"] = {"miou": heads.best_miou, "amn": amn.best_miou, "images": tally.with_heads}
     return result
 
 
@@ -182,7 +197,9 @@ def _read(work: Workspace, id: str, ground_truth: NDArray[np.uint8], label_maps:
         activations["mask"] = (propagated, found.keys)
     for name, label_map in label_maps.items():
         _same_size(work.item(LABEL_MAPS[name], id), label_map.shape, id, ground_truth)
-    return Item(ground_truth, activations, label_maps)
+    path = heads_file(work.root, "cam_seed", id)
+    beside = work.config.cam_seed.fg == "auto" and work.config.train_amn.kind == "network" and path.exists()
+    return Item(ground_truth, activations, label_maps, read_activations(path).full if beside else None)
 
 
 def _same_size(path: Path, size: tuple[int, ...], id: str, ground_truth: NDArray[np.uint8]) -> None:

@@ -27,7 +27,6 @@ from amn_fast.pipeline.training import read_divisor, read_losses
 from amn_fast.steps import doubt, health, mask
 from amn_fast.steps.convergence import guessing_loss
 from amn_fast.steps.health import Finding
-from amn_fast.steps.regions import find_regions
 
 SIDE = 224
 """Longest side of the images whose features say whether labels fit."""
@@ -109,8 +108,7 @@ def _count(work: Workspace, tally: _Tally) -> None:
                 scores = mask.scores(found, edge, settings, work.device, threads=1)
             keys = np.concatenate([[0], found.keys])
             shares = tuple(float((mask_from_scores(maps, keys, threshold) > 0).mean()) for maps in (found.full, scores))
-            regions = find_regions(work.dataset.image(id))
-            signs = doubt.signs(scores, found.full, found.keys, made, regions, threshold)
+            signs = doubt.signs(scores, found.full, found.keys, made, threshold)
         present = np.unique(made)
         with lock:
             tally.maps[cam.keys.astype(int) - 1] += 1

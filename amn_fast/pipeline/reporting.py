@@ -29,8 +29,8 @@ from amn_fast.steps import health
 
 SCORES = {"evaluation.json", "segmentation.json"}
 """Results without which there is no report."""
-CALIBRATION = "calibration.json"
-"""Written by `amn-fast calibrate`."""
+CALIBRATION, COMPARISON = "calibration.json", "comparison.json"
+"""Written by `amn-fast calibrate` and `amn_fast.pipeline.comparing`; a report shows them where they are."""
 
 
 def publish(work: Workspace, writable: bool) -> None:
@@ -38,9 +38,8 @@ def publish(work: Workspace, writable: bool) -> None:
     results = dict(_results(work))
     if not results.keys() & SCORES:
         return
-    inputs = {path: work.contents.hash(work.root / path) for path in results}
-    if (work.root / CALIBRATION).is_file():
-        inputs[CALIBRATION] = work.contents.hash(work.root / CALIBRATION)
+    beside = [name for name in (CALIBRATION, COMPARISON) if (work.root / name).is_file()]
+    inputs = {path: work.contents.hash(work.root / path) for path in (*results, *beside)}
     record = work.record(REPORT)
     item = record.items.get("") if record else None
     written = item.outputs.items() if item and item.inputs == inputs else ()
@@ -77,10 +76,10 @@ def write(work: Workspace) -> Path:
     checked = found.get("health.json") or {"findings": [], "doubt": {}}
     metrics["health"] = checked["findings"]
     metrics["doubt"] = checked["doubt"]
-    if finding := health.scores({key: metrics[key]["miou"] for key in ("cam", "amn", "heads") if metrics.get(key)}):
-        metrics["health"] = [*metrics["health"], finding.to_json()]
-    if (work.root / CALIBRATION).is_file():
-        metrics["calibration"] = read_json(work.root / CALIBRATION)
+    metrics["health"] = [*metrics["health"], *(finding.to_json() for finding in _scored(metrics))]
+    for name in (CALIBRATION, COMPARISON):
+        if (work.root / name).is_file():
+            metrics[Path(name).stem] = read_json(work.root / name)
     chosen = {Path(path).stem: record for path, record in found.items() if path.startswith(f"{FOLDER}/")}
     if chosen:
         metrics["thresholds"] = chosen
@@ -93,6 +92,16 @@ def write(work: Workspace) -> Path:
             examples={section: _examples(work, section, record) for section, record in chosen.items()},
             threads=cores(), advance=lambda: bar.advance(task),
         )  # fmt: skip
+
+
+def _scored(metrics: dict[str, Any]) -> list[health.Finding]:
+    """What the scores say of AMN: against the activations that it started from, and against the linear heads."""
+    found = []
+    if metrics.get("cam") and metrics.get("amn"):
+        found.append(health.below_cam(metrics["amn"]["miou"], metrics["cam"]["miou"]))
+    if heads := metrics.get("heads"):
+        found.append(health.below_heads(heads["amn"], heads["miou"]))
+    return [one for one in found if one is not None]
 
 
 def _results(work: Workspace) -> list[tuple[str, dict[str, Any]]]:

@@ -174,7 +174,7 @@ STAGES: tuple[Stage, ...] = (
         "choose-background",
         "Choose the threshold of the masks without ground truth.",
         "choosing:choose_background",
-        inputs=(IMAGE, LABELS, "amn/{id}.npz", "weights/irn.safetensors"),
+        inputs=(IMAGE, LABELS, "amn/{id}.npz", "weights/irn.safetensors", "thresholds/cam_seed.json"),
         outputs=("thresholds/mask.json",),
         settings=("seed", "precision", "edge", "mask"),
         when=(("mask.background", "auto"),),
@@ -209,7 +209,7 @@ STAGES: tuple[Stage, ...] = (
         "evaluation:evaluate",
         inputs=(
             GROUND_TRUTH, "cam/{id}.npz", "cam_seed/{id}.png", "amn/{id}.npz", "amn_seed/{id}.png", "edge/{id}.npz",
-            "masks/{id}.png",
+            "masks/{id}.png", "thresholds/cam_seed.json",
         ),
         outputs=("evaluation.json",),
         settings=("mask",),

@@ -45,7 +45,8 @@ def write_report(
             (id -> mIoU). "segmentation": eval-seg's record. "thresholds": section -> the thresholds that the run chose
             (pair, scores of all pairs, images, of; of masks their background).
             "health": findings of check-run; "doubt": of each mask, by id;
-            "calibration": what `amn-fast calibrate` found. A part that is missing has no section on the page.
+            "calibration": what `amn-fast calibrate` found. "comparison": rows of this run and of others over the same
+            images. A part that is missing has no section on the page.
         images: what to draw; None draws no image and writes no gallery.
         config_text: the resolved configuration.
         segmented: what to draw of the segmentation network's labels.
@@ -80,6 +81,7 @@ def write_report(
             run_dir / gallery.FOLDER, images, per_image, names, render, threads=threads, advance=advance
         )
     scored, n_images = tables.image_counts(dataset)
+    chosen = (metrics.get("thresholds") or {}).get("mask") or {}
     page = environment.get_template("report.html.jinja").render(
         **common,
         n_images=n_images,
@@ -95,10 +97,12 @@ def write_report(
         labels=tables.label_rows(metrics, names),
         training=_training(metrics),
         choices=_choices(metrics, examples or {}, names),
-        background=((metrics.get("thresholds") or {}).get("mask") or {}).get("background"),
+        background=chosen.get("background"),
+        by_heads=chosen.get("by") == "heads",
         groups=gallery.best_and_worst(images, per_image, names, doubt=doubt) if images is not None else [],
         health=metrics.get("health") or [],
         doubt=tables.doubt_rows(doubt, per_image, (metrics.get("calibration") or {}).get("by_doubt") or ()),
+        comparison=(metrics.get("comparison") or {}).get("rows") or [],
         calibration=tables.calibration_rows(metrics.get("calibration") or {}),
         gallery=shown,
         rules=tables.scoring_rules(results),

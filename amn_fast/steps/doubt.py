@@ -7,11 +7,10 @@ from numpy.typing import NDArray
 
 from amn_fast.ops.mask import mask_from_scores
 
-SIGNS = ("stability", "regions", "agreement", "sureness")
+SIGNS = ("stability", "agreement", "certainty", "certainty_before")
 """Signs of a good mask, each in [0, 1]; see `signs`."""
 LOOSER, STRICTER = 0.6, 1.6
 """Factors of the mask threshold between which a mask should be stable."""
-LOW, HIGH = 0.35, 0.65
 FEWEST_FOR_FIT = 5
 
 
@@ -20,7 +19,6 @@ def signs(
     activations: NDArray[np.float32],
     keys: NDArray[np.uint8],
     mask: NDArray[np.uint8],
-    regions: NDArray[np.int64],
     threshold: float,
 ) -> tuple[float, float, float, float]:
     """What speaks for a mask.
@@ -30,25 +28,32 @@ def signs(
         activations: (K, H, W) activations before the walk.
         keys: (K,) labels of the channels.
         mask: (H, W) the mask.
-        regions: (H, W) region of each pixel, 0..n - 1.
         threshold: score above which a pixel is foreground.
 
     Returns:
         `SIGNS` in order: stability, the smaller of the agreements with the masks at .6 and 1.6 times the threshold;
-        regions, the share of the variance of foreground against background that lies between image regions;
-        agreement with the mask of the activations before the walk; sureness, the share of the activations above .35
-        that exceed .65. Agreement is the mean IoU over the labels that either mask has.
+        agreement with the mask of the activations before the walk; the certainty of the scores, and that of the
+        activations. Agreement is the mean IoU over the labels that either mask has.
     """
     labels = np.concatenate([[0], keys])
     looser, stricter = (mask_from_scores(scores, labels, min(1, factor * threshold)) for factor in (LOOSER, STRICTER))
-    highest = activations.max(0)
-    low = int(np.count_nonzero(highest > LOW))
     return (
         min(agreement(looser, mask), agreement(stricter, mask)),
-        between_regions(mask > 0, regions),
         agreement(mask_from_scores(activations, labels, threshold), mask),
-        int(np.count_nonzero(highest > HIGH)) / low if low else 0.0,
+        certainty(scores),
+        certainty(activations),
     )
+
+
+def certainty(scores: NDArray[np.float32]) -> float:
+    """Mean over the pixels of the larger of p and 1 - p, where p is the highest score: 1 where all are 0 or 1.
+
+    Examples:
+        >>> certainty(np.array([[[0.5, 1.0]]], np.float32))
+        0.75
+    """
+    highest = scores.max(0)
+    return float(np.maximum(highest, 1 - highest).mean(dtype=np.float64))
 
 
 def agreement(one: NDArray[np.uint8], other: NDArray[np.uint8]) -> float:
@@ -61,22 +66,6 @@ def agreement(one: NDArray[np.uint8], other: NDArray[np.uint8]) -> float:
     pairs = np.bincount((one.astype(np.uint16) << 8 | other).ravel(), minlength=1 << 16).reshape(256, 256)
     both, union = np.diag(pairs), pairs.sum(0) + pairs.sum(1) - np.diag(pairs)
     return float((both[union > 0] / union[union > 0]).mean())
-
-
-def between_regions(foreground: NDArray[np.bool_], regions: NDArray[np.int64]) -> float:
-    """Share of the variance of foreground that lies between regions (eta squared); 0 where all pixels are alike.
-
-    Examples:
-        >>> round(between_regions(np.array([[True, False, True, False]]), np.array([[0, 1, 1, 1]])), 3)
-        0.333
-    """
-    mean = float(foreground.mean())
-    if mean in (0.0, 1.0):
-        return 0.0
-    size = np.bincount(regions.ravel())
-    inside = np.bincount(regions.ravel(), foreground.ravel())
-    means = inside / np.maximum(size, 1)
-    return float((size * (means - mean) ** 2).sum() / (foreground.size * mean * (1 - mean)))
 
 
 def doubts(found: Sequence[Sequence[float]]) -> NDArray[np.float64]:

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from amn_fast.data.augment import resize_image
+from amn_fast.data.store import Activations
 from amn_fast.models.heads import HeadsNet
 
 SCALE = 1.5
@@ -227,6 +228,23 @@ def foreground(logits: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
     full = F.interpolate(logits, size, mode="bilinear", align_corners=False)
     best, place = full.softmax(1)[:, 1:].max(1)
     return best, place + 1
+
+
+def activations(head: Tensor, features: Tensor, keys: Sequence[int], size: tuple[int, int]) -> Activations:
+    """Foreground probabilities of one head on an image, the softmax over background and the image's own classes.
+
+    Args:
+        head: (1, C + 1, D + 1), from `fit`.
+        features: (D, h, w), from `grid_features`.
+        keys: labels of the image's own classes, 1..C.
+        size: height and width of the image.
+    """
+    found = logits(head, features, keys)
+    strided, full = (
+        F.interpolate(found, shape, mode="bilinear", align_corners=False).softmax(1)[0, 1:].numpy()
+        for shape in (((size[0] - 1) // 4 + 1, (size[1] - 1) // 4 + 1), size)
+    )
+    return Activations(np.array(keys, np.uint8), strided, full)
 
 
 def install(net: HeadsNet, head: Tensor) -> None:

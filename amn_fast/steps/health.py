@@ -4,7 +4,7 @@ Every check takes counts or figures and gives a `Finding`, or None where nothing
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -17,6 +17,10 @@ FLAT = 0.03
 """Standard deviation of an activation below which it is the same everywhere."""
 FEWEST_IMAGES = 5
 """Of fewer images nothing is said."""
+BELOW_HEADS = 0.05
+"""How far AMN may be below linear heads on the same seeds."""
+USUAL, BY_CHANCE = 0.2, 0.01
+"""Share of the images that may have a flaw, and how unlikely it must be that a larger one was found by chance."""
 
 
 @dataclass(frozen=True)
@@ -204,11 +208,9 @@ def seeds(
         images: images with a class.
         thresholds: fg and bg.
     """
-    if images < FEWEST_IMAGES:
-        return None
     words = (("foreground", "fg", "lower"), ("background", "bg", "raise"))
     for lacking, value, (what, key, change) in zip(without, thresholds, words, strict=True):
-        if lacking > 0.3 * images:
+        if _too_many(lacking, images):
             text = f"{name}: {lacking} of {images} images have no {what} pixel"
             return Finding("seeds", f"{text}; {change} {section}.{key}, now {value:g}", lacking > 0.6 * images)
     return None
@@ -223,7 +225,7 @@ def missing_classes(empty: Sequence[int], images: Sequence[int], names: Sequence
     bad = [
         (name, lacking, count)
         for name, lacking, count in zip(names, empty, images, strict=True)
-        if count >= FEWEST_IMAGES and lacking > 0.3 * count
+        if _too_many(lacking, count)
     ]
     if not bad:
         return None
@@ -246,17 +248,14 @@ def flooding(before: NDArray[np.floating], after: NDArray[np.floating], exp_time
         before, after: foreground share of each image with a class, before and after the walk, at the same threshold.
         exp_times: the walk takes 2 ** exp_times steps.
     """
-    if len(after) < FEWEST_IMAGES:
-        return None
     flooded = (after > 0.8) & (after > before + 0.25)
-    share = flooded.mean()
-    if share <= 0.3:
+    if not _too_many(int(flooded.sum()), len(flooded)):
         return None
     return Finding(
         "walk",
         f"masks: the random walk spreads the foreground over {int(flooded.sum())} of {len(after)} images; lower"
         f" mask.exp_times, now {exp_times}, or raise mask.beta",
-        bool(share > 0.6),
+        bool(flooded.mean() > 0.6),
     )
 
 
@@ -270,25 +269,27 @@ def foreground(share: float | None, images: int) -> Finding | None:
     )
 
 
-def scores(miou: Mapping[str, float]) -> Finding | None:
-    """Whether AMN is worse than what it was trained on; needs ground truth.
-
-    Args:
-        miou: best mIoU of "cam" and "amn", and of "heads" where there are any.
-    """
-    amn = miou.get("amn")
-    others = {key: value for key, value in miou.items() if key in ("cam", "heads")}
-    if amn is None or not others:
+def below_cam(amn: float, cam: float) -> Finding | None:
+    """Whether AMN's activations have a lower best mIoU than those that it started from; needs ground truth."""
+    if amn >= cam - 0.02:
         return None
-    best = max(others, key=lambda key: others[key])
-    if amn >= others[best] - 0.02:
-        return None
-    name = {"cam": "the CAM's", "heads": "the linear heads'"}[best]
     return Finding(
         "amn",
-        f"AMN: the mIoU of its activations, {amn:.3f}, is below {name}, {others[best]:.3f}; its seeds are poor: choose"
+        f"AMN: the mIoU of its activations, {amn:.3f}, is below the CAM's, {cam:.3f}; its seeds are poor: choose"
         " other cam_seed.fg and cam_seed.bg",
         True,
+    )
+
+
+def below_heads(amn: float, heads: float) -> Finding | None:
+    """Whether AMN's activations have a lower best mIoU than linear heads on the same seeds; needs ground truth."""
+    if amn >= heads - BELOW_HEADS:
+        return None
+    return Finding(
+        "amn",
+        f"AMN: the mIoU of its activations, {amn:.3f}, is below that of linear heads on the same seeds, {heads:.3f};"
+        " train it for more epochs (train_amn.epochs), or set train_amn.kind=heads",
+        False,
     )
 
 
@@ -299,6 +300,21 @@ def _area(score: NDArray[np.floating], positive: NDArray[np.bool_]) -> float:
     rank[order] = np.arange(1, len(score) + 1)
     count = int(positive.sum())
     return float((rank[positive].sum() - count * (count + 1) / 2) / (count * (len(score) - count)))
+
+
+def _too_many(hits: int, tries: int) -> bool:
+    """Whether more than `USUAL` of all images have a flaw, not these by chance: two of five say little, 12 of 30 much.
+
+    The probability of so many is below `BY_CHANCE` if the share of all images is `USUAL` (binomial).
+    """
+    if tries < FEWEST_IMAGES or hits <= USUAL * tries:
+        return False
+    log_choose = (math.lgamma(tries + 1) - math.lgamma(k + 1) - math.lgamma(tries - k + 1) for k in range(hits))
+    below = sum(
+        math.exp(choose + k * math.log(USUAL) + (tries - k) * math.log(1 - USUAL))
+        for k, choose in enumerate(log_choose)
+    )
+    return 1 - below < BY_CHANCE
 
 
 def _area_sigma(positive: int, images: int) -> float:

@@ -11,9 +11,10 @@ from amn_fast.config import Config
 from amn_fast.data.image import read_mask
 from amn_fast.data.store import read_activations
 from amn_fast.errors import InputError
+from amn_fast.metrics import Confusion, ThresholdCurve
 from amn_fast.ops.mask import mask_from_scores
-from amn_fast.pipeline import choosing
-from amn_fast.pipeline.chosen import chosen_seed, neighbours
+from amn_fast.pipeline import choosing, evaluation
+from amn_fast.pipeline.chosen import chosen_seed, heads_file, neighbours
 from amn_fast.pipeline.dependencies import input_names, stages_of
 from amn_fast.pipeline.folder import Workspace
 from amn_fast.pipeline.inference import read_edge
@@ -61,10 +62,44 @@ def test_seeds_follow_the_choice(copy_of_run, finished, small_grid):
     assert pipeline.run_stage(config, "choose-seed")
     torch.set_num_threads(1)
     assert first == {path: path.read_bytes() for path in (config.run / "thresholds").rglob("*.*")}
+    _heads_are_scored_beside_amn(config)
     assert pipeline.run_stage(config, "refine-seed", overwrite=True)
     fg, bg = chosen_seed(config, "cam_seed").pair
     expected = refine_seed(image, cam.full, cam.keys, fg=fg, bg=bg)
     np.testing.assert_array_equal(read_mask(config.run / f"cam_seed/{id}.png"), expected)
+
+
+def _heads_are_scored_beside_amn(config):
+    work = Workspace(config)
+    evaluation.evaluate(work, lambda path: path)
+    curves = {name: ThresholdCurve(3) for name in ("heads", "amn")}
+    for id in work.dataset.ids:
+        if work.dataset.labels(id).any():
+            heads = read_activations(heads_file(config.run, "cam_seed", id))
+            for name, found in (("heads", heads), ("amn", read_activations(config.run / f"amn/{id}.npz"))):
+                curves[name].add(found.full, found.keys, work.dataset.ground_truth(id))
+    expected = {"miou": curves["heads"].result().best_miou, "amn": curves["amn"].result().best_miou, "images": 10}
+    assert json.loads((config.run / "evaluation.json").read_text())["heads"] == pytest.approx(expected)
+    assert expected["miou"] > 0.7
+    _masks_agree_with_the_heads(work)
+
+
+def _masks_agree_with_the_heads(work):
+    choosing.choose_background(work, lambda path: path)
+    found = json.loads((work.root / "thresholds/mask.json").read_text())
+    assert found["by"] == "heads"
+    agreement = []
+    for threshold in (0.3, found["background"]):
+        confusion = Confusion(3)
+        for id in filter(lambda id: work.dataset.labels(id).any(), work.dataset.ids):
+            amn, edge = read_activations(work.item("amn", id)), read_edge(work.item("edge", id))
+            heads = read_activations(heads_file(work.root, "cam_seed", id))
+            masks = ((mask.scores(amn, edge, work.config.mask), threshold), (heads.full, 0.5))
+            confusion.add(*(mask_from_scores(maps, [0, *amn.keys], at) for maps, at in masks))
+        agreement.append(confusion.scores().miou)
+        assert found["agreement"][found["mask_thresholds"].index(threshold)] == pytest.approx(agreement[-1], abs=1e-3)
+    assert agreement[1] == pytest.approx(max(found["agreement"]), abs=1e-3)
+    (work.root / "thresholds/mask.json").unlink()
 
 
 def test_all_thresholds_of_a_trained_run(copy_of_run, small_grid):

@@ -1,6 +1,7 @@
 """The commands beside the stages: sweep, report, build-labels, check-masks."""
 
 import csv
+import json
 
 import pytest
 
@@ -52,6 +53,26 @@ def test_report_is_written_again(copy_of_run):
     assert command("report", file)[0] == 0
     again = page.read_text()
     assert again.count("<img") == before.decode().count("<img") > 0
+
+
+def test_the_demo_runs_both_modes_and_its_reports_compare_them(tmp_path):
+    """On four images, with thresholds given and trainings of a step or two."""
+    settings = ["data.options={n: 4}", "cam_seed={fg: 0.6, bg: 0.2}", "cam.scales=[1.0]", "amn.scales=[1.0]"]
+    settings += [
+        f"train_{name}.{pair}" for name in ("cam", "amn", "irn") for pair in ("epochs=1", "batch=2", "crop=96")
+    ]
+    options = [option for setting in settings for option in ("--set", setting)]
+    status, output, errors = command("demo", "--run", tmp_path / "demo", *options)
+    assert status == 0, errors
+    assert f"both modes compared: {tmp_path / 'demo' / 'report.html'}" in output
+    rows = json.loads((tmp_path / "demo" / "comparison.json").read_text())["rows"]
+    assert [row["run"] for row in rows] == [".", "full"]
+    for row in rows:
+        metrics = json.loads((tmp_path / "demo" / row["run"] / "metrics.json").read_text())
+        assert row["mask"] == metrics["mask"]["miou"]
+        assert row["seconds"] == pytest.approx(sum(stage["seconds"] for stage in metrics["stages"].values()), abs=0.1)
+    assert '<a href="full/report.html">full, three networks trained</a>' in (tmp_path / "demo/report.html").read_text()
+    assert '<a href="../report.html">fast, no network trained</a>' in (tmp_path / "demo/full/report.html").read_text()
 
 
 def test_report_of_a_run_that_was_not_evaluated(copy_of_run):

@@ -1,5 +1,6 @@
 """The fast mode: linear models in place of trained networks, masks by CRF; the stages, their masks, new images."""
 
+import csv
 import json
 
 import numpy as np
@@ -9,6 +10,8 @@ import yaml
 
 import amn_fast
 from amn_fast import pipeline
+from amn_fast.calibrate.run import from_answers, from_masks, write_questions
+from amn_fast.calibrate.sampling import ScoredRun
 from amn_fast.config import SHIPPED, Config, read_config
 from amn_fast.data.image import read_mask
 from amn_fast.data.store import read_activations
@@ -44,7 +47,30 @@ def test_a_transformer_serves_too(configuration, small_grid):
     assert len(list((config.run / "masks").glob("*.png"))) == 11
 
 
-def test_masks_without_training(configuration, small_grid):
+def _is_calibrated(config, folder):
+    """Cells and counts of `calibrate` are those of the masks."""
+    work, scored = Workspace(config), ScoredRun(config.run)
+    write_questions(config.run, folder / "questions.csv", points=24)
+    scored.draw(24, 0)
+    place, wrong, pixels = scored.edges.index(config.mask.background), 0, 0
+    for id in work.dataset.ids:
+        if work.dataset.labels(id).any():
+            label, bins = scored.cells(id)
+            mask = read_mask(config.run / f"masks/{id}.png")
+            wrong += np.count_nonzero(np.where(bins > place, label, 0) != mask)
+            pixels += mask.size
+    assert wrong <= 1e-3 * pixels  # the CRF's foreground is not quite monotone in the threshold
+    rows = list(csv.reader((folder / "questions.csv").read_text().splitlines()))
+    names = ("background", *work.dataset.classes)
+    for row in rows[1:]:
+        row[3] = names[work.dataset.ground_truth(row[0])[int(row[2]), int(row[1])]]
+    (folder / "answers.csv").write_text("\n".join(map(",".join, rows)))
+    assert from_answers(config.run, folder / "answers.csv").used == 24
+    miou = json.loads((config.run / "metrics.json").read_text())["mask"]["miou"]
+    assert from_masks(config.run, config.data.root / "masks").current.miou.value == pytest.approx(miou, abs=1e-6)
+
+
+def test_masks_without_training(configuration, small_grid, tmp_path):
     config = read_config(configuration)
     assert [s.name for s in stages_of(config)] == [
         "train-cam", "make-cam", "choose-seed", "refine-seed", "train-amn", "make-amn-cam", "make-mask",
@@ -62,6 +88,7 @@ def test_masks_without_training(configuration, small_grid):
         confusion.add(mask, work.dataset.ground_truth(id))
     assert confusion.scores().miou > 0.7  # ten images; the real backbone's features
     assert not (config.run / "edge").exists()
+    _is_calibrated(config, tmp_path)
     report = (config.run / "report.html").read_text()
     assert "Seeds of the CAM: fg" in report
     assert "Refined seed" in report

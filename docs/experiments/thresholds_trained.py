@@ -1,0 +1,373 @@
+"""Experiments for docs/explanation/thresholds.md: trained AMNs and final masks at several pairs of seed thresholds.
+
+    python docs/experiments/thresholds_trained.py run DATA WORK demo voc76 msrc msrc_val voc20 voc437
+    python docs/experiments/thresholds_trained.py table
+    python docs/experiments/thresholds_trained.py backgrounds WORK demo voc76 msrc msrc_val voc20 voc437
+
+DATA holds `msrc_v2` and `voc12_animals` in VOC layout. `run` writes each set, reduced, to WORK/sets and its runs to
+WORK/SET. Class activations are computed once for a set, and `choose-seed` chooses the pair; then AMN, IRN and the masks
+follow at that pair, at .3 / .05, at .6 / .2, at the best pair of the heads (thresholds.json) and at the pair of the
+shipped configuration. At the chosen pair there are also AMN's seeds by `amn_seed: auto`. Each run's figures are added
+to thresholds_trained.json beside this script at once; a run whose figures are there is not repeated. `table` prints
+them. `backgrounds` compares rules for the threshold of the masks on the runs in WORK.
+
+It is made to fit into one hour of one CPU core: images have a long side of at most 320 pixels, large sets are 80
+random images (120 with 20 labels), the networks compute in bfloat16 (fast on CPUs with avx512_bf16 alone), and the
+trainings are short. Their class activations come from a linear classifier, as in thresholds.py.
+"""
+
+import json
+import os
+import shutil
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import thresholds as linear
+import torch
+from numpy.typing import NDArray
+
+from amn_fast.config import Config, read_config
+from amn_fast.data import read_activations
+from amn_fast.data.augment import resize_labels
+from amn_fast.data.demo import make_demo
+from amn_fast.data.image import read_mask
+from amn_fast.data.masks import write_mask
+from amn_fast.data.store import read_strided
+from amn_fast.files import write_atomically, write_json
+from amn_fast.metrics import Confusion, ThresholdCurve
+from amn_fast.pipeline import run_stage
+from amn_fast.pipeline.chosen import choice_file, heads_file, read_choice
+from amn_fast.pipeline.folder import Workspace
+from amn_fast.pipeline.inference import read_edge
+from amn_fast.steps import choice, doubt, mask
+from amn_fast.steps.regions import find_regions
+
+Pair = tuple[float, float]
+
+RESULTS = Path(__file__).with_suffix(".json")
+PUBLISHED, STRICT = (0.3, 0.05), (0.6, 0.2)
+HAND = {"demo": (0.6, 0.2), "msrc": (0.6, 0.3), "msrc_val": (0.6, 0.3)}
+"""Pairs of the shipped configurations; the others' is .6 / .2."""
+PUBLISHED_BACKGROUND = 0.25
+PHOTOGRAPHS = [
+    "train_cam.kind=linear",
+    "cam.scales=[1.5]",
+    "train_amn={epochs: 4, batch: 8, crop: 192, lr: 5.0e-4, new_lr: 1.0e-3, rescale: [0.75, 1.0]}",
+    "train_irn={epochs: 2, batch: 8, crop: 192, lr: 0.1, rescale: [0.75, 1.0], displacement: false}",
+    "mask.exp_times=6",  # 2^8 steps are for maps of 94 x 125; these are at most 80 wide
+]
+DEMO = ["train_amn.epochs=5", "train_irn.epochs=3"]
+SHORT = ["amn.scales=[1.0, 1.5]"]
+FIXED = ["amn_seed={fg: 0.45, bg: 0.15}", f"mask.background={PUBLISHED_BACKGROUND}"]
+OPTIONS = "{masks: masks, classes: classes.txt, ids: ids.txt}"
+BFLOAT = ["precision=bfloat16", "training_precision=bfloat16", "device=cpu"]
+
+
+def write_set(name: str, data: Path, folder: Path) -> None:
+    """The images of a set, reduced, with labels and ground truth, as a data set of kind folder."""
+    if (folder / "ids.txt").exists():
+        return
+    if name == "demo":
+        shutil.rmtree(folder, ignore_errors=True)
+        make_demo(folder)
+        return
+    dataset = linear.open_set(name, data)
+    ids = [id for id in linear.ids_of(name, dataset) if dataset.labels(id).any()]
+    rows = [",".join(["id", *dataset.classes])]
+    for id in ids:
+        image, truth = linear.image_of(dataset, id), dataset.ground_truth(id)
+        assert truth is not None
+        _write_png(folder / "images" / f"{id}.png", image)
+        write_mask(folder / "masks" / f"{id}.png", resize_labels(truth, image.shape[:2]))
+        rows.append(",".join([id, *(str(int(label)) for label in dataset.labels(id))]))
+    (folder / "labels.csv").write_text("\n".join(rows) + "\n")
+    (folder / "classes.txt").write_text("\n".join(dataset.classes) + "\n")
+    (folder / "ids.txt").write_text("\n".join(ids) + "\n")
+
+
+def _write_png(path: Path, image: NDArray[np.uint8]) -> None:
+    from PIL import Image
+
+    write_atomically(path, lambda file: Image.fromarray(image).save(file, "PNG"))
+
+
+def configuration(name: str, work: Path, folder: str, *changes: str) -> Config:
+    own = ["data.kind=folder", f"data.options={OPTIONS}"] if name == "demo" else [f"data.options={OPTIONS}"]
+    places = [f"name={name}", f"data.root={work / 'sets' / name}", f"run={work / name / folder}"]
+    base, settings = ("demo", DEMO) if name == "demo" else ("auto", PHOTOGRAPHS)
+    return read_config(base, [*own, *places, *settings, *SHORT, *BFLOAT, *FIXED, *changes])
+
+
+def pair_setting(pair: Pair) -> str:
+    return f"cam_seed={{fg: {pair[0]}, bg: {pair[1]}}}"
+
+
+def best_of_heads(name: str) -> Pair:
+    """The pair of the grid whose heads have the highest mIoU, mean of the fits."""
+    found = json.loads(linear.SUMMARY.read_text())
+    miou = np.mean([np.max(one["miou"], 1) for one in found["records"] if one["set"] == name], 0)
+    return tuple(found["grid"][int(miou.argmax())])  # type: ignore[return-value]
+
+
+def compute(config: Config, *stages: str) -> float:
+    """Run stages; the CPU time that they took, in seconds."""
+    start = time.process_time()
+    for stage in stages:
+        run_stage(config, stage, overwrite=True)
+    return time.process_time() - start
+
+
+def score(config: Config) -> dict[str, Any]:
+    """AMN's activations, the masks at several thresholds, and the signs of doubt of each image."""
+    work = Workspace(config)
+    dataset, n_classes = work.dataset, len(work.dataset.classes)
+    amn, walked, seeds = ThresholdCurve(n_classes), ThresholdCurve(n_classes), Confusion(n_classes)
+    promises = []
+    for id in dataset.ids:
+        truth = dataset.ground_truth(id)
+        assert truth is not None
+        found = read_activations(work.item("amn", id))
+        scores = mask.scores(
+            read_strided(work.item("amn", id)), read_edge(work.item("edge", id)), config.mask, threads=1
+        )
+        amn.add(found.full, found.keys, truth)
+        walked.add(scores, found.keys, truth)
+        seeds.add(read_mask(work.item("cam_seed", id)), truth)
+        if len(found.keys):
+            promises.append(choice.promise(scores.max(0).reshape(1, -1).astype(np.float64)))
+    expected = choice.expected_iou(promises)[0]
+    auto = choice.MASK_THRESHOLDS[int(expected.argmax())]
+    best, best_mask = amn.result(), walked.result()
+    images = {id: one for id in dataset.ids if (one := signs(work, id, PUBLISHED_BACKGROUND))}
+    write_json(config.run / "signs.json", images)
+    return {
+        "amn": best.best_miou, "amn_threshold": best.best_threshold, "amn_at_half": amn.scores(0.5).miou,
+        "seed": seeds.scores(unknown="ignore").miou, "coverage": seeds.scores(unknown="ignore").coverage,
+        "mask": walked.scores(PUBLISHED_BACKGROUND).miou, "mask_auto": walked.scores(auto).miou,
+        "auto_background": auto, "mask_best": best_mask.best_miou, "mask_threshold": best_mask.best_threshold,
+        "mask_curve": [round(float(value), 4) for value in best_mask.miou[::5]],
+        "expected_iou": expected.round(4).tolist(),
+    }  # fmt: skip
+
+
+def signs(work: Workspace, id: str, threshold: float) -> dict[str, float]:
+    """Signs of doubt of a mask at a threshold, and its mIoU; nothing of an image without a class."""
+    found, truth = read_activations(work.item("amn", id)), work.dataset.ground_truth(id)
+    if not len(found.keys) or truth is None:
+        return {}
+    scores = mask.scores(
+        read_strided(work.item("amn", id)), read_edge(work.item("edge", id)), work.config.mask, threads=1
+    )
+    made = mask.mask_from_scores(scores, np.concatenate([[0], found.keys]), threshold)
+    regions = find_regions(work.dataset.image(id))
+    confusion = Confusion(len(work.dataset.classes))
+    confusion.add(made, truth)
+    inside = [float(scores[k][made == key].mean()) if (made == key).any() else 0.0 for k, key in enumerate(found.keys)]
+    low = np.count_nonzero(found.full.max(0) > 0.35)
+    values = {
+        **dict(zip(doubt.SIGNS, doubt.signs(scores, found.full, found.keys, made, threshold), strict=True)),
+        "regions": float(choice.separation((made > 0).reshape(1, -1).astype(np.float64), regions.ravel())[0]),
+        "sureness": np.count_nonzero(found.full.max(0) > 0.65) / low if low else 0.0,
+        "lowest_class": min(inside),
+        "iou": confusion.scores().miou,
+        "wrong": int(((made != truth) & (truth != 255)).sum()),
+    }
+    return {name: round(value, 4) for name, value in values.items()}
+
+
+def add(name: str, key: str, found: dict[str, Any]) -> None:
+    results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    results.setdefault(name, {})[key] = found
+    write_json(RESULTS, results)
+
+
+def has(name: str, key: str) -> bool:
+    return RESULTS.exists() and key in json.loads(RESULTS.read_text()).get(name, {})
+
+
+def copied(config: Config, source: Config) -> Config:
+    """The run folder of `config`, begun as a copy of another one."""
+    if not config.run.exists():
+        shutil.copytree(source.run, config.run)
+    return config
+
+
+BEHIND = ("refine-amn-seed", "train-irn", "make-mask")
+
+
+def begin(name: str, data: Path, work: Path) -> None:
+    """The set, its class activations, and the choice of its pair."""
+    write_set(name, data, work / "sets" / name)
+    config = configuration(name, work, "base", "cam_seed=auto")
+    seconds = compute(config, "train-cam", "make-cam", "choose-seed")
+    if has(name, "base"):
+        return
+    dataset = Workspace(config).dataset
+    curve = ThresholdCurve(len(dataset.classes))
+    for id in dataset.ids:
+        found, truth = read_activations(config.run / "cam" / f"{id}.npz"), dataset.ground_truth(id)
+        assert truth is not None
+        curve.add(found.full, found.keys, truth)
+    size = {"images": len(dataset.ids), "classes": len(dataset.classes)}
+    pairs = {"auto": read_choice(choice_file(config.run, "cam_seed"), "pair"), "best": best_of_heads(name)}
+    figures = {"cam": curve.result().best_miou, "seconds": round(seconds, 1)}
+    add(name, "base", size | pairs | {"hand": HAND.get(name, STRICT)} | figures)
+
+
+def run_pair(name: str, work: Path, pair: Pair) -> None:
+    """AMN, IRN and masks at a pair."""
+    key = f"{pair[0]:g} / {pair[1]:g}"
+    if has(name, key):
+        return
+    base = configuration(name, work, "base", "cam_seed=auto")
+    config = copied(configuration(name, work, f"{pair[0]:g}_{pair[1]:g}", pair_setting(pair)), base)
+    seconds = compute(config, "refine-seed", "train-amn", "make-amn-cam", *BEHIND)
+    add(name, key, {"pair": pair, "seconds": round(seconds, 1), **score(config)})
+    print(name, key, f"{seconds:.0f} s", flush=True)
+
+
+def run_auto(name: str, work: Path, pair: Pair) -> None:
+    """AMN's seeds by `amn_seed: auto`, at the chosen pair of the first seeds."""
+    if has(name, "auto"):
+        return
+    fixed = configuration(name, work, f"{pair[0]:g}_{pair[1]:g}", pair_setting(pair))
+    config = copied(configuration(name, work, "auto", pair_setting(pair), "amn_seed=auto"), fixed)
+    seconds = compute(config, "choose-amn-seed", *BEHIND)
+    chosen = read_choice(choice_file(config.run, "amn_seed"), "pair")
+    add(name, "auto", {"pair": pair, "amn_seed": chosen, "seconds": round(seconds, 1), **score(config)})
+    print(name, "auto", chosen, f"{seconds:.0f} s", flush=True)
+
+
+def run_sets(names: list[str], data: Path, work: Path) -> None:
+    """All runs of all sets, those first that matter most."""
+    for name in names:
+        begin(name, data, work)
+        found = json.loads(RESULTS.read_text())[name]["base"]
+        auto, best, hand = (tuple(found[key]) for key in ("auto", "best", "hand"))
+        for pair in dict.fromkeys([auto, hand, PUBLISHED, best, STRICT]):
+            run_pair(name, work, pair)
+    for name in names:
+        run_auto(name, work, tuple(json.loads(RESULTS.read_text())[name]["base"]["auto"]))
+
+
+FIGURES = {
+    "amn": "AMN best", "amn_at_half": "AMN at .5", "mask": "mask at .25", "mask_auto": "mask at auto",
+    "mask_best": "mask best",
+}  # fmt: skip
+
+
+def table() -> None:
+    """Print every run, and regrets of the chosen pair."""
+    results = json.loads(RESULTS.read_text())
+    print("| set | pair | " + " | ".join(FIGURES.values()) + " |\n" + "|---" * (len(FIGURES) + 2) + "|")
+    regrets = {}
+    for name, runs in results.items():
+        base = runs["base"]
+        words = {word: "{:g} / {:g}".format(*base[word]) for word in ("auto", "best", "hand")}
+        pairs = {key: one for key, one in runs.items() if "/" in key}
+        for key, one in runs.items():
+            if key == "base":
+                continue
+            roles = [word for word, pair in words.items() if pair == key]
+            label = f"{key} ({', '.join(roles)})" if roles else key
+            if key == "auto":
+                label = "{}, AMN's seeds {:g} / {:g} (auto)".format(words["auto"], *one["amn_seed"])
+            cells = " | ".join(f"{one[figure]:.3f}" for figure in FIGURES)
+            print(f"| {name} | {label} | {cells} at {one['mask_threshold']:.2f} |")
+        wanted = {*words.values(), *("{:g} / {:g}".format(*pair) for pair in (PUBLISHED, STRICT))}
+        if wanted <= pairs.keys():  # a set that lacks a pair would make the regret look small
+            best = {key: max(one[key] for one in pairs.values()) for key in FIGURES}
+            regrets[name] = [best[key] - pairs[words["auto"]][key] for key in FIGURES]
+    for name, row in regrets.items():
+        print(f"| regret of auto, {name} | " + " | ".join(f"{value:.3f}" for value in row) + " |")
+    if regrets:
+        for what, row in (("mean", np.mean([*regrets.values()], 0)), ("worst", np.max([*regrets.values()], 0))):
+            print(f"| {what} | " + " | ".join(f"{value:.3f}" for value in row) + " |")
+
+
+BACKGROUNDS = (
+    "expected IoU", "regions", "heads", "heads' share", "AMN's seeds", "fixed .25", "fixed .35", "fixed .5",
+)  # fmt: skip
+
+
+def background_regrets(config: Config, base: Config) -> dict[str, float]:
+    """What each rule for the mask threshold loses against the best of .05, .10, ... .95.
+
+    The rules: the highest expected IoU; masks that follow the image's regions most (eta squared); masks that agree most
+    with those of the linear heads of choose-seed, by class; as much foreground as the heads' probabilities sum up to;
+    masks that agree most with AMN's seeds where these have a label.
+    """
+    work, thresholds = Workspace(config), choice.MASK_THRESHOLDS
+    n_classes = len(work.dataset.classes)
+    curve, promises, regions = ThresholdCurve(n_classes, thresholds), [], []
+    agreeing = {name: [Confusion(n_classes) for _ in thresholds] for name in ("heads", "AMN's seeds")}
+    share, wanted = [], []
+    for id in work.dataset.ids:
+        truth = work.dataset.ground_truth(id)
+        found = read_strided(work.item("amn", id))
+        if truth is None or not len(found.keys):
+            continue
+        scores = mask.scores(found, read_edge(work.item("edge", id)), config.mask, threads=1)
+        curve.add(scores, found.keys, truth)
+        promises.append(choice.promise(scores.max(0).reshape(1, -1).astype(np.float64)))
+        parts = find_regions(work.dataset.image(id))
+        heads = read_activations(heads_file(base.run, "cam_seed", id))
+        names = np.concatenate([[0], found.keys])
+        like = {
+            "heads": mask.mask_from_scores(heads.full, names, 0.5),
+            "AMN's seeds": read_mask(work.item("amn_seed", id)),
+        }
+        made = [mask.mask_from_scores(scores, names, threshold) for threshold in thresholds]
+        foreground = np.stack([(one > 0).ravel() for one in made]).astype(np.float64)
+        regions.append(choice.separation(foreground, parts.ravel()))
+        share.append([float((one > 0).mean()) for one in made])
+        wanted.append(float(heads.full.max(0).mean()))
+        for name, other in like.items():
+            for confusion, one in zip(agreeing[name], made, strict=True):
+                confusion.add(one, other)
+    miou = curve.result().miou
+    merits = {
+        "expected IoU": choice.expected_iou(promises)[0],
+        "regions": np.mean(regions, 0),
+        "heads' share": -np.abs(np.mean(share, 0) - np.mean(wanted)),
+        **{name: np.array([one.scores().miou for one in found]) for name, found in agreeing.items()},
+    }
+    at = {name: int(np.argmax(values)) for name, values in merits.items()}
+    at |= {f"fixed {text}": thresholds.index(float(text)) for text in (".25", ".35", ".5")}
+    return {name: round(float(miou.max() - miou[at[name]]), 4) for name in BACKGROUNDS} | {"best": float(miou.max())}
+
+
+def backgrounds(work: Path, names: list[str]) -> None:
+    """Print what each rule for the mask threshold loses at the chosen pair of each set."""
+    print("| set | best | " + " | ".join(BACKGROUNDS) + " |\n" + "|---" * (len(BACKGROUNDS) + 2) + "|")
+    rows = []
+    for name in names:
+        base = configuration(name, work, "base", "cam_seed=auto")
+        high, low = json.loads(RESULTS.read_text())[name]["base"]["auto"]
+        config = configuration(name, work, f"{high:g}_{low:g}", pair_setting((high, low)))
+        found = background_regrets(config, base)
+        rows.append([found[rule] for rule in BACKGROUNDS])
+        print(
+            f"| {name} | {found['best']:.3f} | " + " | ".join(f"{value:.3f}" for value in rows[-1]) + " |", flush=True
+        )
+    for what, row in (("mean", np.mean(rows, 0)), ("worst", np.max(rows, 0))):
+        print(f"| {what} | | " + " | ".join(f"{value:.3f}" for value in row) + " |")
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    command, *rest = sys.argv[1:]
+    if command == "run":
+        os.environ["OMP_NUM_THREADS"] = "1"
+        run_sets(rest[2:], Path(rest[0]).resolve(), Path(rest[1]).resolve())
+    elif command == "table":
+        table()
+    elif command == "backgrounds":
+        backgrounds(Path(rest[0]).resolve(), rest[1:])
+
+
+if __name__ == "__main__":
+    main()
