@@ -13,7 +13,7 @@ demo: $(VENV)/demo.stamp
 	$(BIN)/amn-fast demo
 
 test: $(VENV)/test.stamp
-	$(BIN)/python -m pytest -n auto
+	$(BIN)/python -m pytest -n auto --dist worksteal
 
 # Random cases against the references, for SECONDS, from SEED if it is given: make fuzz SECONDS=60 SEED=0
 SECONDS := 600

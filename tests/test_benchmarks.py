@@ -1,6 +1,5 @@
 """`pytest benchmarks` measures something, asserts parity, and fails where a kernel is wrong."""
 
-import os
 import shutil
 import subprocess
 import sys
@@ -14,11 +13,10 @@ pytest.importorskip("pytest_benchmark", reason="needs the extra 'test'")
 ROOT = Path(__file__).parents[1]
 
 
-def benchmarks(folder: Path, *options: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "benchmarks", "--quick", *options]
-    return subprocess.run(
-        command, cwd=folder, env=os.environ | environment, capture_output=True, text=True, check=False
-    )
+def benchmarks(folder: Path, *words: object) -> subprocess.CompletedProcess[str]:
+    """`pytest --quick` on files of the benchmarks: collecting all of them takes longer than one of them runs."""
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--quick", *map(str, words)]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
 
 
 @pytest.fixture
@@ -32,34 +30,26 @@ def copy(tmp_path):
     return tmp_path
 
 
-def test_a_wrong_kernel_fails_on_parity_and_a_right_one_passes(copy, tmp_path):
+def test_parity_races_and_results(copy, tmp_path):
+    """A right kernel passes. A wrong one, a benchmark without parity or without a race, and no benchmark fail."""
     results = tmp_path / "results.json"
-    chosen = ("-k", "test_random_walk", "--results", str(results))
-    right = benchmarks(copy, *chosen)
+    words = ("benchmarks/test_random_walk.py", "--results", results)
+    right = benchmarks(copy, *words)
     assert right.returncode == 0, right.stdout
     assert "random_walk" in results.read_text()
     results.unlink()
     file = copy / "amn_fast" / "ops" / "random_walk.py"
     assert "TOLERANCE = 1e-6" in file.read_text()
     file.write_text(file.read_text().replace("TOLERANCE = 1e-6", "TOLERANCE = 1e-1"))
-    wrong = benchmarks(copy, *chosen)
-    assert wrong.returncode == 1
-    assert "parity: largest error" in wrong.stdout
-    assert not results.exists()
-
-
-def test_a_benchmark_without_parity_or_without_a_race_fails(copy):
-    file = copy / "benchmarks" / "test_bad.py"
-    file.write_text(
+    (copy / "benchmarks" / "test_bad.py").write_text(
         "from racing import Method\n"
         "def test_no_parity(race):\n    race.run('x', 'y', Method('ours', int))\n"
         "def test_no_race(race):\n    race.parity([], [], 0) if False else None\n"
     )
-    found = benchmarks(copy, "-k", "test_bad")
-    assert found.returncode == 1
-    assert "no parity was asserted before the race" in found.stdout
-    assert "the benchmark ended without a race" in found.stdout
-
-
-def test_a_command_that_collects_nothing_fails(copy):
-    assert benchmarks(copy, "-k", "no_such_benchmark").returncode not in (0, 5)
+    wrong = benchmarks(copy, *words, "benchmarks/test_bad.py")
+    assert wrong.returncode == 1
+    assert "parity: largest error" in wrong.stdout
+    assert "no parity was asserted before the race" in wrong.stdout
+    assert "the benchmark ended without a race" in wrong.stdout
+    assert not results.exists()
+    assert benchmarks(copy, "benchmarks/test_bad.py", "-k", "no_such_benchmark").returncode not in (0, 5)

@@ -240,6 +240,7 @@ EXAMPLES = {
 }
 
 
+@pytest.mark.usefixtures("small_grid")
 def test_examples_run(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert set(EXAMPLES) == {path.name for path in (ROOT / "examples").glob("*.py")}

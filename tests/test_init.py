@@ -1,9 +1,6 @@
 """`amn-fast init`: what it finds in a folder, and the configuration that it writes; the reference of all settings."""
 
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +16,7 @@ from amn_fast.cli.init import FEW_IMAGES, SIZED, Found, look, suggest
 from amn_fast.config import Config, read_config
 from amn_fast.data.masks import write_mask
 from amn_fast.settings import REQUIRED, all_settings, commented_yaml
+from command_line import command
 
 LABELS = "id,labels\na,cat\nb,dog\nc,cat;dog\n"
 
@@ -38,15 +36,7 @@ def fill(folder: Path, files: dict[str, str | None]) -> Path:
 
 
 def init(where: Path, *arguments: object) -> tuple[int, str, str]:
-    done = subprocess.run(
-        [sys.executable, "-m", "amn_fast", "init", *map(str, arguments)],
-        cwd=where,
-        capture_output=True,
-        text=True,
-        env=os.environ | {"COLUMNS": "200"},
-        check=False,
-    )
-    return done.returncode, done.stdout, done.stderr
+    return command("init", *arguments, cwd=where)
 
 
 IMAGES: dict[str, str | None] = {f"images/{id}.png": None for id in "abc"}

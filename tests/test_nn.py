@@ -72,7 +72,7 @@ def test_modules_are_the_operations():
     assert all(torch.equal(a, b) for a, b in zip(terms, pair_loss(edge, displacement, labels, radius=4), strict=True))
 
 
-def train(backend, steps=200):
+def train(backend, steps=80):
     """A small network learns to segment; returns the loss of every step."""
     torch.manual_seed(1)
     model = torch.nn.Sequential(

@@ -1,8 +1,6 @@
 """`amn-fast refine`: the files of other methods, their background rules, refiners, votes; one bad file, resuming."""
 
 import json
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -18,6 +16,7 @@ from amn_fast.ops.dense_crf import DenseCRF
 from amn_fast.ops.mask import make_mask
 from amn_fast.ops.unary import unary_from_labels, unary_from_softmax
 from amn_fast.refine import BGR_MEAN, RefineSettings, read_scores, refine, refine_outputs, upsample, vote
+from command_line import command
 
 SIZE = (24, 34)
 RANDOM = np.random.default_rng(0)
@@ -227,14 +226,12 @@ def test_missing_folders_and_settings(folders):
 def test_command(folders):
     images, given, out = folders
     np.save(given / "a.npy", FILES["clip-es"])
-    command = [sys.executable, "-m", "amn_fast", "refine", str(given), str(out), "--images", str(images)]
-    command += ["--method", "clip-es", "--confidence", "0.5"]
+    words = ("refine", given, out, "--images", images, "--method", "clip-es", "--confidence", "0.5")
     for text in ("1 computed, 0 skipped", "0 computed, 1 skipped"):
-        run = subprocess.run(command, capture_output=True, text=True, check=False)
-        assert run.returncode == 0, run.stderr
-        assert text in " ".join(run.stdout.split())
-    run = subprocess.run([*command, "--refiner", "none"], capture_output=True, text=True, check=False)
-    assert run.returncode == 1
-    assert "--overwrite" in run.stderr
+        status, output, errors = command(*words)
+        assert status == 0, errors
+        assert text in output
+    status, _, errors = command(*words, "--refiner", "none")
+    assert (status, "--overwrite" in errors) == (1, True)
     settings = json.loads((out / "crf.jsonl").read_text().splitlines()[0])["settings"]
     assert (settings["method"], settings["confidence"], settings["bilateral"]) == ("clip-es", 0.5, [67, 3, 4])

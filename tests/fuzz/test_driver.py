@@ -23,16 +23,16 @@ def test_failures_crashes_and_hangs_are_found_and_can_be_repeated(tmp_path):
     shutil.copy(Path(__file__).with_name("__main__.py"), tmp_path)
     for name, text in MODULES.items():
         (tmp_path / f"{name}.py").write_text(text)
-    done = run(tmp_path, "--seed", "7", "--limit", "5")
+    done = run(tmp_path, "--seed", "7", "--limit", "2")
     assert done.returncode == 1
     assert all(f"{name}: 1 cases" in done.stdout for name in MODULES)
     problems = dict(re.findall(r"FAILED (\w+) seed \d+\n([\s\S]*?)\nrepeat: ", done.stdout))
     assert set(problems) == {"fuzz_wrong", "fuzz_crash", "fuzz_hang"}
     assert "AssertionError: a fault" in problems["fuzz_wrong"]
     assert problems["fuzz_crash"] == "the process died with exit code -6"
-    assert problems["fuzz_hang"] == "no answer within 5 s"
+    assert problems["fuzz_hang"] == "no answer within 2 s"
     seeds = re.findall(r"FAILED fuzz_wrong seed (\d+)", done.stdout)
-    assert seeds == re.findall(r"FAILED fuzz_wrong seed (\d+)", run(tmp_path, "--seed", "7", "--limit", "5").stdout)
+    assert seeds == re.findall(r"FAILED fuzz_wrong seed (\d+)", run(tmp_path, "--seed", "7", "--limit", "2").stdout)
     repeated = run(tmp_path, "--case", f"fuzz_wrong:{seeds[0]}")
     assert repeated.returncode == 1
     assert "AssertionError: a fault" in repeated.stderr

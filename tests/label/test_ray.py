@@ -35,11 +35,14 @@ def test_a_node_is_killed(run, tmp_path, monkeypatch):
             """Those that have finished a shard."""
             return {json.loads(log.read_text().splitlines()[0])["pid"] for log in out.glob("logs/0*.jsonl")}
 
+        def finished():
+            return len(list(out.glob("manifests/*.json")))
+
         def kill():
-            while len(workers()) < 2 and time.monotonic() < end:
+            while (len(workers()) < 2 or finished() < 2) and time.monotonic() < end:
                 time.sleep(0.02)
             cluster.remove_node(second, allow_graceful=False)
-            killed.append(len(list(out.glob("manifests/*.json"))))
+            killed.append(finished())
 
         killer = threading.Thread(target=kill)
         killer.start()

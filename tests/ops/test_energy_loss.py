@@ -80,7 +80,7 @@ def case(size=(13, 18), dtype=torch.float32):
 def test_exact_gradient(backend):
     rule = {"weight": 2.0, "sigma_xy": 40, "gradient": "exact", "scale_factor": 0.5, "backend": backend}
     if backend == "reference":
-        image, probabilities, region, _ = case(dtype=torch.float64)
+        image, probabilities, region, _ = case((5, 7), torch.float64)
         torch.autograd.gradcheck(lambda x: dense_energy(image, x, region, **rule), probabilities)
     # With a gate, held constant: by automatic differentiation of the filter, at full resolution.
     image, probabilities, region, labels = case()

@@ -115,10 +115,3 @@ def start(*arguments: object) -> subprocess.Popen[str]:
         text=True,
         env=os.environ | {"OMP_NUM_THREADS": "1", "COLUMNS": "200"},
     )
-
-
-def command(*arguments: object) -> tuple[int, str, str]:
-    """Exit status, stdout and stderr of the command line."""
-    process = start(*arguments)
-    output, errors = process.communicate(timeout=300)
-    return process.returncode, output, errors

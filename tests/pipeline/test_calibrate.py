@@ -11,8 +11,7 @@ from PIL import Image
 from amn_fast.calibrate.run import from_answers, from_masks, write_questions
 from amn_fast.data import open_dataset
 from amn_fast.errors import InputError
-
-from .conftest import command
+from command_line import command
 
 POINTS = 24
 

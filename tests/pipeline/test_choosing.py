@@ -24,13 +24,6 @@ from amn_fast.steps import choice, mask
 CHOICE = "thresholds/cam_seed.json"
 
 
-@pytest.fixture
-def small_grid(monkeypatch):
-    monkeypatch.setattr(choice, "FG", (0.4, 0.7))
-    monkeypatch.setattr(choice, "BG", (0.1, 0.3))
-    monkeypatch.setattr(choosing, "ROUNDS", 1)
-
-
 def test_seeds_follow_the_choice(copy_of_run, finished, small_grid):
     config, _ = copy_of_run("auto", (), "cam_seed=auto")
     assert [s.name for s in stages_of(config)][1:4] == ["make-cam", "choose-seed", "refine-seed"]

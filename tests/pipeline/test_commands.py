@@ -9,8 +9,7 @@ from amn_fast.data import open_dataset
 from amn_fast.data.image import read_mask
 from amn_fast.metrics import Confusion
 from amn_fast.pipeline import sweep
-
-from .conftest import command
+from command_line import command
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +40,7 @@ def test_the_table_holds_every_setting_and_threshold(swept):
 def test_sweep_prints_the_best_settings(copy_of_run):
     _, file = copy_of_run("swept")
     status, output, errors = command("sweep", file, "--beta", "10", "--exp-times", "3", "--power", "1.3")
-    assert (status, "Traceback" in errors) == (0, False)
+    assert status == 0, errors
     assert "best mIoU" in output
 
 

@@ -16,8 +16,9 @@ from amn_fast.models import CamNet, load_published
 from amn_fast.pipeline import run_stage
 from amn_fast.pipeline.exporting import export
 from amn_fast.pipeline.importing import import_before
+from command_line import command
 
-from .conftest import command, configure
+from .conftest import configure
 
 RESNET = ("backbone=resnet50", "weights=null", "train_cam.epochs=1", "train_cam.crop=64")
 
@@ -67,7 +68,7 @@ def test_weights_and_labels_go_out_and_come_back(numbered, tmp_path):
     run_stage(config, "make-cam")
     options = [part for setting in RESNET for part in ("--set", setting)]
     status, output, errors = command("export-published", tmp_path / "tiny.yaml", tmp_path / "out", *options)
-    assert (status, "Traceback" in errors) == (0, False)
+    assert status == 0, errors
     assert "sess/res50_cam.pth: written" in output
     assert "result/ir_label: refine-seed is not done" in output
 

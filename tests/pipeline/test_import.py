@@ -19,8 +19,9 @@ from amn_fast.pipeline.exporting import export
 from amn_fast.pipeline.importing import import_before, import_segmentation
 from amn_fast.pipeline.runner import is_up_to_date
 from amn_fast.steps import irn
+from command_line import command
 
-from .conftest import command, configure
+from .conftest import configure
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +42,7 @@ def test_make_mask_and_evaluate_go_on_from_published_files(finished, published, 
     config = configure(tmp_path / "tiny.yaml", images, tmp_path / "run", *RESNET)
     options = [part for setting in RESNET for part in ("--set", setting)]
     status, _, errors = command("make-mask", tmp_path / "tiny.yaml", *options, "--from-published", published)
-    assert (status, "Traceback" in errors) == (0, False)
+    assert status == 0, errors
     dataset = open_dataset(config.data.kind, config.data.root, **config.data.options)
     net = IrnNet()
     net.load_state_dict({**net.state_dict(), **_ours(published)})
@@ -122,15 +123,16 @@ def test_two_weight_files_for_one_network(published, images, tmp_path):
 SEGMENTATION = ("train_seg.backbone=resnet101", "eval_seg.crf=false", "eval_seg.scales=[0.5]", "eval_seg.flip=false")
 
 
-def test_eval_seg_takes_published_weights(images, tmp_path):
+def test_eval_seg_takes_published_weights(my_images, tmp_path):
+    (my_images / "ids.txt").write_text("demo_000\nnothing\n")
     torch.manual_seed(0)
     net = DeepLabV2(3)
     torch.save(published_state_dict(net), tmp_path / "deeplab.pth")
-    config = configure(tmp_path / "tiny.yaml", images, tmp_path / "run", *SEGMENTATION)
+    config = configure(tmp_path / "tiny.yaml", my_images, tmp_path / "run", *SEGMENTATION)
     options = [part for setting in SEGMENTATION for part in ("--set", setting)]
     call = ("eval-seg", tmp_path / "tiny.yaml", *options, "--save-masks", "--from-published", tmp_path / "deeplab.pth")
     status, _, errors = command(*call)
-    assert (status, "Traceback" in errors) == (0, False)
+    assert status == 0, errors
     found = json.loads((config.run / "segmentation.json").read_text())
     assert found["stages"]["train-seg"] == {"from": str(tmp_path / "deeplab.pth")}
     dataset = open_dataset(config.data.kind, config.data.root, **config.data.options)

@@ -33,8 +33,9 @@ from amn_fast.pipeline.runner import plan
 from amn_fast.pipeline.staging import Staging
 from amn_fast.pipeline.table import ancestors, stage_named
 from amn_fast.steps import items
+from command_line import command, refusal
 
-from .conftest import command, configure, start
+from .conftest import configure, start
 
 RESULTS = ("weights", "cam", "cam_seed", "amn", "amn_seed", "edge", "masks")
 STAGES = {s.name: s for s in pipeline.STAGES if not (s.segmentation or "auto" in dict(s.when).values())}
@@ -421,31 +422,9 @@ def test_a_refused_command_leaves_every_byte(copy_of_run, tmp_path):
         for overwrite in ([], ["--overwrite"]):
             if (overwrite and "--overwrite" in sentence) or ("is finished" in sentence and overwrite):
                 continue
-            errors = refusal(["run", file, *words, *overwrite])
+            errors = refusal("run", file, *words, *overwrite)
             assert sentence in errors, words
             assert snapshot(config.run) == before, words
-
-
-def refusal(words):
-    """The one sentence on stderr of a command that fails, called in this process."""
-    import contextlib
-    import io
-
-    from amn_fast import cli
-
-    errors = io.StringIO()
-    before = sys.argv
-    sys.argv = ["amn-fast", *map(str, words)]
-    try:
-        with contextlib.redirect_stderr(errors), pytest.raises(SystemExit) as ended:
-            cli.main()
-    finally:
-        sys.argv = before
-    assert ended.value.code == 1, errors.getvalue()
-    sentence = errors.getvalue().strip()
-    assert sentence.startswith("amn-fast: "), sentence
-    assert "\n" not in sentence, sentence
-    return sentence.removeprefix("amn-fast: ")
 
 
 def test_a_run_folder_is_apart_from_everything_that_is_read(my_images, tmp_path):
@@ -470,14 +449,14 @@ def test_a_run_folder_is_apart_from_everything_that_is_read(my_images, tmp_path)
         (tmp_path / "full", []),
         (tmp_path / "masks" / "run", ["--set", f"train_seg.masks={tmp_path / 'masks'}"]),
     ):
-        sentence = refusal(["run", file, "--run", folder, *words])
+        sentence = refusal("run", file, "--run", folder, *words)
         assert "expected a folder apart from all that is read" in sentence or "that no run has made" in sentence
         assert {p: v for p, v in snapshot(tmp_path).items() if p != file} == {
             p: v for p, v in before.items() if p != file
         }
     taken = tmp_path / "taken"
     taken.write_text("")
-    assert refusal(["run", file, "--run", taken]) == f"{taken}: File exists"
+    assert refusal("run", file, "--run", taken) == f"{taken}: File exists"
 
 
 def test_names_that_cannot_be_files_of_a_run_are_refused_at_the_start(my_images, tmp_path):
@@ -502,7 +481,7 @@ def test_names_that_cannot_be_files_of_a_run_are_refused_at_the_start(my_images,
         pipeline.run_stage(config, stage)
     assert (config.run / "cam_seed" / f"{longest}.png").exists()
     Path(os.fsdecode(os.fsencode(my_images / "images") + b"/caf\xe9.jpg")).write_bytes(image)
-    assert "is not UTF-8; rename the file" in refusal(["run", tmp_path / "a.yaml", "--run", tmp_path / "other"])
+    assert "is not UTF-8; rename the file" in refusal("run", tmp_path / "a.yaml", "--run", tmp_path / "other")
 
 
 def test_a_stage_alone_names_the_one_it_needs(finished, tmp_path, copy_of_run):
@@ -659,14 +638,6 @@ def test_killed_in_and_between_fused_halves(copy_of_run, finished, monkeypatch):
     assert not list(config.run.rglob("*.new"))
 
 
-@pytest.fixture
-def interruptible():
-    """Processes started from here heed Ctrl-C, also where the tests run in a shell's background, which ignores it."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
-
-
 @pytest.mark.usefixtures("interruptible")
 def test_ctrl_c_ends_a_stage_between_two_images_and_says_what_resumes(copy_of_run, finished):
     config, file = copy_of_run("run", ("make-mask", "evaluate"))
@@ -733,10 +704,10 @@ def test_a_read_only_disk(copy_of_run, finished, tmpfs):
     status, output, errors = command("run", file, "--run", place / "run")
     assert status == 0, errors
     assert f"report: {place / 'run' / 'report.html'}" in output
-    assert refusal(["run", file, "--run", place / "run", "--set", "mask.background=0.6", "--overwrite"]) == (
+    assert refusal("run", file, "--run", place / "run", "--set", "mask.background=0.6", "--overwrite") == (
         f"{place / 'run'}: Read-only file system"
     )
-    assert refusal(["run", file, "--run", place / "new"]) == f"{place / 'new'}: Read-only file system"
+    assert refusal("run", file, "--run", place / "new") == f"{place / 'new'}: Read-only file system"
 
 
 # What a run holds grows from stage to stage, so that each size is full at another place: at the weights and their
@@ -901,7 +872,7 @@ def test_a_damaged_record_is_named(copy_of_run):
     record = config.run / "stages" / "make-cam.json"
     for text in ('{"done": tr', "[]", '{"items": 3}', '{"items": {"a": 1}, "settings": {}, "measured": {}}', "\xff"):
         record.write_text(text, encoding="latin-1")
-        assert refusal(["run", file]) == f"{record} is no record of a stage, remove it to run make-cam again"
+        assert refusal("run", file) == f"{record} is no record of a stage, remove it to run make-cam again"
 
 
 def test_the_smallest_and_the_longest_image_and_no_ground_truth(my_images, tmp_path):

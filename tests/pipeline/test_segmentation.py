@@ -17,8 +17,9 @@ from amn_fast.ops.dense_crf import DenseCRF
 from amn_fast.pipeline import run_stage, segmentation
 from amn_fast.pipeline.runner import is_up_to_date
 from amn_fast.pipeline.training import load_weights, read_origin
+from command_line import command
 
-from .conftest import command, configure
+from .conftest import configure
 
 SETTINGS = (
     "train_seg.recipe=small", "train_seg.backbone=efficientnet_lite0", "train_seg.crop=96", "train_seg.batch=4",
@@ -313,7 +314,7 @@ def test_an_archive_that_the_server_would_not_take(archive, spoil, sentence):
 
 def test_metrics_hold_what_both_stages_found(copy_of_run):
     """Whichever of the two runs last; under other settings the old figures do not count."""
-    config, _ = copy_of_run("run", (), *SETTINGS)
+    config, _ = copy_of_run("run", (), *SETTINGS, "train_seg.iterations=2", "train_seg.checkpoint_every=2")
     run_stage(config, "train-seg")
     evaluate(config)
     metrics = json.loads((config.run / "metrics.json").read_text())

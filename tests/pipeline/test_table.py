@@ -2,7 +2,6 @@
 
 import ast
 import importlib
-import re
 import subprocess
 import sys
 from pathlib import Path
@@ -69,29 +68,26 @@ def test_commands_and_their_help_come_from_the_table():
 
 def test_each_name_occurs_once_outside_the_table_and_its_own_module():
     """Comments and docstrings may speak of stages; code may not list them."""
+    names = {stage.name for stage in STAGES}
+    places = {name: [] for name in names}
+    for path in SOURCE.rglob("*.py"):
+        if path.name == "table.py" or "kernels" in path.parts:
+            continue
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        docstrings = {
+            id(node.body[0].value)
+            for node in ast.walk(tree)
+            if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef)
+            and node.body
+            and isinstance(node.body[0], ast.Expr)
+        }
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Constant) and id(node) not in docstrings and node.value in names:
+                places[node.value].append((path.name, f"{path.relative_to(SOURCE)}:{node.lineno}"))
     for stage in STAGES:
-        module = stage.function.split(":")[0]
-        places = []
-        for path in SOURCE.rglob("*.py"):
-            if path.name in ("table.py", f"{module}.py") or "kernels" in path.parts:
-                continue
-            tree = ast.parse(path.read_text(encoding="utf-8"))
-            docstrings = {
-                id(node.body[0].value)
-                for node in ast.walk(tree)
-                if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef)
-                and node.body
-                and isinstance(node.body[0], ast.Expr)
-            }
-            places += [
-                f"{path.relative_to(SOURCE)}:{node.lineno}"
-                for node in ast.walk(tree)
-                if isinstance(node, ast.Constant)
-                and isinstance(node.value, str)
-                and id(node) not in docstrings
-                and re.fullmatch(stage.name, node.value)
-            ]
-        assert len(places) <= 1, (stage.name, places)
+        own = f"{stage.function.split(':')[0]}.py"
+        found = [place for file, place in places[stage.name] if file != own]
+        assert len(found) <= 1, (stage.name, found)
 
 
 def imports_of(path):

@@ -1,13 +1,14 @@
 """train-seg: the loss, the order of images and the steps against ones written out; killed and resumed, same bytes."""
 
+import contextlib
 import hashlib
 import json
-import os
 import shutil
+import socket
 import subprocess
 import sys
 import time
-from contextlib import nullcontext
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -27,11 +28,12 @@ from amn_fast.pipeline.processes import Processes
 from amn_fast.pipeline.training import Rounds, poly, read_losses, read_origin
 from amn_fast.steps import seg
 from amn_fast.steps.items import MaskDataset
+from command_line import command
 
-from .conftest import command, configure, start
+from .conftest import configure, start
 
 SMALL = (
-    "train_seg.recipe=small", "train_seg.backbone=resnet18", "train_seg.weights=null", "train_seg.crop=64",
+    "train_seg.recipe=small", "train_seg.backbone=test_resnet", "train_seg.weights=null", "train_seg.crop=64",
     "train_seg.batch=2", "train_seg.accumulate=2", "train_seg.iterations=4", "train_seg.checkpoint_every=2",
     "train_seg.lr_step=2", "train_seg.lr=0.001", "train_seg.rescale=[0.75, 1, 1.25, 1.5]",
 )  # fmt: skip
@@ -95,7 +97,7 @@ def test_the_trained_weights_are_those_of_the_steps_written_out(settings):
     assert train(config)
     dataset = open_dataset(config.data.kind, config.data.root, **config.data.options)
     torch.manual_seed(config.seed)
-    base = DeepLabV2(3, "resnet18")
+    base = DeepLabV2(3, "test_resnet")
     net = MultiScale(base, (0.5, 0.75)).train()
     items = MaskDataset(
         dataset,
@@ -157,7 +159,7 @@ def test_a_second_run_is_skipped_and_other_settings_train_again(settings):
 
 
 def test_killed_and_started_again_gives_the_same_bytes(settings):
-    longer = ("train_seg.iterations=12",)
+    longer = ("train_seg.iterations=24",)
     undisturbed, _ = settings("undisturbed", *longer)
     train(undisturbed)
     for attempt in range(10):
@@ -177,19 +179,19 @@ def test_killed_and_started_again_gives_the_same_bytes(settings):
     assert "train-seg (resuming)" in errors
     assert weights(config) == weights(undisturbed)
     log = (config.run / "log.jsonl").read_text()
-    assert 6 <= log.count('"network": "seg"') <= 7
+    assert 12 <= log.count('"network": "seg"') <= 13
 
 
-def torchrun(*words):
-    """The command line in two processes, as torchrun starts them."""
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "--", "amn_fast"]
-    return subprocess.Popen(
-        [sys.executable, *launcher, *map(str, words)],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-    )
+def in_two_processes(jobs):
+    """Runs (epoch before which all stop, command) one after the other, as torchrun starts them; gives stderr."""
+    with contextlib.ExitStack() as sockets:
+        free = [sockets.enter_context(socket.create_server(("127.0.0.1", 0))).getsockname()[1] for _ in jobs]
+    jobs = json.dumps([(port, *job) for port, job in zip(free, jobs, strict=True)])
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command = [sys.executable, *launcher, str(Path(__file__).with_name("in_turn.py")), jobs]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    return done.stderr
 
 
 @pytest.fixture
@@ -204,85 +206,52 @@ def uneven(images, tmp_path):
     return folder
 
 
-def test_two_processes_end_with_the_weights_of_one(settings, uneven):
-    """Twenty iterations of two batches of three: one process has an image, the other two."""
-    changes = (
-        f"train_seg.masks={uneven}", "train_seg.batch=3", "train_seg.iterations=20", "train_seg.checkpoint_every=10",
+def test_two_processes_train_each_network_as_one_does(copy_of_run, finished, settings, uneven):
+    """Batches of five and three images, so that shares differ; then the same, stopped and resumed: the same bytes."""
+    # Adam divides a gradient by its size, also one that is rounding alone: AMN learns at its published, low rates.
+    rates = {"cam": ("lr=0.001", "new_lr=0.01"), "amn": ("lr=5e-6", "new_lr=1e-4"), "irn": ("lr=0.001", "new_lr=0.01")}
+    of_seg = (
+        f"train_seg.masks={uneven}", "train_seg.batch=3", "train_seg.iterations=20", "train_seg.checkpoint_every=4",
         "train_seg.lr=0.01",
     )  # fmt: skip
-    one, _ = settings("one", *changes)
-    train(one)
-    two, words = settings("two", *changes)
-    errors = torchrun("train-seg", *words).communicate(timeout=300)[1]
-    alone, together = (load_file(c.run / "weights" / "seg.safetensors") for c in (one, two))
-    assert set(alone) == set(together), errors
-    torch.manual_seed(one.seed)
-    start = MultiScale(DeepLabV2(3, "resnet18")).state_dict()
-    for name, value in alone.items():
-        torch.testing.assert_close(together[name], value, rtol=0, atol=1e-5)
-    assert max((alone[name] - start[name]).abs().max() for name in start if "conv" in name) > 1e-2  # it has moved
-    log = (two.run / "log.jsonl").read_text()
-    assert log.count('"network": "seg"') == 2  # one of them writes
-    assert log.count('"event": "start"') == 1
-    assert json.loads(read_origin(two.run / "weights" / "seg.safetensors"))["processes"] == 2
-    # Stopped after the first checkpoint and started again: the same bytes.
-    for attempt in range(5):
-        again, words = settings(f"again{attempt}", *changes)
-        process = torchrun("train-seg", *words)
-        while not (again.run / CHECKPOINT).exists() and process.poll() is None:
-            time.sleep(0.001)
-        process.terminate()  # torchrun ends its processes
-        process.communicate()
-        if not (again.run / "weights" / "seg.safetensors").exists():
-            break
-    else:
-        raise AssertionError("the kill came too late each time")
-    assert torchrun("train-seg", *words).wait(300) == 0
-    assert weights(again) == weights(two)
-
-
-@pytest.mark.parametrize("name", ["cam", "amn", "irn"])
-def test_two_processes_train_each_network_as_one_does(name, copy_of_run, finished):
-    """Twenty steps of five images, so that shares differ; then the same, stopped and started again: the same bytes."""
-    stage = f"train-{name}"
-    # Adam divides a gradient by its size, also one that is rounding alone: AMN learns at its published, low rates.
-    rates = ("lr=5e-6", "new_lr=1e-4") if name == "amn" else ("lr=0.001", "new_lr=0.01")
-    changes = tuple(f"train_{name}.{c}" for c in ("epochs=10", "batch=5", *rates))
     names = [one.name for one in pipeline.STAGES if (finished.run / "stages" / f"{one.name}.json").exists()]
+    runs, jobs = {}, []
+    for name in (*rates, "seg"):
+        stage, changes = (
+            f"train-{name}",
+            [f"train_{name}.{one}" for one in ("epochs=5", "batch=5", *rates.get(name, ()))],
+        )
 
-    def copy(folder):
-        config, file = copy_of_run(folder, tuple(names[names.index(stage) :]), *changes)
-        return config, [str(file), *(word for change in changes for word in ("--set", change))]
+        def new(which, name=name, stage=stage, changes=changes):
+            if name == "seg":
+                return settings(which, *of_seg)
+            config, file = copy_of_run(f"{name}-{which}", tuple(names[names.index(stage) :]), *changes)
+            return config, [str(file), *(word for change in changes for word in ("--set", change))]
 
-    def trained(config):
-        return config.run / "weights" / f"{name}.safetensors"
-
-    one, _ = copy("one")
-    assert run_stage(one, stage)
-    two, words = copy("two")
-    errors = torchrun(stage, *words).communicate(timeout=300)[1]
-    assert trained(two).exists(), errors
-    alone, together = load_file(trained(one)), load_file(trained(two))
-    for key, value in alone.items():
-        torch.testing.assert_close(together[key], value, rtol=0, atol=1e-5)
-    losses = [read_losses(Workspace(config), name) for config in (one, two)]
-    assert len(losses[0]) == 10
-    np.testing.assert_allclose(losses[1], losses[0], atol=1e-4)
-    again, words = copy("again")
-    stopped_after_a_checkpoint(stage, name, again, words)
-    assert torchrun(stage, *words).wait(300) == 0
-    assert trained(again).read_bytes() == trained(two).read_bytes()
-
-
-def stopped_after_a_checkpoint(stage, name, config, words):
-    """Start a training in two processes and end it between its first checkpoint and its last."""
-    checkpoint = config.run / f"stages/{stage}.new/weights/{name}.checkpoint.pt"
-    process = torchrun(stage, *words)
-    while not checkpoint.exists() and process.poll() is None:
-        time.sleep(0.001)
-    process.terminate()  # torchrun ends its processes
-    process.communicate()
-    assert checkpoint.exists(), "the training was over too soon"
+        one, two, again = new("one"), new("two"), new("again")
+        assert run_stage(one[0], stage)
+        runs[name] = [config for config, _ in (one, two, again)]
+        jobs += [(stop, [stage, *words]) for (_, words), stop in ((two, None), (again, 3), (again, None))]
+    errors = in_two_processes(jobs)
+    assert [errors.count(f"train-{name} (resuming)") for name in runs] == [1] * 4
+    for name, configs in runs.items():
+        files = [config.run / "weights" / f"{name}.safetensors" for config in configs]
+        alone, together = map(load_file, files[:2])
+        assert set(alone) == set(together)
+        for key, value in alone.items():
+            torch.testing.assert_close(together[key], value, rtol=0, atol=1e-5)
+        losses = [read_losses(Workspace(config), name) for config in configs]
+        assert len(losses[0]) == 5
+        np.testing.assert_allclose(losses[1], losses[0], atol=1e-4)
+        assert losses[2] == losses[1]
+        assert files[2].read_bytes() == files[1].read_bytes()
+    torch.manual_seed(configs[0].seed)
+    start = MultiScale(DeepLabV2(3, "test_resnet")).state_dict()
+    assert max((alone[key] - start[key]).abs().max() for key in start if "conv" in key) > 1e-2  # it has moved
+    log = (configs[1].run / "log.jsonl").read_text()
+    assert log.count('"network": "seg"') == 5  # one of them writes
+    assert log.count('"event": "start"') == 1
+    assert json.loads(read_origin(files[1]))["processes"] == 2
 
 
 class OneOf(Processes):
@@ -303,7 +272,7 @@ def test_the_other_processes_begin_or_leave_with_the_first(settings, monkeypatch
     config, _ = settings("run", "train_seg.iterations=2")
 
     def join(processes):
-        monkeypatch.setattr(runner, "joined", lambda device: nullcontext(processes))
+        monkeypatch.setattr(runner, "joined", lambda device: contextlib.nullcontext(processes))
         return processes
 
     for expected in (True, False):  # trained, and found up to date

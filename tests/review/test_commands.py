@@ -6,6 +6,7 @@ import sys
 import urllib.request
 
 import numpy as np
+import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -61,6 +62,7 @@ def class_file(folder):
     return path
 
 
+@pytest.mark.usefixtures("interruptible")
 def test_review_as_a_file_and_served(make_run):
     run = make_run(2)
     assert f"{run.as_uri()}/review/index.html" in call("review", run)
