@@ -166,9 +166,18 @@ class AmnTraining(SeedTraining):
         Literal["network", "heads"],
         Field(
             description="Train the network (network), or fit a linear head on frozen features to the seeds (heads),"
-            " which takes seconds; the other settings of this section then have no effect."
+            " which takes seconds; of the other settings of this section only `rounds` then has an effect."
         ),
     ] = "network"
+    rounds: Annotated[
+        int,
+        Field(
+            ge=1,
+            le=5,
+            description="Of `kind: heads`, fits of the head, 1 to 5. Each further one learns from seeds that a CRF"
+            " makes from the last head's activations, at .8 / .2; trusted masks stay.",
+        ),
+    ] = 1
     epochs: Epochs = 5
     batch: Batch = 16
     crop: Crop = 512

@@ -11,7 +11,7 @@ from amn_fast.models import CamNet
 
 SCALES = (1.0,)
 """Scales of the views of an image that the classifier is fitted on, each with its horizontal flip."""
-DECAY = 1e-3
+DECAY = 1e-4
 ITERATIONS = 200
 
 

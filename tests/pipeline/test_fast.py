@@ -14,9 +14,11 @@ from amn_fast.calibrate.run import from_answers, from_masks, write_questions
 from amn_fast.calibrate.sampling import ScoredRun
 from amn_fast.config import SHIPPED, Config, read_config
 from amn_fast.data.image import read_mask
+from amn_fast.data.masks import write_mask
 from amn_fast.data.store import read_activations
 from amn_fast.errors import InputError
 from amn_fast.metrics import Confusion
+from amn_fast.pipeline import fitting
 from amn_fast.pipeline.dependencies import input_names, settings_of, stages_of
 from amn_fast.pipeline.folder import Workspace
 from amn_fast.pipeline.table import stage_named
@@ -36,6 +38,27 @@ def test_a_transformer_serves_too(configuration, small_grid):
     config = read_config(configuration, ["backbone=test_vit", "weights=null"])
     pipeline.run(config)
     assert len(list((config.run / "masks").glob("*.png"))) == 11
+
+
+def test_trusted_masks_stay_in_every_round(configuration, tmp_path, monkeypatch):
+    trusted = tmp_path / "trusted"
+    settings = ["train_amn.rounds=3", "cam_seed={fg: 0.3, bg: 0.1}", f"trusted={trusted}"]
+    work = Workspace(read_config(configuration, settings))
+    kept = [id for id in work.dataset.ids if work.dataset.labels(id).any()][1]
+    write_mask(trusted / f"{kept}.png", work.dataset.ground_truth(kept))
+    rounds, fit = [], fitting.heads.fit
+
+    def recorded(cells, labels, n_classes, **options):
+        rounds.append(labels)
+        return fit(cells, labels, n_classes, **options)
+
+    monkeypatch.setattr(fitting.heads, "fit", recorded)
+    pipeline.run(work.config)
+    ids = fitting.subset(work, fitting.MOST_IMAGES)
+    first, *others = (dict(zip(ids, labels[0].chunk(len(ids)), strict=True)) for labels in rounds)
+    assert len(others) == 2
+    for labels in others:
+        assert [id for id in ids if torch.equal(labels[id], first[id])] == [kept]
 
 
 def _is_calibrated(config, folder):
