@@ -4,7 +4,7 @@
 
 SET is one of docs/experiments/thresholds.py, DATA its folder. Images have a long side of at most 320 pixels. First the
 linear classifier: on which views it is fitted and at which scales the class activations are computed. Then the heads,
-from the seeds of the shipped classifier at the pair that the rule chose for the set (thresholds.json). Prints one line
+from the seeds of the first classifier at the pair that the rule chose for the set (thresholds.json). Prints one line
 for each variant: best mIoU over all thresholds, at .5, and the CPU seconds that the variant takes for one image.
 """
 
@@ -84,7 +84,7 @@ def cam_of(weights: Tensor, maps: Sequence[Tensor], size: tuple[int, int], keys:
 
 
 def study_cam(data: Images) -> list[Activations]:
-    """All variants of the classifier; the class activations of the shipped one."""
+    """All variants of the classifier; the class activations of the first one."""
     net = CamNet(data.classes, study.BACKBONE, "imagenet").eval()
     found: dict[float, list[Tensor]] = {}
     for scale in SCALES:
@@ -93,7 +93,7 @@ def study_cam(data: Images) -> list[Activations]:
         print(f"features at {scale}: {(time.process_time() - start) / len(data.images):.3f} s", flush=True)
     labels = torch.from_numpy(data.labels).float()
 
-    def weights(scales: Sequence[float], decay: float = linear_cam.DECAY) -> Tensor:
+    def weights(scales: Sequence[float], decay: float = 1e-3) -> Tensor:
         pooled = [torch.cat([found[s][k].float().mean((2, 3)) for s in scales]) for k in range(len(labels))]
         return linear_cam.fit(torch.cat(pooled), labels.repeat_interleave(len(pooled[0]), 0), decay=decay)
 
@@ -105,7 +105,7 @@ def study_cam(data: Images) -> list[Activations]:
         "fit at 1.0, decay 1e-4": weights([1.0], 1e-4),
         "fit at 1.0 and 1.5, decay 1e-4": weights([1.0, 1.5], 1e-4),
     }
-    shipped: list[Activations] = []
+    first: list[Activations] = []
     for name, fitted in fits.items():
         for scales in ([1.0, 1.5], [1.0, 1.5, 2.0], [1.5]):
             maps = [
@@ -113,8 +113,8 @@ def study_cam(data: Images) -> list[Activations]:
                 for k, image in enumerate(data.images)
             ]
             print(f"CAM, {name}, seen at {scales}: {data.score(maps)}", flush=True)
-            shipped = shipped or maps
-    return shipped
+            first = first or maps
+    return first
 
 
 def seeds_of(data: Images, cams: Sequence[Activations], pair: choice.Pair) -> list[NDArray[np.uint8]]:
@@ -194,7 +194,7 @@ def study_heads(data: Images, cams: Sequence[Activations], pair: choice.Pair) ->
         return found
 
     first = known.fit(seeds)
-    base = tell("as shipped", [first], [1.5], seeds)
+    base = tell("one fit", [first], [1.5], seeds)
     several = tell("seen at 1.0, 1.5, 2.0", [first], three, seeds)
     tell("seen at 1.0, 1.5", [first], [1.0, 1.5], seeds)
     tell("two fits", [first, known.fit(seeds, random_seed=1)], [1.5], seeds)
