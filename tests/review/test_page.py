@@ -200,13 +200,13 @@ def browser(tmp_path):
 
 
 def test_the_page_in_a_browser(make_run, browser, tmp_path):
-    """200 images: filter, mark three by keyboard, reopen, export; then the same page as a file."""
+    """1,000 images: filter, mark three by keyboard, reopen, export; then the same page as a file."""
     from selenium.webdriver.common.action_chains import ActionChains
     from selenium.webdriver.common.by import By
     from selenium.webdriver.common.keys import Keys
     from selenium.webdriver.support.ui import Select, WebDriverWait
 
-    run = make_run(200)
+    run = make_run(1000)
     page = build_page(run)
     items = read_script(page.folder / "data.js")["items"]
 
@@ -228,8 +228,8 @@ def test_the_page_in_a_browser(make_run, browser, tmp_path):
         wait(lambda: find(".card.here canvas[data-pixels]"))
         doubtful = sorted(items, key=lambda item: -item["doubt"])
         assert ids() == [item["id"] for item in doubtful[:60]]
-        assert find("#count")[0].text.startswith("200 of 200 images; 0 accepted")
-        assert "1 of 4" in find("#page")[0].text
+        assert find("#count")[0].text.startswith("1000 of 1000 images; 0 accepted")
+        assert "1 of 17" in find("#page")[0].text
         press(Keys.PAGE_DOWN, Keys.ARROW_RIGHT)
         assert find("#id")[0].text == doubtful[61]["id"]
 
