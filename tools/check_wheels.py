@@ -190,6 +190,7 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     arguments = parser.parse_args()
     wheels = [path.resolve() for path in sorted(arguments.folder.glob("*.whl"))]
+    wheels.sort(key=lambda wheel: "aarch64" in wheel.stem)  # the emulator takes longest
     if not wheels:
         sys.exit(f"{arguments.folder} holds no wheel; run `make wheels` first")
     for wheel in wheels:
