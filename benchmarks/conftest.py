@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from racing import Race, Results, Row
+from racing import Race, Results, Row, devices
 
 HERE = Path(__file__).parent
 ROUNDS = {"quick": 2, "default": 7, "full": 7}
@@ -55,14 +55,6 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 def profile(request: pytest.FixtureRequest) -> str:
     """ "quick", "default" or "full"."""
     return profile_of(request.config)
-
-
-def devices() -> list[str]:
-    try:
-        import torch
-    except ImportError:
-        return ["cpu"]
-    return ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
 
 
 @pytest.fixture(params=devices())

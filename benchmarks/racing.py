@@ -192,6 +192,15 @@ class Race:
         return (moved / seconds) / (2 * FLUSH_BYTES / statistics.median(copies))
 
 
+def devices() -> list[str]:
+    """Where operations can be measured here: "cpu", and "cuda" where there is a GPU."""
+    try:
+        import torch
+    except ImportError:
+        return ["cpu"]
+    return ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
+
+
 def interval_of_median(values: list[float]) -> tuple[float, float]:
     """The order statistics that hold the median with a probability of 95 % or as near as so few values allow."""
     count = len(values)

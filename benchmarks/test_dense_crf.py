@@ -13,10 +13,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import devices
 from crf_peer import densecrf, marginals, refined_seed, utils
 from problems import COCO, VOC, label_map, name_of, photo
-from racing import Method, Race
+from racing import Method, Race, devices
 
 from amn_fast.kernels.dense_crf import reference
 from amn_fast.ops.dense_crf import DenseCRF, dense_crf, refine_seed, unary_from_labels
