@@ -203,7 +203,7 @@ def startup(folder: Path, images: int) -> dict[str, Any]:
 # ---------------------------------------------------------------------------------------------------------- processes
 
 
-def processes(folder: Path, rounds: int = 3, images: int = 24) -> dict[str, Any]:
+def processes(folder: Path, rounds: int = 3, images: int = 48) -> dict[str, Any]:
     """Images per second of one process and of two, interleaved; from the first image to the last, without loading."""
     backbone = "efficientnet_lite0"
     run = write_run(folder / "run", config_of(backbone), backbone)
