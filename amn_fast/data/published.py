@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from amn_fast._extras import require
 from amn_fast.data.legacy import read_legacy, write_legacy
 from amn_fast.data.names import find_files, find_images
-from amn_fast.data.store import Activations, read_activations, write_activations
+from amn_fast.data.store import Activations, read_activations, strided_size, write_activations
 from amn_fast.errors import InputError
 
 Size = tuple[int, int]
@@ -78,12 +78,12 @@ def _maps(
         if size_of is None:
             raise InputError(f"{path}: has no class and so no map that tells the image's size; name the images too")
         size = size_of(path.stem)
-        return np.zeros((0, *_strided(size)), np.float32), np.zeros((0, *size), np.float32)
+        return np.zeros((0, *strided_size(*size)), np.float32), np.zeros((0, *size), np.float32)
     cam, full = entries["cam"], entries["high_res"]
     if not isinstance(cam, np.ndarray) or not isinstance(full, np.ndarray):
         raise InputError(f"{path}: cam or high_res is no array")
     fits = cam.ndim == full.ndim == 3 and len(cam) == len(full) and 0 not in full.shape[1:]
-    if not fits or len(cam) - count not in (0, 1) or cam.shape[1:] != _strided(full.shape[1:]):
+    if not fits or len(cam) - count not in (0, 1) or cam.shape[1:] != strided_size(*full.shape[1:]):
         raise InputError(f"{path}: {count} keys, cam {cam.shape} and high_res {full.shape} do not belong together")
     if cam.dtype.kind != "f" or full.dtype.kind != "f" or not (np.isfinite(cam).all() and np.isfinite(full).all()):
         raise InputError(f"{path}: cam is {cam.dtype}, high_res {full.dtype}, expected finite floating-point numbers")
@@ -194,7 +194,3 @@ def _find_activations(folder: Path, suffix: str) -> list[Path]:
     if not files:
         raise InputError(f"{folder}: holds no activation file *{suffix}")
     return files
-
-
-def _strided(size: tuple[int, ...]) -> Size:
-    return (size[0] - 1) // 4 + 1, (size[1] - 1) // 4 + 1

@@ -162,11 +162,21 @@ def _size(file: Any) -> tuple[int, int]:
     return int(shape[1]), int(shape[2])
 
 
+def strided_size(height: int, width: int) -> tuple[int, int]:
+    """The size of the maps at stride 4 of an image.
+
+    Examples:
+        >>> strided_size(375, 500)
+        (94, 125)
+    """
+    return (height - 1) // 4 + 1, (width - 1) // 4 + 1
+
+
 def _check(found: Activations | StridedActivations) -> None:
     keys, strided, size = found.keys, found.strided, found.size
     if keys.dtype != np.uint8 or keys.ndim != 1:
         raise _Unfit(f"keys are {keys.dtype} {keys.shape}, expected uint8 (K,)")
-    expected = (len(keys), (size[0] - 1) // 4 + 1, (size[1] - 1) // 4 + 1)
+    expected = (len(keys), *strided_size(*size))
     if min(size) < 1 or strided.shape != expected:
         raise _Unfit(f"{len(keys)} keys, strided {strided.shape} and size {size} do not belong together")
     if not np.isfinite(strided).all():

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from amn_fast.config import CamTraining
 from amn_fast.data.augment import flipped_pair
-from amn_fast.data.store import Activations
+from amn_fast.data.store import Activations, strided_size
 from amn_fast.models import CamNet
 from amn_fast.nn import sum_over_group
 from amn_fast.ops.merge import merge_cam
@@ -69,5 +69,5 @@ def probabilities(net: CamNet, image: NDArray[np.uint8], device: torch.device) -
 
 def no_activations(height: int, width: int) -> Activations:
     """Activations of an image without any class."""
-    strided = np.zeros((0, (height - 1) // 4 + 1, (width - 1) // 4 + 1), np.float32)
+    strided = np.zeros((0, *strided_size(height, width)), np.float32)
     return Activations(np.zeros(0, np.uint8), strided, np.zeros((0, height, width), np.float32))

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from amn_fast.data.augment import resize_image
-from amn_fast.data.store import Activations
+from amn_fast.data.store import Activations, strided_size
 from amn_fast.models.heads import HeadsNet
 
 SCALE = 1.5
@@ -242,7 +242,7 @@ def activations(head: Tensor, features: Tensor, keys: Sequence[int], size: tuple
     found = logits(head, features, keys)
     strided, full = (
         F.interpolate(found, shape, mode="bilinear", align_corners=False).softmax(1)[0, 1:].numpy()
-        for shape in (((size[0] - 1) // 4 + 1, (size[1] - 1) // 4 + 1), size)
+        for shape in (strided_size(*size), size)
     )
     return Activations(np.array(keys, np.uint8), strided, full)
 
