@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import bdtrc
 
 from amn_fast.steps.convergence import GUESSING
 
@@ -309,12 +310,7 @@ def _too_many(hits: int, tries: int) -> bool:
     """
     if tries < FEWEST_IMAGES or hits <= USUAL * tries:
         return False
-    log_choose = (math.lgamma(tries + 1) - math.lgamma(k + 1) - math.lgamma(tries - k + 1) for k in range(hits))
-    below = sum(
-        math.exp(choose + k * math.log(USUAL) + (tries - k) * math.log(1 - USUAL))
-        for k, choose in enumerate(log_choose)
-    )
-    return 1 - below < BY_CHANCE
+    return bool(bdtrc(hits - 1, tries, USUAL) < BY_CHANCE)
 
 
 def _area_sigma(positive: int, images: int) -> float:
