@@ -68,10 +68,10 @@ def choose_background(work: Workspace, new: New) -> None:
         scores = scores_of(id)
         found[id] = choice.promise(scores.max(0).reshape(1, -1).astype(np.float64))
         if by_heads:
-            heads = read_activations(heads_file(config.run, "cam_seed", id))
-            like = mask_from_scores(heads.full, [0, *heads.keys], 0.5)
+            own = read_activations(heads_file(config.run, "cam_seed", id))
+            like = mask_from_scores(own.full, [0, *own.keys], 0.5)
             with lock:
-                curve.add(scores, heads.keys, like)
+                curve.add(scores, own.keys, like)
 
     for_each("scores of masks", ids, one, cores())
     expected = choice.expected_iou([found[id] for id in ids])[0]

@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from amn_fast.config import Config, Mask, Seed
+from amn_fast.config import AUTO, Config, Mask, Seed
 from amn_fast.errors import InputError
 
 FOLDER = "thresholds"
@@ -52,7 +52,7 @@ def chosen_seed(config: Config, section: str) -> Seed:
         InputError: the thresholds are auto, and the run has not chosen them.
     """
     settings: Seed = getattr(config, section)
-    if settings.fg != "auto":
+    if settings.fg != AUTO:
         return settings
     fg, bg = read_choice(choice_file(config.run, section), "pair")
     return Seed(fg=fg, bg=bg, bilateral=settings.bilateral)
@@ -64,7 +64,7 @@ def chosen_mask(config: Config) -> Mask:
     Raises:
         InputError: the threshold is auto, and the run has not chosen it.
     """
-    if config.mask.background != "auto":
+    if config.mask.background != AUTO:
         return config.mask
     (background,) = read_choice(choice_file(config.run, "mask"), "background")
     return config.mask.model_copy(update={"background": background})

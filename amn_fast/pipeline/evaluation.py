@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from amn_fast._info import package_version
-from amn_fast.config import Config
+from amn_fast.config import AUTO, Config
 from amn_fast.data.image import read_mask
 from amn_fast.data.store import read_activations
 from amn_fast.errors import InputError
@@ -198,7 +198,7 @@ def _read(work: Workspace, id: str, ground_truth: NDArray[np.uint8], label_maps:
     for name, label_map in label_maps.items():
         _same_size(work.item(LABEL_MAPS[name], id), label_map.shape, id, ground_truth)
     path = heads_file(work.root, "cam_seed", id)
-    beside = work.config.cam_seed.fg == "auto" and work.config.train_amn.kind == "network" and path.exists()
+    beside = work.config.cam_seed.fg == AUTO and work.config.train_amn.kind == "network" and path.exists()
     return Item(ground_truth, activations, label_maps, read_activations(path).full if beside else None)
 
 

@@ -50,7 +50,10 @@ def fit_linear_cam(work: Workspace, new: New) -> None:
 
 
 class _Cells:
-    """The cells of each image that heads are fitted on: features, and the labels of the present round."""
+    """The cells of each image that heads are fitted on: features, and the labels of the present round.
+
+    The features of whole images are computed again in each round: of `MOST_IMAGES` they would take 8 GB.
+    """
 
     def __init__(self, work: Workspace, net: HeadsNet, ids: Sequence[str]) -> None:
         self.work, self.net, self.ids = work, net, ids

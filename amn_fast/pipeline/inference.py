@@ -10,17 +10,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from amn_fast.config import AUTO
 from amn_fast.data.image import read_mask
 from amn_fast.data.legend import write_legend
 from amn_fast.data.masks import write_mask
-from amn_fast.data.store import (
-    Activations,
-    as_stored,
-    is_compact,
-    read_activations,
-    read_strided,
-    write_activations,
-)
+from amn_fast.data.store import Activations, as_stored, is_compact, read_activations, read_strided, write_activations
 from amn_fast.errors import InputError
 from amn_fast.files import retried, write_atomically
 from amn_fast.models import AmnNet, CamNet, HeadsNet, IrnNet, prepare
@@ -116,7 +110,7 @@ def _written_ahead(work: Workspace, kind: str) -> Callable[[str, NDArray[np.uint
     assert masks is not None
     stage = seeds if exists(work.config, seeds) else masks
     threshold = getattr(work.config, f"{kind}_seed").fg if stage is seeds else work.config.mask.background
-    if threshold == "auto":
+    if threshold == AUTO:
         return None
     staging, settings = Staging(work.root, stage, work.contents), settings_of(work, stage)
     write = _seed_writer(work, staging.new, kind) if stage is seeds else _crf_writer(work, staging.new)
