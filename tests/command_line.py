@@ -24,6 +24,7 @@ def command(*arguments: object, cwd: Path | str = ".") -> tuple[int, str, str]:
             status = 0
         except SystemExit as ended:
             status = ended.code or 0
+    assert "Traceback" not in errors.getvalue(), errors.getvalue()
     return status, output.getvalue(), errors.getvalue()
 
 
