@@ -128,8 +128,8 @@ def seeds_of(data: Images, cams: Sequence[Activations], pair: choice.Pair) -> li
 class Heads:
     """Frozen features of all images at several scales, each with its flip, for heads."""
 
-    def __init__(self, data: Images, scales: Sequence[float], levels: int = 3, channels: int = 128) -> None:
-        model.LEVELS, model.MOST_CHANNELS = levels, channels
+    def __init__(self, data: Images, scales: Sequence[float], channels: int = 128) -> None:
+        model.MOST_CHANNELS = channels
         self.data, self.net = data, HeadsNet(data.classes, study.BACKBONE).eval()
         self.net.backbone.load_state_dict(CamNet(data.classes, study.BACKBONE, "imagenet").backbone.state_dict())
         some = [heads.level_maps(self.net, image, CPU) for image in data.images[:50]]
@@ -147,18 +147,23 @@ class Heads:
             print(f"heads' features at {scale}: {(time.process_time() - start) / len(data.images):.3f} s", flush=True)
 
     def fit(
-        self, seeds: Sequence[NDArray[np.uint8]], *, scales: Sequence[float] = (1.5,), flips: int = 1, **options: float
+        self,
+        seeds: Sequence[NDArray[np.uint8]],
+        *,
+        scales: Sequence[float] = (1.5,),
+        random_seed: int = 0,
+        steps: int = heads.STEPS,
     ) -> Tensor:
         features, labels = [], []
         for k, seed in enumerate(seeds):
             for scale in scales:
-                for flip in range(flips):
-                    grid = heads.grid_features(self.maps[scale][k][flip])
-                    chosen = heads.cells_of_image(grid[0].numel(), len(seeds), np.random.default_rng([0, 1, k]))
-                    features.append(grid.flatten(1).T[torch.from_numpy(chosen)])
-                    own = heads.grid_labels(seed, (grid.shape[1], grid.shape[2]))
-                    labels.append(torch.from_numpy(own.ravel()[chosen]))
-        return heads.fit(torch.cat(features), torch.cat(labels)[None], self.data.classes, **options)[0]  # type: ignore[arg-type]
+                grid = heads.grid_features(self.maps[scale][k][0])
+                chosen = heads.cells_of_image(grid[0].numel(), len(seeds), np.random.default_rng([0, 1, k]))
+                features.append(grid.flatten(1).T[torch.from_numpy(chosen)])
+                own = heads.grid_labels(seed, (grid.shape[1], grid.shape[2]))
+                labels.append(torch.from_numpy(own.ravel()[chosen]))
+        options = {"random_seed": random_seed, "steps": steps}
+        return heads.fit(torch.cat(features), torch.cat(labels)[None], self.data.classes, **options)[0]
 
     def see(
         self, fitted: Sequence[Tensor], scales: Sequence[float], seeds: Sequence[NDArray[np.uint8]] | None

@@ -13,7 +13,7 @@ them. `backgrounds` compares rules for the threshold of the masks on the runs in
 
 It is made to fit into one hour of one CPU core: images have a long side of at most 320 pixels, large sets are 80
 random images (120 with 20 labels), the networks compute in bfloat16 (fast on CPUs with avx512_bf16 alone), and the
-trainings are short. Their class activations come from a linear classifier, as in thresholds.py.
+training runs are short. Their class activations come from a linear classifier, as in thresholds.py.
 """
 
 import json
@@ -34,8 +34,9 @@ from amn_fast.data import read_activations
 from amn_fast.data.augment import resize_labels
 from amn_fast.data.demo import make_demo
 from amn_fast.data.image import read_mask
+from amn_fast.data.labels import write_labels
 from amn_fast.data.masks import write_mask
-from amn_fast.data.store import read_strided
+from amn_fast.data.store import Activations, read_strided
 from amn_fast.files import write_atomically, write_json
 from amn_fast.metrics import Confusion, ThresholdCurve
 from amn_fast.pipeline import run_stage
@@ -76,14 +77,12 @@ def write_set(name: str, data: Path, folder: Path) -> None:
         return
     dataset = linear.open_set(name, data)
     ids = [id for id in linear.ids_of(name, dataset) if dataset.labels(id).any()]
-    rows = [",".join(["id", *dataset.classes])]
     for id in ids:
         image, truth = linear.image_of(dataset, id), dataset.ground_truth(id)
         assert truth is not None
         _write_png(folder / "images" / f"{id}.png", image)
         write_mask(folder / "masks" / f"{id}.png", resize_labels(truth, image.shape[:2]))
-        rows.append(",".join([id, *(str(int(label)) for label in dataset.labels(id))]))
-    (folder / "labels.csv").write_text("\n".join(rows) + "\n")
+    write_labels(folder / "labels.csv", {id: dataset.labels(id) for id in ids}, dataset.classes, ids)
     (folder / "classes.txt").write_text("\n".join(dataset.classes) + "\n")
     (folder / "ids.txt").write_text("\n".join(ids) + "\n")
 
@@ -109,7 +108,8 @@ def best_of_heads(name: str) -> Pair:
     """The pair of the grid whose heads have the highest mIoU, mean of the fits."""
     found = json.loads(linear.SUMMARY.read_text())
     miou = np.mean([np.max(one["miou"], 1) for one in found["records"] if one["set"] == name], 0)
-    return tuple(found["grid"][int(miou.argmax())])  # type: ignore[return-value]
+    fg, bg = found["grid"][int(miou.argmax())]
+    return fg, bg
 
 
 def compute(config: Config, *stages: str) -> float:
@@ -124,8 +124,8 @@ def score(config: Config) -> dict[str, Any]:
     """AMN's activations, the masks at several thresholds, and the signs of doubt of each image."""
     work = Workspace(config)
     dataset, n_classes = work.dataset, len(work.dataset.classes)
-    amn, walked, seeds = ThresholdCurve(n_classes), ThresholdCurve(n_classes), Confusion(n_classes)
-    promises = []
+    amn, propagated, seeds = ThresholdCurve(n_classes), ThresholdCurve(n_classes), Confusion(n_classes)
+    promises, images = [], {}
     for id in dataset.ids:
         truth = dataset.ground_truth(id)
         assert truth is not None
@@ -134,33 +134,34 @@ def score(config: Config) -> dict[str, Any]:
             read_strided(work.item("amn", id)), read_edge(work.item("edge", id)), config.mask, threads=1
         )
         amn.add(found.full, found.keys, truth)
-        walked.add(scores, found.keys, truth)
+        propagated.add(scores, found.keys, truth)
         seeds.add(read_mask(work.item("cam_seed", id)), truth)
         if len(found.keys):
             promises.append(choice.promise(scores.max(0).reshape(1, -1).astype(np.float64)))
+            images[id] = signs(work, id, found, scores, truth, PUBLISHED_BACKGROUND)
     expected = choice.expected_iou(promises)[0]
     auto = choice.MASK_THRESHOLDS[int(expected.argmax())]
-    best, best_mask = amn.result(), walked.result()
-    images = {id: one for id in dataset.ids if (one := signs(work, id, PUBLISHED_BACKGROUND))}
+    best, best_mask = amn.result(), propagated.result()
     write_json(config.run / "signs.json", images)
     return {
         "amn": best.best_miou, "amn_threshold": best.best_threshold, "amn_at_half": amn.scores(0.5).miou,
         "seed": seeds.scores(unknown="ignore").miou, "coverage": seeds.scores(unknown="ignore").coverage,
-        "mask": walked.scores(PUBLISHED_BACKGROUND).miou, "mask_auto": walked.scores(auto).miou,
+        "mask": propagated.scores(PUBLISHED_BACKGROUND).miou, "mask_auto": propagated.scores(auto).miou,
         "auto_background": auto, "mask_best": best_mask.best_miou, "mask_threshold": best_mask.best_threshold,
         "mask_curve": [round(float(value), 4) for value in best_mask.miou[::5]],
         "expected_iou": expected.round(4).tolist(),
     }  # fmt: skip
 
 
-def signs(work: Workspace, id: str, threshold: float) -> dict[str, float]:
-    """Signs of doubt of a mask at a threshold, and its mIoU; nothing of an image without a class."""
-    found, truth = read_activations(work.item("amn", id)), work.dataset.ground_truth(id)
-    if not len(found.keys) or truth is None:
-        return {}
-    scores = mask.scores(
-        read_strided(work.item("amn", id)), read_edge(work.item("edge", id)), work.config.mask, threads=1
-    )
+def signs(
+    work: Workspace,
+    id: str,
+    found: Activations,
+    scores: NDArray[np.float32],
+    truth: NDArray[np.uint8],
+    threshold: float,
+) -> dict[str, float]:
+    """Signs of doubt of the mask of an image with a class at a threshold, and its mIoU."""
     made = mask.mask_from_scores(scores, np.concatenate([[0], found.keys]), threshold)
     regions = find_regions(work.dataset.image(id))
     confusion = Confusion(len(work.dataset.classes))
