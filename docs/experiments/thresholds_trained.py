@@ -1,15 +1,17 @@
 """Experiments for docs/explanation/thresholds.md: trained AMNs and final masks at several pairs of seed thresholds.
 
-    python docs/experiments/thresholds_trained.py run DATA WORK demo voc76 msrc msrc_val voc20 voc437
+    python docs/experiments/thresholds_trained.py run DATA WORK SEED demo voc76 msrc msrc_val voc20 voc437
+    python docs/experiments/thresholds_trained.py fast DATA WORK demo voc76 msrc msrc_val voc20 voc437
     python docs/experiments/thresholds_trained.py table
     python docs/experiments/thresholds_trained.py backgrounds WORK demo voc76 msrc msrc_val voc20 voc437
 
 DATA holds `msrc_v2` and `voc12_animals` in VOC layout. `run` writes each set, reduced, to WORK/sets and its runs to
 WORK/SET. Class activations are computed once for a set, and `choose-seed` chooses the pair; then AMN, IRN and the masks
 follow at that pair, at .3 / .05, at .6 / .2, at the best pair of the heads (thresholds.json) and at the pair of the
-shipped configuration. At the chosen pair there are also AMN's seeds by `amn_seed: auto`. Each run's figures are added
-to thresholds_trained.json beside this script at once; a run whose figures are there is not repeated. `table` prints
-them. `backgrounds` compares rules for the threshold of the masks on the runs in WORK.
+shipped configuration. At the chosen pair there are also AMN's seeds by `amn_seed: auto`. SEED is the random seed of the
+two networks. `fast` makes masks by configuration fast at the same pairs. Each run's figures are added to
+thresholds_trained.json beside this script at once; a run whose figures are there is not repeated. `table` prints means
+over the random seeds. `backgrounds` compares rules for the threshold of the masks on the runs of seed 0 in WORK.
 
 It is made to fit into one hour of one CPU core: images have a long side of at most 320 pixels, large sets are 80
 random images (120 with 20 labels), the networks compute in bfloat16 (fast on CPUs with avx512_bf16 alone), and the
@@ -39,6 +41,7 @@ from amn_fast.data.masks import write_mask
 from amn_fast.data.store import Activations, read_strided
 from amn_fast.files import write_atomically, write_json
 from amn_fast.metrics import Confusion, ThresholdCurve
+from amn_fast.ops.refine_seed import crf_labels
 from amn_fast.pipeline import run_stage
 from amn_fast.pipeline.chosen import choice_file, heads_file, read_choice
 from amn_fast.pipeline.folder import Workspace
@@ -91,6 +94,11 @@ def _write_png(path: Path, image: NDArray[np.uint8]) -> None:
     from PIL import Image
 
     write_atomically(path, lambda file: Image.fromarray(image).save(file, "PNG"))
+
+
+def fast_configuration(name: str, work: Path, folder: str, *changes: str) -> Config:
+    places = [f"name={name}", f"data.root={work / 'sets' / name}", f"run={work / name / folder}"]
+    return read_config("fast", [f"data.options={OPTIONS}", *places, "device=cpu", *changes])
 
 
 def configuration(name: str, work: Path, folder: str, *changes: str) -> Config:
@@ -203,9 +211,9 @@ def begin(name: str, data: Path, work: Path) -> None:
     """The set, its class activations, and the choice of its pair."""
     write_set(name, data, work / "sets" / name)
     config = configuration(name, work, "base", "cam_seed=auto")
-    seconds = compute(config, "train-cam", "make-cam", "choose-seed")
     if has(name, "base"):
         return
+    seconds = compute(config, "train-cam", "make-cam", "choose-seed")
     dataset = Workspace(config).dataset
     curve = ThresholdCurve(len(dataset.classes))
     for id in dataset.ids:
@@ -218,40 +226,90 @@ def begin(name: str, data: Path, work: Path) -> None:
     add(name, "base", size | pairs | {"hand": HAND.get(name, STRICT)} | figures)
 
 
-def run_pair(name: str, work: Path, pair: Pair) -> None:
+def text(pair: Pair) -> str:
+    return f"{pair[0]:g} / {pair[1]:g}"
+
+
+def at_pair(name: str, work: Path, pair: Pair, seed: int) -> Config:
+    """The run at a pair of a set."""
+    return configuration(name, work, f"{pair[0]:g}_{pair[1]:g}_{seed}", pair_setting(pair), f"seed={seed}")
+
+
+def run_pair(name: str, work: Path, pair: Pair, seed: int) -> None:
     """AMN, IRN and masks at a pair."""
-    key = f"{pair[0]:g} / {pair[1]:g}"
+    key = f"{text(pair)} #{seed}"
     if has(name, key):
         return
-    base = configuration(name, work, "base", "cam_seed=auto")
-    config = copied(configuration(name, work, f"{pair[0]:g}_{pair[1]:g}", pair_setting(pair)), base)
+    config = copied(at_pair(name, work, pair, seed), configuration(name, work, "base", "cam_seed=auto"))
     seconds = compute(config, "refine-seed", "train-amn", "make-amn-cam", *BEHIND)
     add(name, key, {"pair": pair, "seconds": round(seconds, 1), **score(config)})
     print(name, key, f"{seconds:.0f} s", flush=True)
 
 
-def run_auto(name: str, work: Path, pair: Pair) -> None:
+def run_auto(name: str, work: Path, pair: Pair, seed: int) -> None:
     """AMN's seeds by `amn_seed: auto`, at the chosen pair of the first seeds."""
-    if has(name, "auto"):
+    key = f"auto #{seed}"
+    if has(name, key):
         return
-    fixed = configuration(name, work, f"{pair[0]:g}_{pair[1]:g}", pair_setting(pair))
-    config = copied(configuration(name, work, "auto", pair_setting(pair), "amn_seed=auto"), fixed)
+    changes = [pair_setting(pair), "amn_seed=auto", f"seed={seed}"]
+    config = copied(configuration(name, work, f"auto_{seed}", *changes), at_pair(name, work, pair, seed))
     seconds = compute(config, "choose-amn-seed", *BEHIND)
     chosen = read_choice(choice_file(config.run, "amn_seed"), "pair")
-    add(name, "auto", {"pair": pair, "amn_seed": chosen, "seconds": round(seconds, 1), **score(config)})
-    print(name, "auto", chosen, f"{seconds:.0f} s", flush=True)
+    add(name, key, {"pair": pair, "amn_seed": chosen, "seconds": round(seconds, 1), **score(config)})
+    print(name, key, chosen, f"{seconds:.0f} s", flush=True)
 
 
-def run_sets(names: list[str], data: Path, work: Path) -> None:
+def run_sets(names: list[str], data: Path, work: Path, seed: int) -> None:
     """All runs of all sets, those first that matter most."""
     for name in names:
         begin(name, data, work)
         found = json.loads(RESULTS.read_text())[name]["base"]
         auto, best, hand = (tuple(found[key]) for key in ("auto", "best", "hand"))
         for pair in dict.fromkeys([auto, hand, PUBLISHED, best, STRICT]):
-            run_pair(name, work, pair)
+            run_pair(name, work, pair, seed)
     for name in names:
-        run_auto(name, work, tuple(json.loads(RESULTS.read_text())[name]["base"]["auto"]))
+        run_auto(name, work, tuple(json.loads(RESULTS.read_text())[name]["base"]["auto"]), seed)
+
+
+def run_fast(names: list[str], data: Path, work: Path) -> None:
+    """Masks of the fast mode at the chosen pair and at others, and what the rule for their threshold sees."""
+    for name in names:
+        write_set(name, data, work / "sets" / name)
+        base = fast_configuration(name, work, "fast")
+        if not has(name, "fast"):
+            compute(base, "train-cam", "make-cam", "choose-seed")
+            add(name, "fast", {"auto": read_choice(choice_file(base.run, "cam_seed"), "pair")})
+        auto = tuple(json.loads(RESULTS.read_text())[name]["fast"]["auto"])
+        for pair in dict.fromkeys([auto, HAND.get(name, STRICT), PUBLISHED, best_of_heads(name), STRICT]):
+            key = f"fast {text(pair)}"
+            if has(name, key):
+                continue
+            folder = f"fast_{pair[0]:g}_{pair[1]:g}"
+            config = copied(fast_configuration(name, work, folder, pair_setting(pair)), base)
+            compute(config, "refine-seed", "train-amn", "make-amn-cam", "choose-background", "make-mask")
+            add(name, key, {"pair": pair, **score_fast(config)})
+            print(name, key, flush=True)
+
+
+def score_fast(config: Config) -> dict[str, Any]:
+    """The heads' activations, and masks by CRF at all thresholds with the measures that choose one."""
+    work = Workspace(config)
+    n_classes = len(work.dataset.classes)
+    heads, masks = ThresholdCurve(n_classes), [Confusion(n_classes) for _ in choice.MASK_THRESHOLDS]
+    for id in work.dataset.ids:
+        found, truth = read_activations(work.item("amn", id)), work.dataset.ground_truth(id)
+        assert truth is not None
+        heads.add(found.full, found.keys, truth)
+        made = crf_labels(work.dataset.image(id), found.full, found.keys, choice.MASK_THRESHOLDS, threads=1)
+        for confusion, one in zip(masks, made, strict=True):
+            confusion.add(one, truth)
+    chosen = json.loads(choice_file(config.run, "mask").read_text())
+    curve = [round(one.scores().miou, 4) for one in masks]
+    return {
+        "heads": heads.result().best_miou, "background": chosen["background"],
+        "mask": curve[choice.MASK_THRESHOLDS.index(chosen["background"])], "mask_best": max(curve),
+        "mask_curve": curve, "regions": chosen["regions"], "expected_iou": chosen["expected_iou"],
+    }  # fmt: skip
 
 
 FIGURES = {
@@ -348,7 +406,7 @@ def backgrounds(work: Path, names: list[str]) -> None:
     for name in names:
         base = configuration(name, work, "base", "cam_seed=auto")
         high, low = json.loads(RESULTS.read_text())[name]["base"]["auto"]
-        config = configuration(name, work, f"{high:g}_{low:g}", pair_setting((high, low)))
+        config = at_pair(name, work, (high, low), 0)
         found = background_regrets(config, base)
         rows.append([found[rule] for rule in BACKGROUNDS])
         print(
@@ -363,7 +421,9 @@ def main() -> None:
     command, *rest = sys.argv[1:]
     if command == "run":
         os.environ["OMP_NUM_THREADS"] = "1"
-        run_sets(rest[2:], Path(rest[0]).resolve(), Path(rest[1]).resolve())
+        run_sets(rest[3:], Path(rest[0]).resolve(), Path(rest[1]).resolve(), int(rest[2]))
+    elif command == "fast":
+        run_fast(rest[2:], Path(rest[0]).resolve(), Path(rest[1]).resolve())
     elif command == "table":
         table()
     elif command == "backgrounds":
