@@ -90,8 +90,8 @@ def _masks_agree_with_the_heads(work):
             masks = ((mask.scores(amn, edge, work.config.mask), threshold), (heads.full, 0.5))
             confusion.add(*(mask_from_scores(maps, [0, *amn.keys], at) for maps, at in masks))
         agreement.append(confusion.scores().miou)
-        assert found["agreement"][found["mask_thresholds"].index(threshold)] == pytest.approx(agreement[-1], abs=1e-3)
-    assert agreement[1] == pytest.approx(max(found["agreement"]), abs=1e-3)
+        assert found["heads"][found["mask_thresholds"].index(threshold)] == pytest.approx(agreement[-1], abs=1e-3)
+    assert agreement[1] == pytest.approx(max(found["heads"]), abs=1e-3)
     (work.root / "thresholds/mask.json").unlink()
 
 
