@@ -58,48 +58,50 @@ def choose_amn_seed(work: Workspace, new: New) -> None:
 def choose_background(work: Workspace, new: New) -> None:
     """Choose the threshold of the masks.
 
-    Of masks by a CRF: where they follow the images' regions most. Of propagated activations: where the masks agree most
-    with those of choose-seed's linear heads at .5, by the mean IoU of the classes; without such heads, where the
-    scores, read as probabilities, promise the highest IoU.
+    Of masks by a CRF: where the product of two means is highest, of how well the masks follow the images' regions, and
+    of the IoU that the activations, read as probabilities, promise. Of propagated activations: where the masks agree
+    most with those of choose-seed's linear heads at .5, by the mean IoU of the classes; without such heads, where the
+    scores promise the highest IoU.
     """
     crf = work.config.mask.kind == "crf"
     ids = subset(work, MOST_CRF_IMAGES if crf else MOST_IMAGES)
-    if crf:
-        by, merits = "regions", {"regions": _following_regions(work, ids)}
-    else:
-        by, merits = _agreeing_with_heads(work, ids)
+    by, merits = (_following_regions if crf else _agreeing_with_heads)(work, ids)
+    merit = np.prod([merits[name] for name in by], axis=0)
     result = {
-        "background": choice.MASK_THRESHOLDS[int(merits[by].argmax())],
+        "background": choice.MASK_THRESHOLDS[int(merit.argmax())],
         "by": by,
         "images": len(ids),
         "of": len(work.dataset.ids),
         "mask_thresholds": list(choice.MASK_THRESHOLDS),
-        **{name.replace(" ", "_").lower(): merit.round(6).tolist() for name, merit in merits.items()},
+        **{name: values.round(6).tolist() for name, values in merits.items()},
     }
     write_json(new(choice_file(work.config.run, "mask")), result)
     console.print(f"  mask.background: {result['background']:g}")
 
 
-def _following_regions(work: Workspace, ids: Sequence[str]) -> NDArray[np.float64]:
-    """How well masks by the CRF follow the images' regions, at each of `choice.MASK_THRESHOLDS`; means over images."""
-    activations, found = full_activations(work, "amn"), {}
+Merits = tuple[tuple[str, ...], dict[str, NDArray[np.float64]]]
+"""Names of the measures whose product decides, and all measures at each of `choice.MASK_THRESHOLDS`."""
+
+
+def _following_regions(work: Workspace, ids: Sequence[str]) -> Merits:
+    """How well masks by the CRF follow the images' regions, and the IoU that the activations promise of them."""
+    activations = full_activations(work, "amn")
+    found: dict[str, tuple[NDArray[np.float64], choice.Promise]] = {}
 
     def one(id: str) -> None:
         image = work.dataset.image(id)
         maps = activations(id, image)
         masks = crf_labels(image, maps.full, maps.keys, choice.MASK_THRESHOLDS, threads=1)
-        found[id] = choice.following(image, masks)
+        found[id] = choice.following(image, masks), choice.promise_of_masks(maps.full.max(0), masks)
 
     for_each("regions of masks", ids, one, cores())
-    return np.asarray(np.mean([found[id] for id in ids], axis=0))
+    regions = np.asarray(np.mean([found[id][0] for id in ids], axis=0))
+    expected = choice.expected_iou([found[id][1] for id in ids])[0]
+    return ("regions", "expected_iou"), {"regions": regions, "expected_iou": expected}
 
 
-def _agreeing_with_heads(work: Workspace, ids: Sequence[str]) -> tuple[str, dict[str, NDArray[np.float64]]]:
-    """What propagated scores promise at each of `choice.MASK_THRESHOLDS`, and how their masks agree with the heads'.
-
-    Returns:
-        the measure that decides, and the measures by name.
-    """
+def _agreeing_with_heads(work: Workspace, ids: Sequence[str]) -> Merits:
+    """The IoU that propagated scores promise, and how their masks agree with those of the heads, if there are any."""
     config = work.config
     scores_of, lock = mask_scores(work), threading.Lock()
     by_heads = config.cam_seed.fg == AUTO and all(heads_file(config.run, "cam_seed", id).exists() for id in ids)
@@ -116,8 +118,10 @@ def _agreeing_with_heads(work: Workspace, ids: Sequence[str]) -> tuple[str, dict
                 curve.add(scores, own.keys, like)
 
     for_each("scores of masks", ids, one, cores())
-    expected = {"expected IoU": choice.expected_iou([found[id] for id in ids])[0]}
-    return ("heads", expected | {"heads": curve.result().miou}) if by_heads else ("expected IoU", expected)
+    merits = {"expected_iou": choice.expected_iou([found[id] for id in ids])[0]}
+    if by_heads:
+        return ("heads",), merits | {"heads": curve.result().miou}
+    return ("expected_iou",), merits
 
 
 def mask_scores(work: Workspace) -> Callable[[str], NDArray[np.float32]]:

@@ -170,6 +170,14 @@ def promise(p: NDArray[np.float64]) -> Promise:
     )
 
 
+def promise_of_masks(p: NDArray[np.floating], masks: NDArray[np.uint8]) -> Promise:
+    """Of one map (H, W), with masks (T, H, W) in place of thresholds."""
+    inside = [mask > 0 for mask in masks]
+    foreground = np.array([[one.mean() for one in inside]])
+    certain = np.array([[p[one].sum(dtype=np.float64) / p.size for one in inside]])
+    return Promise(foreground, certain, np.array([p.mean(dtype=np.float64)]))
+
+
 def expected_iou(promises: Sequence[Promise]) -> NDArray[np.float64]:
     """IoU of foreground that maps promise at each threshold, over all images: Σ p[p > t] / (Σ [p > t] + Σ p[p <= t]).
 

@@ -80,7 +80,7 @@ def _heads_are_scored_beside_amn(config):
 def _masks_agree_with_the_heads(work):
     choosing.choose_background(work, lambda path: path)
     found = json.loads((work.root / "thresholds/mask.json").read_text())
-    assert found["by"] == "heads"
+    assert found["by"] == ["heads"]
     agreement = []
     for threshold in (0.3, found["background"]):
         confusion = Confusion(3)

@@ -88,19 +88,24 @@ def _is_calibrated(config, folder):
 
 
 def _masks_follow_regions(work):
-    """The threshold of the masks is the one at which these follow the regions of the images most."""
+    """The threshold of the masks is where these follow the regions of the images and promise a high IoU."""
     found = json.loads(choice_file(work.root, "mask").read_text())
     ids = [id for id in work.dataset.ids if work.dataset.labels(id).any()]
-    assert (found["by"], found["images"]) == ("regions", len(ids))
+    assert (found["by"], found["images"]) == (["regions", "expected_iou"], len(ids))
+    product = np.multiply(found["regions"], found["expected_iou"])
+    assert found["background"] == found["mask_thresholds"][int(product.argmax())]
     for threshold in (0.1, found["background"]):
         settings = work.config.mask.model_copy(update={"background": threshold})
-        merits = []
+        follows, certain, union = [], [], []
         for id in ids:
-            image = work.dataset.image(id)
-            mask = make_crf_mask(image, read_activations(work.item("amn", id)), settings)
-            merits += separation((mask > 0).reshape(1, -1).astype(float), find_regions(image).ravel()).tolist()
-        assert found["regions"][found["mask_thresholds"].index(threshold)] == pytest.approx(np.mean(merits), abs=1e-6)
-    assert np.mean(merits) == pytest.approx(max(found["regions"]), abs=1e-6)
+            image, maps = work.dataset.image(id), read_activations(work.item("amn", id))
+            inside, p = make_crf_mask(image, maps, settings) > 0, maps.full.max(0).astype(float)
+            follows += separation(inside.reshape(1, -1).astype(float), find_regions(image).ravel()).tolist()
+            certain.append(p[inside].sum() / p.size)
+            union.append((inside.sum() + p[~inside].sum()) / p.size)
+        place = found["mask_thresholds"].index(threshold)
+        assert found["regions"][place] == pytest.approx(np.mean(follows), abs=1e-6)
+        assert found["expected_iou"][place] == pytest.approx(np.mean(certain) / np.mean(union), abs=1e-5)
 
 
 def test_masks_without_training(configuration, small_grid, tmp_path):
@@ -125,7 +130,7 @@ def test_masks_without_training(configuration, small_grid, tmp_path):
     _is_calibrated(config, tmp_path)
     report = (config.run / "report.html").read_text()
     assert "Seeds of the CAM: fg" in report
-    assert "where they follow the images' regions most" in report
+    assert "where they follow the images' regions and" in report
     assert "Refined seed" in report
     assert "Refined AMN seed" not in report
     other = read_config(configuration, [f"run={json.dumps(str(config.run.parent / 'other'))}", "store=minimal"])
