@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from amn_fast.data.augment import resize_image
+from amn_fast.data.augment import resize_image, resize_labels
 from amn_fast.data.store import Activations
 from amn_fast.models.heads import HeadsNet
 from amn_fast.ops.refine_seed import combine, crf_labels
@@ -76,9 +76,13 @@ def prepare(
     maps = heads.project(net, heads.level_maps(net, image, device))
     other = heads.project(net, heads.level_maps(net, image, device, scale=OTHER_SCALE, flip=True))
     labels = labels_at(image, found, thresholds, bilateral, (maps[0].shape[1], maps[0].shape[2]))
+    return Candidates(tuple(found.keys.tolist()), maps, other, _regions(image)[::4, ::4], labels)
+
+
+def _regions(image: NDArray[np.uint8]) -> NDArray[np.int64]:
+    """Regions of an image, at its size or, if its long side is above `heads.LONGEST`, at that size."""
     factor = heads.scale_of(image.shape, 1.0)
-    small = resize_image(image, (round(image.shape[0] * factor), round(image.shape[1] * factor)))
-    return Candidates(tuple(found.keys.tolist()), maps, other, find_regions(small)[::4, ::4], labels)
+    return find_regions(resize_image(image, (round(image.shape[0] * factor), round(image.shape[1] * factor))))
 
 
 def labels_at(
@@ -121,6 +125,14 @@ def separation(p: NDArray[np.floating], regions: NDArray[np.int64]) -> NDArray[n
     return np.divide(between, whole, out=np.zeros(len(p)), where=whole > 1e-12)
 
 
+def following(image: NDArray[np.uint8], masks: NDArray[np.uint8]) -> NDArray[np.float64]:
+    """How well each of the masks (P, H, W) of an image follows its regions: `separation` of the foreground, (P,)."""
+    regions = _regions(image)
+    size = (regions.shape[0], regions.shape[1])
+    foreground = np.stack([(resize_labels(mask, size) > 0).ravel() for mask in masks])
+    return separation(foreground.astype(np.float64), regions.ravel())
+
+
 def agreement(first: NDArray[np.int64], second: NDArray[np.int64], n_labels: int) -> NDArray[np.float64]:
     """Mean IoU of two label maps over the labels that occur in either, (P,) from two arrays (P, n)."""
     pairs = len(first)
@@ -156,6 +168,14 @@ def promise(p: NDArray[np.float64]) -> Promise:
     return Promise(
         np.stack([one.mean(1) for one in above], 1), np.stack([(p * one).mean(1) for one in above], 1), p.mean(1)
     )
+
+
+def promise_of_masks(p: NDArray[np.floating], masks: NDArray[np.uint8]) -> Promise:
+    """Of one map (H, W), with masks (T, H, W) in place of thresholds."""
+    inside = [mask > 0 for mask in masks]
+    foreground = np.array([[one.mean() for one in inside]])
+    certain = np.array([[p[one].sum(dtype=np.float64) / p.size for one in inside]])
+    return Promise(foreground, certain, np.array([p.mean(dtype=np.float64)]))
 
 
 def expected_iou(promises: Sequence[Promise]) -> NDArray[np.float64]:
