@@ -207,11 +207,16 @@ def copied(config: Config, source: Config) -> Config:
 BEHIND = ("refine-amn-seed", "train-irn", "make-mask")
 
 
-def begin(name: str, data: Path, work: Path) -> None:
+def begun(name: str, work: Path, seed: int) -> Config:
+    """The run that the runs at pairs are copied from."""
+    return configuration(name, work, f"base_{seed}" if seed else "base", "cam_seed=auto", f"seed={seed}")
+
+
+def begin(name: str, data: Path, work: Path, seed: int) -> None:
     """The set, its class activations, and the choice of its pair."""
     write_set(name, data, work / "sets" / name)
-    config = configuration(name, work, "base", "cam_seed=auto")
-    if has(name, "base"):
+    config = begun(name, work, seed)
+    if has(name, f"base #{seed}"):
         return
     seconds = compute(config, "train-cam", "make-cam", "choose-seed")
     dataset = Workspace(config).dataset
@@ -223,7 +228,7 @@ def begin(name: str, data: Path, work: Path) -> None:
     size = {"images": len(dataset.ids), "classes": len(dataset.classes)}
     pairs = {"auto": read_choice(choice_file(config.run, "cam_seed"), "pair"), "best": best_of_heads(name)}
     figures = {"cam": curve.result().best_miou, "seconds": round(seconds, 1)}
-    add(name, "base", size | pairs | {"hand": HAND.get(name, STRICT)} | figures)
+    add(name, f"base #{seed}", size | pairs | {"hand": HAND.get(name, STRICT)} | figures)
 
 
 def text(pair: Pair) -> str:
@@ -240,7 +245,7 @@ def run_pair(name: str, work: Path, pair: Pair, seed: int) -> None:
     key = f"{text(pair)} #{seed}"
     if has(name, key):
         return
-    config = copied(at_pair(name, work, pair, seed), configuration(name, work, "base", "cam_seed=auto"))
+    config = copied(at_pair(name, work, pair, seed), begun(name, work, seed))
     seconds = compute(config, "refine-seed", "train-amn", "make-amn-cam", *BEHIND)
     add(name, key, {"pair": pair, "seconds": round(seconds, 1), **score(config)})
     print(name, key, f"{seconds:.0f} s", flush=True)
@@ -262,13 +267,13 @@ def run_auto(name: str, work: Path, pair: Pair, seed: int) -> None:
 def run_sets(names: list[str], data: Path, work: Path, seed: int) -> None:
     """All runs of all sets, those first that matter most."""
     for name in names:
-        begin(name, data, work)
-        found = json.loads(RESULTS.read_text())[name]["base"]
+        begin(name, data, work, seed)
+        found = json.loads(RESULTS.read_text())[name][f"base #{seed}"]
         auto, best, hand = (tuple(found[key]) for key in ("auto", "best", "hand"))
         for pair in dict.fromkeys([auto, hand, PUBLISHED, best, STRICT]):
             run_pair(name, work, pair, seed)
     for name in names:
-        run_auto(name, work, tuple(json.loads(RESULTS.read_text())[name]["base"]["auto"]), seed)
+        run_auto(name, work, tuple(json.loads(RESULTS.read_text())[name][f"base #{seed}"]["auto"]), seed)
 
 
 def run_fast(names: list[str], data: Path, work: Path) -> None:
@@ -313,38 +318,69 @@ def score_fast(config: Config) -> dict[str, Any]:
 
 
 FIGURES = {
-    "amn": "AMN best", "amn_at_half": "AMN at .5", "mask": "mask at .25", "mask_auto": "mask at auto",
+    "amn": "AMN best", "amn_at_half": "AMN at .5", "mask": "mask at .25", "mask_auto": "mask at expected IoU",
     "mask_best": "mask best",
 }  # fmt: skip
 
 
 def table() -> None:
-    """Print every run, and regrets of the chosen pair."""
+    """Print every run, and regrets of the chosen pairs."""
     results = json.loads(RESULTS.read_text())
-    print("| set | pair | " + " | ".join(FIGURES.values()) + " |\n" + "|---" * (len(FIGURES) + 2) + "|")
+    print("| set | seed | pair | " + " | ".join(FIGURES.values()) + " |\n" + "|---" * (len(FIGURES) + 3) + "|")
+    regrets: dict[str, list[list[float]]] = {}
+    for name, runs in results.items():
+        for seed in [key[-1] for key in runs if key.startswith("base")]:
+            base = runs[f"base #{seed}"]
+            words = {word: text(base[word]) for word in ("auto", "best", "hand")}
+            pairs = {key.split(" #")[0]: one for key, one in runs.items() if key.endswith(f" #{seed}") and "/" in key}
+            for key, one in pairs.items():
+                roles = [word for word, pair in words.items() if pair == key]
+                _print_row(name, seed, f"{key} ({', '.join(roles)})" if roles else key, one)
+            if f"auto #{seed}" in runs:
+                one = runs[f"auto #{seed}"]
+                _print_row(name, seed, f"{words['auto']}, AMN's seeds {text(one['amn_seed'])} (auto)", one)
+            if {*words.values(), text(PUBLISHED), text(STRICT)} <= pairs.keys():  # without one, regret would look small
+                best = {key: max(one[key] for one in pairs.values()) for key in FIGURES}
+                regrets.setdefault(name, []).append([best[key] - pairs[words["auto"]][key] for key in FIGURES])
+    _print_regrets({name: np.mean(rows, 0) for name, rows in regrets.items()}, list(FIGURES.values()))
+    _fast_table(results)
+
+
+def _print_row(name: str, seed: str, label: str, one: dict[str, Any]) -> None:
+    cells = " | ".join(f"{one[figure]:.3f}" for figure in FIGURES)
+    print(f"| {name} | {seed} | {label} | {cells} at {one['mask_threshold']:.2f} |")
+
+
+def _print_regrets(regrets: dict[str, Any], figures: list[str]) -> None:
+    """Regrets by set, their mean and the worst."""
+    if not regrets:
+        return
+    print("\n| regret of the chosen pair | " + " | ".join(figures) + " |\n" + "|---" * (len(figures) + 1) + "|")
+    rows = [*regrets.values()]
+    for name, row in {**regrets, "mean": np.mean(rows, 0), "worst": np.max(rows, 0)}.items():
+        print(f"| {name} | " + " | ".join(f"{value:.3f}" for value in row) + " |")
+
+
+FAST_FIGURES = {"heads": "heads best", "mask": "mask", "mask_best": "mask best"}
+
+
+def _fast_table(results: dict[str, Any]) -> None:
+    """The runs of the fast mode."""
+    print("\n| set | pair | heads best | mask at the chosen threshold | mask best |\n|---|---|---|---|---|")
     regrets = {}
     for name, runs in results.items():
-        base = runs["base"]
-        words = {word: "{:g} / {:g}".format(*base[word]) for word in ("auto", "best", "hand")}
-        pairs = {key: one for key, one in runs.items() if "/" in key}
-        for key, one in runs.items():
-            if key == "base":
-                continue
-            roles = [word for word, pair in words.items() if pair == key]
-            label = f"{key} ({', '.join(roles)})" if roles else key
-            if key == "auto":
-                label = "{}, AMN's seeds {:g} / {:g} (auto)".format(words["auto"], *one["amn_seed"])
-            cells = " | ".join(f"{one[figure]:.3f}" for figure in FIGURES)
-            print(f"| {name} | {label} | {cells} at {one['mask_threshold']:.2f} |")
-        wanted = {*words.values(), *("{:g} / {:g}".format(*pair) for pair in (PUBLISHED, STRICT))}
-        if wanted <= pairs.keys():  # a set that lacks a pair would make the regret look small
-            best = {key: max(one[key] for one in pairs.values()) for key in FIGURES}
-            regrets[name] = [best[key] - pairs[words["auto"]][key] for key in FIGURES]
-    for name, row in regrets.items():
-        print(f"| regret of auto, {name} | " + " | ".join(f"{value:.3f}" for value in row) + " |")
-    if regrets:
-        for what, row in (("mean", np.mean([*regrets.values()], 0)), ("worst", np.max([*regrets.values()], 0))):
-            print(f"| {what} | " + " | ".join(f"{value:.3f}" for value in row) + " |")
+        pairs = {key.removeprefix("fast "): one for key, one in runs.items() if key.startswith("fast ")}
+        for key, one in pairs.items():
+            roles = " (auto)" if key == text(runs["fast"]["auto"]) else ""
+            place = choice.MASK_THRESHOLDS[int(np.argmax(one["mask_curve"]))]
+            print(
+                f"| {name} | {key}{roles} | {one['heads']:.3f} | {one['mask']:.3f} at {one['background']:.2f} |"
+                f" {one['mask_best']:.3f} at {place:.2f} |"
+            )
+        if pairs:
+            own = pairs[text(runs["fast"]["auto"])]
+            regrets[name] = [max(one[key] for one in pairs.values()) - own[key] for key in FAST_FIGURES]
+    _print_regrets(regrets, list(FAST_FIGURES.values()))
 
 
 BACKGROUNDS = (
@@ -404,8 +440,8 @@ def backgrounds(work: Path, names: list[str]) -> None:
     print("| set | best | " + " | ".join(BACKGROUNDS) + " |\n" + "|---" * (len(BACKGROUNDS) + 2) + "|")
     rows = []
     for name in names:
-        base = configuration(name, work, "base", "cam_seed=auto")
-        high, low = json.loads(RESULTS.read_text())[name]["base"]["auto"]
+        base = begun(name, work, 0)
+        high, low = json.loads(RESULTS.read_text())[name]["base #0"]["auto"]
         config = at_pair(name, work, (high, low), 0)
         found = background_regrets(config, base)
         rows.append([found[rule] for rule in BACKGROUNDS])
