@@ -5,8 +5,8 @@
     python docs/experiments/derive_sets.py coco data/coco128_semseg data/coco128
 
 `smaller` copies a set in VOC's layout; images and masks whose long side is longer are resized (area and nearest).
-`folder` copies the images of six classes' `train` list that show some of these classes and no other one, with labels and
-masks, as a user's own folder.
+`folder` copies the images of six classes' `train` list that show some of these classes and no other one, with labels
+and masks, as a user's own folder.
 `coco` reads photographs with masks of COCO's panoptic ids (VOC's layout, `categories.json`) and writes the images and
 an instances file with one object for each region of a thing class; stuff and unlabelled pixels are background. The
 result must not exist yet.
