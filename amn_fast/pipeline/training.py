@@ -4,6 +4,7 @@ import copy
 import functools
 import io
 import json
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -157,6 +158,8 @@ def train(
         batch_sampler=shares,
         num_workers=workers,
         persistent_workers=workers > 0,
+        # Children of this process end with it. Those of a fork server, Python 3.14's default, would outlive a kill.
+        multiprocessing_context="fork" if workers and sys.platform == "linux" else None,
         pin_memory=on_gpu,
         collate_fn=_collate,
     )
