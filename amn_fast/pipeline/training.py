@@ -5,6 +5,7 @@ import functools
 import io
 import json
 import math
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -287,6 +288,8 @@ def _loader(work: Workspace, items: ItemDataset, shares: Shares) -> "DataLoader[
         batch_sampler=shares,
         num_workers=work.config.workers,
         persistent_workers=work.config.workers > 0,
+        # Children of this process end with it. Those of a fork server, Python 3.14's default, would outlive a kill.
+        multiprocessing_context="fork" if work.config.workers and sys.platform == "linux" else None,
         pin_memory=work.device.type == "cuda",
         collate_fn=_collate,
     )

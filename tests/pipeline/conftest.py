@@ -113,9 +113,13 @@ def copy_of_run(finished, images, tmp_path):
 
 
 def start(*arguments: object) -> subprocess.Popen[str]:
-    """The command line in a process of its own."""
+    """The command line in a process of its own, with the start method of processes that is the default from 3.14 on."""
+    program = (
+        "import multiprocessing; multiprocessing.set_start_method('forkserver'); "
+        "from amn_fast.__main__ import main; main()"
+    )
     return subprocess.Popen(
-        [sys.executable, "-m", "amn_fast", *map(str, arguments)],
+        [sys.executable, "-c", program, *map(str, arguments)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

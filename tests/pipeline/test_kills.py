@@ -28,7 +28,7 @@ def killed_in_the_middle(copy_of_run, without, overrides, begun, finished_too_so
                 time.sleep(0.001)
         finally:
             process.kill()
-        process.communicate()
+        process.communicate(timeout=60)  # ends when the last process that shares its pipes has ended
         if process.returncode == -9 and not finished_too_soon(config.run):
             assert begun(config.run)
             return config, file
