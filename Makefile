@@ -21,11 +21,14 @@ fuzz: $(VENV)/test.stamp
 	$(BIN)/python tests/fuzz --seconds $(SECONDS) $(if $(SEED),--seed $(SEED))
 
 # The labelling tools whose own code the tests of export and import ask; their pins need an environment of their own.
+# Ultralytics runs in the tests' environment, which has its PyTorch.
+ULTRALYTICS := ultralytics==8.4.190
 judges: $(VENV)-judges/stamp
 $(VENV)-judges/stamp: tests/review/judges.txt
 	rm -rf $(VENV)-judges
 	$(PYTHON) -m venv $(VENV)-judges
 	$(VENV)-judges/bin/python -m pip install --quiet --requirement $<
+	$(VENV)-judges/bin/python -m pip install --quiet --no-deps --target $(VENV)-judges/ultralytics $(ULTRALYTICS)
 	touch $@
 
 # make bench PROFILE=--quick or --full

@@ -1,7 +1,11 @@
-"""For all tests: one thread a process, and no waiting for the disk."""
+"""For all tests: one thread a process, no waiting for the disk, and costly results made once for all processes."""
 
+import fcntl
 import os
+import shutil
 import signal
+from collections.abc import Callable
+from pathlib import Path
 from unittest import mock
 
 import pytest
@@ -15,6 +19,27 @@ def _files_stay_in_memory():
     """No test reads its files after a power cut."""
     with mock.patch("os.fsync"):
         yield
+
+
+@pytest.fixture(scope="session")
+def shared(tmp_path_factory) -> Callable[[str, Callable[[Path], object]], Path]:
+    """shared(name, make) -> a folder that `make(folder)` has filled, once for all xdist workers; nobody changes it."""
+    base = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        base = base.parent
+
+    def once(name, make):
+        folder, done = base / name, base / f"{name}.done"
+        with (base / f"{name}.lock").open("w") as lock:
+            fcntl.lockf(lock, fcntl.LOCK_EX)
+            if not done.exists():
+                shutil.rmtree(folder, ignore_errors=True)  # of a worker that was killed
+                folder.mkdir()
+                make(folder)
+                done.touch()
+        return folder
+
+    return once
 
 
 @pytest.fixture

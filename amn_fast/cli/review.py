@@ -10,8 +10,7 @@ from rich.table import Table
 from amn_fast.cli._common import app, console, progress_bar
 from amn_fast.errors import InputError
 
-ExportFormat = Literal["coco", "cvat", "label-studio", "voc", "yolo-seg", "ultralytics-semantic", "fiftyone"]
-ImportFormat = Literal["coco", "cvat", "label-studio", "voc", "yolo-seg", "ultralytics-semantic"]
+Format = Literal["coco", "cvat", "label-studio", "voc", "yolo-seg", "ultralytics-semantic", "fiftyone"]
 SHOWN = 10
 
 
@@ -19,7 +18,7 @@ SHOWN = 10
 def export(
     masks: Annotated[Path, typer.Argument(help="A run folder, or a folder of masks ID.png.")],
     out: Annotated[Path, typer.Argument(help="New folder for the result.")],
-    to: Annotated[ExportFormat, typer.Option(help="Format.")],
+    to: Annotated[Format, typer.Option(help="Format.")],
     classes: Annotated[Optional[Path], typer.Option(help="Class names, one per line; a run has its own.")] = None,  # noqa: UP045
     images: Annotated[
         Optional[Path],  # noqa: UP045
@@ -67,7 +66,7 @@ def export(
 def import_(
     source: Annotated[Path, typer.Argument(help="The file or folder that the tool exported.")],
     out: Annotated[Path, typer.Argument(help="New folder for the masks ID.png.")],
-    from_: Annotated[ImportFormat, typer.Option("--from", help="Format.")],
+    from_: Annotated[Format, typer.Option("--from", help="Format.")],
     classes: Annotated[Path, typer.Option(help="Class names, one per line, or the run folder that has them.")],
     images: Annotated[
         Optional[Path],  # noqa: UP045

@@ -58,17 +58,20 @@ def choose_amn_seed(work: Workspace, new: New) -> None:
 def choose_background(work: Workspace, new: New) -> None:
     """Choose the threshold of the masks.
 
-    Of masks by a CRF: where the product of two means is highest, of how well the masks follow the images' regions, and
-    of the IoU that the activations, read as probabilities, promise. Of propagated activations: where the masks agree
-    most with those of choose-seed's linear heads at .5, by the mean IoU of the classes; without such heads, where the
-    scores promise the highest IoU.
+    Of masks by a CRF: see `choice.crf_threshold`. Of propagated activations: where the masks agree most with those of
+    choose-seed's linear heads at .5, by the mean IoU of the classes; without such heads, where the scores, read as
+    probabilities, promise the highest IoU.
     """
     crf = work.config.mask.kind == "crf"
     ids = subset(work, MOST_CRF_IMAGES if crf else MOST_IMAGES)
-    by, merits = (_following_regions if crf else _agreeing_with_heads)(work, ids)
-    merit = np.prod([merits[name] for name in by], axis=0)
+    merits = (_following_regions if crf else _agreeing_with_heads)(work, ids)
+    by = next(name for name in ("regions", "heads", "expected_iou") if name in merits)
+    if crf:
+        background = choice.crf_threshold(merits["regions"], merits["expected_iou"])
+    else:
+        background = choice.MASK_THRESHOLDS[int(merits[by].argmax())]
     result = {
-        "background": choice.MASK_THRESHOLDS[int(merit.argmax())],
+        "background": background,
         "by": by,
         "images": len(ids),
         "of": len(work.dataset.ids),
@@ -76,11 +79,11 @@ def choose_background(work: Workspace, new: New) -> None:
         **{name: values.round(6).tolist() for name, values in merits.items()},
     }
     write_json(new(choice_file(work.config.run, "mask")), result)
-    console.print(f"  mask.background: {result['background']:g}")
+    console.print(f"  mask.background: {background:g}")
 
 
-Merits = tuple[tuple[str, ...], dict[str, NDArray[np.float64]]]
-"""Names of the measures whose product decides, and all measures at each of `choice.MASK_THRESHOLDS`."""
+Merits = dict[str, NDArray[np.float64]]
+"""Measures of the masks at each of `choice.MASK_THRESHOLDS`."""
 
 
 def _following_regions(work: Workspace, ids: Sequence[str]) -> Merits:
@@ -95,9 +98,10 @@ def _following_regions(work: Workspace, ids: Sequence[str]) -> Merits:
         found[id] = choice.following(image, masks), choice.promise_of_masks(maps.full.max(0), masks)
 
     for_each("regions of masks", ids, one, cores())
-    regions = np.asarray(np.mean([found[id][0] for id in ids], axis=0))
-    expected = choice.expected_iou([found[id][1] for id in ids])[0]
-    return ("regions", "expected_iou"), {"regions": regions, "expected_iou": expected}
+    return {
+        "regions": np.asarray(np.mean([found[id][0] for id in ids], axis=0)),
+        "expected_iou": choice.expected_iou([found[id][1] for id in ids])[0],
+    }
 
 
 def _agreeing_with_heads(work: Workspace, ids: Sequence[str]) -> Merits:
@@ -119,9 +123,7 @@ def _agreeing_with_heads(work: Workspace, ids: Sequence[str]) -> Merits:
 
     for_each("scores of masks", ids, one, cores())
     merits = {"expected_iou": choice.expected_iou([found[id] for id in ids])[0]}
-    if by_heads:
-        return ("heads",), merits | {"heads": curve.result().miou}
-    return ("expected_iou",), merits
+    return merits | {"heads": curve.result().miou} if by_heads else merits
 
 
 def mask_scores(work: Workspace) -> Callable[[str], NDArray[np.float32]]:

@@ -4,6 +4,8 @@ import copy
 import functools
 import io
 import json
+import math
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -135,95 +137,162 @@ def train(
         guess: loss of a network that has learned nothing. Where the loss stays there, training starts anew, at most
             `RESTARTS` times, each time at a third of the rates and with clipped gradients.
     """
-    processes, weights = work.processes, new(work.weights(name))
+    weights = new(work.weights(name))
     checkpoint = weights.with_name(f"{name}.checkpoint.pt")
-    count = len(items.dataset.ids)
     if weights.exists():  # killed after the training, before the stage was done
         checkpoint.unlink(missing_ok=True)
         return
-    batches: Epoch
-    if isinstance(settings, SegTraining):
-        accumulate, lr_step = settings.accumulate, settings.lr_step
-        batches = Rounds(count, settings.batch, work.config.seed, settings.checkpoint_every * accumulate)
-    else:
-        accumulate, lr_step = 1, 1
-        batches = Epoch(count, min(settings.batch, count), work.config.seed)
-    if batches.batch < processes.count:
-        raise InputError(f"{name}: a batch of {batches.batch} does not give {processes.count} processes an image each")
-    shares = Shares(batches, processes)
-    workers, on_gpu = work.config.workers, work.device.type == "cuda"
-    loader = DataLoader(
-        items,
-        batch_sampler=shares,
-        num_workers=workers,
-        persistent_workers=workers > 0,
-        pin_memory=on_gpu,
-        collate_fn=_collate,
-    )
-    precision = work.config.training_precision
-    mixed = precision == "bfloat16" or (precision == "auto" and on_gpu)
-    net.to(memory_format=torch.channels_last)
-    for module in net.modules():
-        if isinstance(module, ShareDropout) and processes.count > 1:
-            module.share = (*processes.part(batches.batch), batches.batch)
-    steps = len(batches) // accumulate * settings.epochs
-    start_lrs = [group["lr"] for group in optimizer.param_groups]
-    initial = copy.deepcopy((net.state_dict(), optimizer.state_dict())) if guess is not None else None
-    losses, restarts = _restore(checkpoint, net, optimizer)
+    first_process = work.processes.rank == 0
+    run = _Run(work, name, net, optimizer, items, settings, loss_of, guess)
+    run.losses, run.restarts = _restore(checkpoint, net, optimizer)
     net.train()
-    first_process = processes.rank == 0
+    batches = len(run.batches)
     with progress(shown=first_process) as bar:
-        task = bar.add_task(name, total=len(batches) * settings.epochs, completed=len(losses) * len(batches), note="")
-        while (epoch := len(losses)) < settings.epochs:
-            clip = CLIP if restarts else settings.clip if isinstance(settings, CamTraining) else None
-            torch.manual_seed(work.config.seed * 1000 + epoch)  # dropout: the same after a restart
-            batches.epoch = epoch
-            total, start = torch.zeros((), device=work.device), time.monotonic()
-            for i, batch in enumerate(loader):
-                if isinstance(batch, InputError):
-                    raise batch
-                if i % accumulate == 0:
-                    factor = poly((epoch * len(batches) + i) // accumulate, steps, settings.power, lr_step)
-                    for group, lr in zip(optimizer.param_groups, start_lrs, strict=True):
-                        group["lr"] = lr * factor / FACTOR**restarts
-                    optimizer.zero_grad()
-                with torch.autocast(work.device.type, torch.bfloat16, enabled=mixed):
-                    loss = loss_of(batch)
-                (loss / accumulate).backward()
-                if i % accumulate == accumulate - 1:
-                    processes.average(net.parameters())
-                    if clip is not None:
-                        nn.utils.clip_grad_norm_(net.parameters(), clip)
-                    optimizer.step()
-                total += loss.detach()
-                bar.advance(task)
-            mean = np.divide(*processes.total(total, len(batches))).item()  # the epoch's only wait for the device
-            speed = len(batches) * batches.batch / (time.monotonic() - start)
-            losses.append(mean)
+        task = bar.add_task(name, total=batches * settings.epochs, completed=len(run.losses) * batches, note="")
+        while (epoch := len(run.losses) + 1) <= settings.epochs:
+            start = time.monotonic()
+            mean = run.epoch(lambda: bar.advance(task))
+            speed = batches * run.batches.batch / (time.monotonic() - start)
             means = {figure: running.take() for figure, running in (figures or {}).items()}
-            again = guess is not None and learns_nothing(losses, guess, settings.epochs, len(batches))
-            if initial is not None and again and restarts < RESTARTS:
-                restarts += 1
-                text = f"{name}: loss is {mean:.3f} in epoch {epoch + 1}, that of guessing is {guess:.3f}"
-                if first_process:
-                    console.print(f"{text}; starts again at 1/{FACTOR**restarts} of the learning rates")
-                    work.log("restart", network=name, epoch=epoch + 1, loss=mean, guess=guess, divisor=FACTOR**restarts)
-                net.load_state_dict(initial[0])
-                optimizer.load_state_dict(copy.deepcopy(initial[1]))
-                losses = []
+            if run.learns_nothing and run.restarts < RESTARTS:
+                run.start_again(first_process)
                 bar.update(task, completed=0)
+            elif not math.isfinite(mean):
+                raise InputError(f"{name}: loss is NaN or infinite in epoch {epoch}; try a lower learning rate")
+            else:
+                bar.update(task, note=f"epoch {epoch}/{settings.epochs} loss {mean:.4f} {speed:.1f} images/s")
                 if first_process:
-                    _save(checkpoint, net, optimizer, losses, restarts)
-                continue
-            if not torch.isfinite(total):
-                raise InputError(f"{name}: loss is NaN or infinite in epoch {epoch + 1}; try a lower learning rate")
-            bar.update(task, note=f"epoch {epoch + 1}/{settings.epochs} loss {mean:.4f} {speed:.1f} images/s")
+                    work.log("epoch", network=name, epoch=epoch, loss=mean, **means, images_per_second=speed)
             if first_process:
-                work.log("epoch", network=name, epoch=epoch + 1, loss=mean, **means, images_per_second=speed)
-                _save(checkpoint, net, optimizer, losses, restarts)
+                _save(checkpoint, net, optimizer, run.losses, run.restarts)
     if first_process:
         save_weights(weights, net, origin)
         checkpoint.unlink(missing_ok=True)
+
+
+class _Run:
+    """A training run: its batches and its progress.
+
+    Attributes:
+        batches: of all processes together.
+        losses: mean loss of each epoch so far.
+        restarts: how often it has started anew.
+    """
+
+    def __init__(
+        self,
+        work: Workspace,
+        name: str,
+        net: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        items: ItemDataset,
+        settings: Training | SegTraining,
+        loss_of: Callable[[Batch], Tensor],
+        guess: float | None,
+    ) -> None:
+        self.work, self.name, self.net, self.optimizer = work, name, net, optimizer
+        self.settings, self.loss_of, self.guess = settings, loss_of, guess
+        self.losses: list[float] = []
+        self.restarts = 0
+        count, seed = len(items.dataset.ids), work.config.seed
+        self.accumulate, self.lr_step = 1, 1
+        self.batches: Epoch
+        if isinstance(settings, SegTraining):
+            self.accumulate, self.lr_step = settings.accumulate, settings.lr_step
+            self.batches = Rounds(count, settings.batch, seed, settings.checkpoint_every * settings.accumulate)
+        else:
+            self.batches = Epoch(count, min(settings.batch, count), seed)
+        _share(name, net, self.batches.batch, work.processes)
+        self.loader = _loader(work, items, Shares(self.batches, work.processes))
+        net.to(memory_format=torch.channels_last)
+        precision = work.config.training_precision
+        self.mixed = precision == "bfloat16" or (precision == "auto" and work.device.type == "cuda")
+        self.base_lrs = [group["lr"] for group in optimizer.param_groups]
+        self.initial: Any = copy.deepcopy((net.state_dict(), optimizer.state_dict())) if guess is not None else None
+
+    def epoch(self, advance: Callable[[], None]) -> float:
+        """Train for an epoch and note its mean loss; `advance` is called after each batch."""
+        epoch = len(self.losses)
+        torch.manual_seed(self.work.config.seed * 1000 + epoch)  # dropout: the same after a restart
+        self.batches.epoch = epoch
+        total = torch.zeros((), device=self.work.device)
+        for i, batch in enumerate(self.loader):
+            if isinstance(batch, InputError):
+                raise batch
+            if i % self.accumulate == 0:
+                self._set_rates(epoch * len(self.batches) + i)
+                self.optimizer.zero_grad()
+            with torch.autocast(self.work.device.type, torch.bfloat16, enabled=self.mixed):
+                loss = self.loss_of(batch)
+            (loss / self.accumulate).backward()
+            if i % self.accumulate == self.accumulate - 1:
+                self._step()
+            total += loss.detach()
+            advance()
+        # The epoch's only wait for the device.
+        mean = np.divide(*self.work.processes.total(total, len(self.batches))).item()
+        self.losses.append(mean)
+        return mean
+
+    def _set_rates(self, batch: int) -> None:
+        """The learning rates of the step that begins with `batch`, counted from the first epoch's first one."""
+        steps = len(self.batches) // self.accumulate * self.settings.epochs
+        factor = poly(batch // self.accumulate, steps, self.settings.power, self.lr_step)
+        for group, lr in zip(self.optimizer.param_groups, self.base_lrs, strict=True):
+            group["lr"] = lr * factor / FACTOR**self.restarts
+
+    def _step(self) -> None:
+        clip = CLIP if self.restarts else self.settings.clip if isinstance(self.settings, CamTraining) else None
+        self.work.processes.average(self.net.parameters())
+        if clip is not None:
+            nn.utils.clip_grad_norm_(self.net.parameters(), clip)
+        self.optimizer.step()
+
+    @property
+    def learns_nothing(self) -> bool:
+        """Whether the loss stays at that of guessing."""
+        epochs, batches = self.settings.epochs, len(self.batches)
+        return self.guess is not None and learns_nothing(self.losses, self.guess, epochs, batches)
+
+    def start_again(self, say: bool) -> None:
+        """Back to the initial weights, at lower learning rates."""
+        self.restarts += 1
+        epoch, loss, divisor = len(self.losses), self.losses[-1], FACTOR**self.restarts
+        if say:
+            console.print(
+                f"{self.name}: loss is {loss:.3f} in epoch {epoch}, that of guessing is {self.guess:.3f};"
+                f" starts again at 1/{divisor} of the learning rates"
+            )
+            self.work.log("restart", network=self.name, epoch=epoch, loss=loss, guess=self.guess, divisor=divisor)
+        self.net.load_state_dict(self.initial[0])
+        self.optimizer.load_state_dict(copy.deepcopy(self.initial[1]))
+        self.losses = []
+
+
+def _share(name: str, net: nn.Module, batch: int, processes: Processes) -> None:
+    """Let `net` know which part of a batch it sees.
+
+    Raises:
+        InputError: a batch is too small for all processes.
+    """
+    if batch < processes.count:
+        raise InputError(f"{name}: a batch of {batch} does not give {processes.count} processes an image each")
+    for module in net.modules():
+        if isinstance(module, ShareDropout) and processes.count > 1:
+            module.share = (*processes.part(batch), batch)
+
+
+def _loader(work: Workspace, items: ItemDataset, shares: Shares) -> "DataLoader[Batch]":
+    return DataLoader(
+        items,
+        batch_sampler=shares,
+        num_workers=work.config.workers,
+        persistent_workers=work.config.workers > 0,
+        # Children of this process end with it. Those of a fork server, Python 3.14's default, would outlive a kill.
+        multiprocessing_context="fork" if work.config.workers and sys.platform == "linux" else None,
+        pin_memory=work.device.type == "cuda",
+        collate_fn=_collate,
+    )
 
 
 def _collate(items: list[Any]) -> Batch:

@@ -1,13 +1,18 @@
-"""FiftyOne: grey masks, a list of samples, and a script that makes a FiftyOne data set of them."""
+"""FiftyOne: grey masks, a list of samples, a script that makes a FiftyOne data set of them, and its exported masks."""
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from functools import partial
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
+
 from amn_fast.data.base import IGNORE
+from amn_fast.data.image import read_mask
 from amn_fast.errors import InputError
 from amn_fast.files import write_atomically, write_json, write_text
-from amn_fast.review.exporting import Item, Job, copy_image
+from amn_fast.review.exporting import Entry, Item, Job, copy_image
 from amn_fast.review.ultralytics import write_grey
 
 SCRIPT = '''"""Make a FiftyOne data set of the masks beside this file: python import_fiftyone.py NAME"""
@@ -18,16 +23,25 @@ from pathlib import Path
 
 import fiftyone as fo
 
+if len(sys.argv) != 2:
+    sys.exit("expected one argument, the name of the data set: python import_fiftyone.py NAME")
+if fo.dataset_exists(sys.argv[1]):
+    sys.exit(f"FiftyOne has a data set {sys.argv[1]} already; choose another name")
 here = Path(__file__).resolve().parent
 targets = json.loads((here / "targets.json").read_text(encoding="utf-8"))
-dataset = fo.Dataset(sys.argv[1], persistent=True)
-dataset.default_mask_targets = {int(value): name for value, name in targets.items()}
-with (here / "samples.jsonl").open(encoding="utf-8") as file:
+
+
+def samples(file):
     for line in file:
         entry = json.loads(line)
         mask = fo.Segmentation(mask_path=str(here / "masks" / (entry["id"] + ".png")))
-        dataset.add_sample(fo.Sample(filepath=str(here / entry["image"]), image_id=entry["id"], mask=mask))
-dataset.save()
+        yield fo.Sample(filepath=str(here / entry["image"]), image_id=entry["id"], mask=mask)
+
+
+dataset = fo.Dataset(sys.argv[1], persistent=True)
+dataset.default_mask_targets = {int(value): name for value, name in targets.items()}
+with (here / "samples.jsonl").open(encoding="utf-8") as file:
+    dataset.add_samples(samples(file))
 print(f"{len(dataset)} samples in data set {dataset.name}")
 '''
 
@@ -47,3 +61,23 @@ def _sample(item: Item, out: Path, job: Job) -> bytes:
         write_grey(out / "masks" / f"{item.id}.png", item.mask)
         return json.dumps({"id": item.id, "image": image}).encode() + b"\n"
     return b""
+
+
+def import_fiftyone(path: Path, job: Job, images: Mapping[str, Path] | None) -> list[Entry]:
+    """Masks from `path`/labels/*.png, where FiftyOne's `ImageSegmentationDirectory` has them. Values are our labels.
+
+    Raises:
+        InputError: the folder lacks masks.
+    """
+    files = sorted(path.glob("labels/**/*.png"))
+    if not files:
+        raise InputError(f"{path}: holds no masks, expected files labels/ID.png (ImageSegmentationDirectory)")
+    return [(file.stem, partial(_mask, file, job)) for file in files]
+
+
+def _mask(file: Path, job: Job) -> NDArray[np.uint8]:
+    mask = read_mask(file)
+    unnamed = [value for value in np.unique(mask).tolist() if len(job.classes) < value < IGNORE]
+    if unnamed:
+        raise InputError(f"{file}: holds the value {unnamed[0]}, expected 0..{len(job.classes)} or {IGNORE}")
+    return mask

@@ -17,6 +17,7 @@ IMPORTERS = {
     "voc": "voc",
     "yolo-seg": "yolo",
     "ultralytics-semantic": "ultralytics",
+    "fiftyone": "fiftyone",
 }
 """Format -> module of this package; each has `import_<format>(path, job, images)`, an iterator of (id, reader)."""
 

@@ -1,10 +1,7 @@
 """Compiling Triton kernels ahead of time for GPUs that are not here."""
 
-import os
 import re
 import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
@@ -36,19 +33,3 @@ def spilled_bytes(tmp_path):
         return spills
 
     return measure
-
-
-@pytest.fixture
-def interpret():
-    """Runs a test file of the operations on the Triton kernels, in a process of its own under Triton's interpreter."""
-    pytest.importorskip("triton")
-
-    def run(name):
-        root = Path(__file__).parents[2]
-        environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
-        command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"tests/ops/{name}"]
-        done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stdout[-4000:]
-        assert "skipped" not in done.stdout
-
-    return run

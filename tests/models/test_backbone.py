@@ -115,9 +115,9 @@ def ancestors(name):
 
 def test_freezing_levels_takes_what_they_depend_on_and_no_more():
     for name in NAMES:
-        depends = ancestors(name)
+        depends, backbone = ancestors(name), make_backbone(name)
         for levels in range(6):
-            backbone = make_backbone(name)
+            backbone.requires_grad_(True)
             backbone.freeze(levels)
             frozen = {key for key, parameter in backbone.net.named_parameters() if not parameter.requires_grad}
             if levels == 0:  # the first convolution and its norm
@@ -167,7 +167,7 @@ def test_networks_take_timm_names_and_odd_sizes():
         cam, amn, irn = CamNet(5, name).eval(), AmnNet(5, name).eval(), IrnNet(name).eval()
         heads = HeadsNet(5, name).eval()
         prepared = {net: prepare(net) for net in (cam, amn, heads)}
-        for size in [(1, 1), (2, 3), (33, 65), (97, 129)]:
+        for size in [(1, 1), (2, 3), (33, 65)]:
             x = torch.randn(2, 3, *size)
             h, w = (size[0] - 1) // 4 + 1, (size[1] - 1) // 4 + 1
             coarse = ((size[0] - 1) // 16 + 1, (size[1] - 1) // 16 + 1)

@@ -58,17 +58,17 @@ CASES += [("deeplab", "resnet101"), ("deeplab", "efficientnet_lite0")]
 @pytest.mark.parametrize(("name", "backbone"), CASES)
 def test_a_prepared_network_gives_the_same_activations(name, backbone):
     net, pair = network(name, backbone)
-    answer = ANSWERS[name][1]
+    answer, prepared = ANSWERS[name][1], prepare(net)
     before = {key: value.clone() for key, value in net.state_dict().items()}
     with torch.no_grad():
-        expected, found = answer(net, pair), answer(prepare(net), pair)
+        expected, found = answer(net, pair), answer(prepared, pair)
         torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
         assert expected.std() > 1e-3  # a constant would agree with everything
         half = answer(prepare(net, "bfloat16"), pair)
     assert half.dtype == torch.float32
     assert 0 < (half - expected).abs().max() < 0.1
     assert all(torch.equal(value, before[key]) for key, value in net.state_dict().items())  # a copy was folded
-    norms = [m for m in prepare(net).modules() if isinstance(m, nn.BatchNorm2d)]
+    norms = [m for m in prepared.modules() if isinstance(m, nn.BatchNorm2d)]
     assert bool(norms) == (backbone == "resnetv2_50")
 
 

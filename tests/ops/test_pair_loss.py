@@ -25,7 +25,7 @@ if INTERPRETED:
 SIZES = [(2, (4, 7)), (3, (3, 5)), (5, (13, 18)), (10, (12, 23))][: 3 if INTERPRETED else 4]
 LARGE = [(2, (4, 7)), (3 if INTERPRETED else 5, (13, 18)), (5, (9, 150)), (10, (24, 40))]
 DTYPES = [torch.float32, torch.float64, torch.bfloat16]
-WITHOUT_10 = DTYPES[1:] if INTERPRETED else []
+ONCE = LARGE[1:2] if INTERPRETED else LARGE  # types differ in loads and rounding, which any radius shows
 SMALL = 3 if INTERPRETED else 5
 
 
@@ -169,13 +169,13 @@ def test_infinity_and_nan_show_where_a_pair_counts_and_nowhere_else(backend):
         (255, (5, 9), 3, set(), set()),
     ]
     radius = 3 if INTERPRETED else 4
-    for around, (y, x), label, of_edge, of_displacement in [table[k] for k in (1, 2, 4, 7)] if INTERPRETED else table:
+    for around, (y, x), label, of_edge, of_displacement in [table[k] for k in (1, 4, 7)] if INTERPRETED else table:
         edge, displacement, labels = clean = random_case()
         labels[1] = around
         labels[1, y, x] = label
         unspoiled = gradients(clean, backend, radius=radius)
         for spoiled, reached in ((0, of_edge), (1, of_displacement)):
-            for value in (math.nan, math.inf):
+            for value in (math.nan, math.inf)[: 1 if INTERPRETED and label != 0 else 2]:
                 case = [edge.clone(), displacement.clone(), labels]
                 case[spoiled][1, 0, y, x] = value
                 terms, *found = gradients(case, backend, radius=radius)
@@ -231,7 +231,7 @@ def test_half_precision(backend):
 @each(
     {
         "backend": BACKENDS,
-        "dtype, radius, size": [(dtype, *one) for dtype in DTYPES for one in LARGE[: 3 if dtype in WITHOUT_10 else 4]],
+        "dtype, radius, size": [(dtype, *one) for dtype in DTYPES for one in (ONCE if dtype in DTYPES[1:] else LARGE)],
     }
 )
 def test_gradients_equal_the_exact_ones(dtype, radius, size, backend):

@@ -50,16 +50,19 @@ def _one_thread():
 
 
 @pytest.fixture(scope="session")
-def images(tmp_path_factory) -> Path:
+def images(shared) -> Path:
     """Ten composites, and an image without any class."""
-    root = make_demo(tmp_path_factory.mktemp("data") / "images", n=10)
+    return shared("images", make_images) / "images"
+
+
+def make_images(folder: Path) -> None:
+    root = make_demo(folder / "images", n=10)
     Image.fromarray(np.full((90, 111, 3), 128, np.uint8)).save(root / "images" / "nothing.png")
     write_mask(root / "masks" / "nothing.png", np.zeros((90, 111), np.uint8))
     with (root / "labels.csv").open("a") as file:
         file.write(f"nothing{',0' * len(DEMO_CLASSES)}\n")
     with (root / "ids.txt").open("a") as file:
         file.write("nothing\n")
-    return root
 
 
 @pytest.fixture
@@ -77,12 +80,15 @@ def configure(path: Path, data: Path, run: Path, *overrides: str) -> Any:
 
 
 @pytest.fixture(scope="session")
-def finished(images, tmp_path_factory):
+def finished(images, shared, tmp_path_factory):
     """The configuration of a run that nothing disturbed; tests copy its folder and leave it as it is."""
-    folder = tmp_path_factory.mktemp("finished")
-    config = configure(folder / "tiny.yaml", images, folder / "run")
-    pipeline.run(config)
-    return config
+    made = shared("finished", lambda folder: pipeline.run(configure(folder / "tiny.yaml", images, folder / "run")))
+    # Each process has a copy: commands lock the folder, and a sweep writes its table there.
+    run = tmp_path_factory.mktemp("finished") / "run"
+    shutil.copytree(made / "run", run)
+    settings = run / "config.yaml"
+    settings.write_text(settings.read_text().replace(str(made / "run"), str(run)))
+    return configure(run.parent / "tiny.yaml", images, run)
 
 
 @pytest.fixture
@@ -107,9 +113,13 @@ def copy_of_run(finished, images, tmp_path):
 
 
 def start(*arguments: object) -> subprocess.Popen[str]:
-    """The command line in a process of its own."""
+    """The command line in a process of its own, with the start method of processes that is the default from 3.14 on."""
+    program = (
+        "import multiprocessing; multiprocessing.set_start_method('forkserver'); "
+        "from amn_fast.__main__ import main; main()"
+    )
     return subprocess.Popen(
-        [sys.executable, "-m", "amn_fast", *map(str, arguments)],
+        [sys.executable, "-c", program, *map(str, arguments)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

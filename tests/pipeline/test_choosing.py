@@ -80,7 +80,7 @@ def _heads_are_scored_beside_amn(config):
 def _masks_agree_with_the_heads(work):
     choosing.choose_background(work, lambda path: path)
     found = json.loads((work.root / "thresholds/mask.json").read_text())
-    assert found["by"] == ["heads"]
+    assert found["by"] == "heads"
     agreement = []
     for threshold in (0.3, found["background"]):
         confusion = Confusion(3)
@@ -120,6 +120,14 @@ def test_the_expected_iou_is_that_of_its_formula():
         above = p > t
         expected = (p * above).sum((0, 2)) / (above.sum((0, 2)) + (p * ~above).sum((0, 2)))
         np.testing.assert_allclose(found[:, k], expected)
+
+
+def test_the_threshold_of_crf_masks_keeps_to_the_published_one_where_nothing_speaks_against_it():
+    at, flat = np.array(choice.MASK_THRESHOLDS), np.ones(len(choice.MASK_THRESHOLDS))
+    assert choice.crf_threshold(flat, flat) == choice.PUBLISHED
+    assert choice.crf_threshold(flat - 0.001 * (at < 0.4), flat) == choice.PUBLISHED
+    assert choice.crf_threshold(flat, 1 - (at - 0.6) ** 2) == pytest.approx(0.5)
+    assert choice.crf_threshold(flat - 0.5 * (at != 0.1), flat) == 0.1
 
 
 def test_what_a_choice_refuses(tmp_path):

@@ -23,7 +23,7 @@ from amn_fast.pipeline.chosen import choice_file, chosen_mask
 from amn_fast.pipeline.dependencies import input_names, settings_of, stages_of
 from amn_fast.pipeline.folder import Workspace
 from amn_fast.pipeline.table import stage_named
-from amn_fast.steps.choice import separation
+from amn_fast.steps.choice import crf_threshold, separation
 from amn_fast.steps.mask import make_crf_mask
 from amn_fast.steps.regions import find_regions
 
@@ -91,9 +91,8 @@ def _masks_follow_regions(work):
     """The threshold of the masks is where these follow the regions of the images and promise a high IoU."""
     found = json.loads(choice_file(work.root, "mask").read_text())
     ids = [id for id in work.dataset.ids if work.dataset.labels(id).any()]
-    assert (found["by"], found["images"]) == (["regions", "expected_iou"], len(ids))
-    product = np.multiply(found["regions"], found["expected_iou"])
-    assert found["background"] == found["mask_thresholds"][int(product.argmax())]
+    assert (found["by"], found["images"]) == ("regions", len(ids))
+    assert found["background"] == crf_threshold(np.array(found["regions"]), np.array(found["expected_iou"]))
     for threshold in (0.1, found["background"]):
         settings = work.config.mask.model_copy(update={"background": threshold})
         follows, certain, union = [], [], []

@@ -4,7 +4,6 @@ import contextlib
 import hashlib
 import json
 import shutil
-import socket
 import subprocess
 import sys
 import time
@@ -182,13 +181,11 @@ def test_killed_and_started_again_gives_the_same_bytes(settings):
     assert 12 <= log.count('"network": "seg"') <= 13
 
 
-def in_two_processes(jobs):
+def in_two_processes(jobs, folder):
     """Runs (epoch before which all stop, command) one after the other, as torchrun starts them; gives stderr."""
-    with contextlib.ExitStack() as sockets:
-        free = [sockets.enter_context(socket.create_server(("127.0.0.1", 0))).getsockname()[1] for _ in jobs]
-    jobs = json.dumps([(port, *job) for port, job in zip(free, jobs, strict=True)])
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    command = [sys.executable, *launcher, str(Path(__file__).with_name("in_turn.py")), jobs]
+    program = [str(Path(__file__).with_name("in_turn.py")), str(folder), json.dumps(jobs)]
+    command = [sys.executable, *launcher, *program]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     return done.stderr
@@ -206,7 +203,7 @@ def uneven(images, tmp_path):
     return folder
 
 
-def test_two_processes_train_each_network_as_one_does(copy_of_run, finished, settings, uneven):
+def test_two_processes_train_each_network_as_one_does(copy_of_run, finished, settings, uneven, tmp_path):
     """Batches of five and three images, so that shares differ; then the same, stopped and resumed: the same bytes."""
     # Adam divides a gradient by its size, also one that is rounding alone: AMN learns at its published, low rates.
     rates = {"cam": ("lr=0.001", "new_lr=0.01"), "amn": ("lr=5e-6", "new_lr=1e-4"), "irn": ("lr=0.001", "new_lr=0.01")}
@@ -232,7 +229,7 @@ def test_two_processes_train_each_network_as_one_does(copy_of_run, finished, set
         assert run_stage(one[0], stage)
         runs[name] = [config for config, _ in (one, two, again)]
         jobs += [(stop, [stage, *words]) for (_, words), stop in ((two, None), (again, 3), (again, None))]
-    errors = in_two_processes(jobs)
+    errors = in_two_processes(jobs, tmp_path)
     assert [errors.count(f"train-{name} (resuming)") for name in runs] == [1] * 4
     for name, configs in runs.items():
         files = [config.run / "weights" / f"{name}.safetensors" for config in configs]

@@ -7,7 +7,9 @@ Labels are 1..C in the order of CLASSES.json, 255 is the label "unknown".
 """
 
 import json
+import os
 import shutil
+import subprocess
 import sys
 import zipfile
 from pathlib import Path
@@ -140,18 +142,94 @@ def decode_supervision(path, label_of):
     return found
 
 
+def decode_ultralytics(path, label_of):
+    """The polygons as its data set reads them, filled by its own function."""
+    from ultralytics.data.dataset import YOLODataset
+    from ultralytics.data.utils import polygon2mask
+
+    settings = ultralytics_settings(path)
+    dataset = YOLODataset(img_path=settings["train"], data=settings, task="segment", imgsz=64, augment=False)
+    found = {}
+    for entry in dataset.labels:
+        mask = np.zeros(entry["shape"], np.uint8)
+        for label, corners in zip(entry["cls"][:, 0].tolist(), entry["segments"], strict=True):
+            filled = polygon2mask(mask.shape, [(corners * np.array(mask.shape[::-1], np.float32)).ravel()])
+            mask[filled > 0] = label_of[settings["names"][int(label)]]
+        found[Path(entry["im_file"]).stem] = mask
+    return found
+
+
+def decode_ultralytics_semantic(path, label_of):
+    from ultralytics.data.dataset import SemanticDataset
+    from ultralytics.utils import DEFAULT_CFG
+
+    settings = ultralytics_settings(path)
+    expected = {label: name for name, label in label_of.items() if label != 255}
+    assert settings["names"] == expected, settings["names"]
+    dataset = SemanticDataset(
+        img_path=settings["train"], data=settings, task="semantic", imgsz=64, augment=False, hyp=DEFAULT_CFG
+    )
+    return {Path(file).stem: dataset.load_mask(index) for index, file in enumerate(dataset.im_files)}
+
+
+def ultralytics_settings(path):
+    os.environ["YOLO_CONFIG_DIR"] = str(path)
+    from ultralytics.data.utils import check_det_dataset
+
+    return check_det_dataset(str(path / "data.yaml"))
+
+
+def decode_fiftyone(path, label_of):
+    """Run the script of the export, then read its data set from the database."""
+    import fiftyone
+    from PIL import Image, ImageOps
+
+    name = f"amn-fast-{os.getpid()}"
+    run = [sys.executable, path / "import_fiftyone.py"]
+    assert subprocess.run(run, capture_output=True).returncode == 1
+    subprocess.run([*run, name], check=True)
+    assert b"already" in subprocess.run([*run, name], capture_output=True).stderr
+    dataset = fiftyone.load_dataset(name)
+    assert {name: value for value, name in dataset.default_mask_targets.items()} | {"background": 0} == label_of
+    found = {}
+    for sample in dataset:
+        found[sample.image_id] = sample.mask.get_mask()
+        image = ImageOps.exif_transpose(Image.open(sample.filepath))
+        assert image.size == found[sample.image_id].shape[::-1]
+    dataset.delete()
+    return found
+
+
+def encode_fiftyone(masks, path, label_of):
+    import fiftyone
+    from PIL import Image
+
+    dataset = fiftyone.Dataset()
+    for id, mask in masks.items():
+        file = path.parent / f"{id}.png"
+        Image.fromarray(np.zeros_like(mask)).save(file)
+        dataset.add_sample(fiftyone.Sample(filepath=str(file), mask=fiftyone.Segmentation(mask=mask)))
+    form = fiftyone.types.ImageSegmentationDirectory
+    dataset.export(export_dir=str(path), dataset_type=form, label_field="mask", export_media=False)
+    dataset.delete()
+
+
 DECODE = {
     "voc": decode_datumaro,
     "cvat": decode_datumaro,
     "coco": decode_pycocotools,
     "label-studio": decode_label_studio,
     "yolo-seg": decode_supervision,
+    "ultralytics": decode_ultralytics,
+    "ultralytics-semantic": decode_ultralytics_semantic,
+    "fiftyone": decode_fiftyone,
 }
 ENCODE = {
     "voc": encode_datumaro,
     "cvat": encode_datumaro,
     "coco": encode_datumaro,
     "label-studio": encode_label_studio,
+    "fiftyone": encode_fiftyone,
 }
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         for sanitizers, libraries, chosen in BUILDS:
             target = Path(folder) / f"{sanitizers.replace(',', '-')}.so"
-            harness.build(target, load=False, flags=["-O1", "-g", f"-fsanitize={sanitizers}", "-fno-sanitize-recover"])
+            harness.build(target, flags=["-O1", "-g", f"-fsanitize={sanitizers}", "-fno-sanitize-recover"])
             preloaded = [
                 subprocess.run(
                     ["g++", f"-print-file-name={library}"], capture_output=True, text=True, check=True

@@ -20,13 +20,14 @@ def harness_module():
 
 
 @pytest.fixture(scope="session")
-def harness(harness_module, tmp_path_factory):
+def harness(harness_module, shared):
     """The library; AMN_FAST_SIMT names one that was built beforehand, with a sanitizer say."""
     if ready := os.environ.get("AMN_FAST_SIMT"):
         return ctypes.CDLL(ready)
     if harness_module.compiler() is None:
         pytest.skip("no C++ compiler")
-    return harness_module.build(tmp_path_factory.mktemp("simt") / "simt.so")
+    folder = shared("simt", lambda folder: harness_module.build(folder / "simt.so"))
+    return ctypes.CDLL(str(folder / "simt.so"))
 
 
 @pytest.fixture

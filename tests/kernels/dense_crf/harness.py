@@ -26,12 +26,11 @@ def compiler() -> str | None:
     return shutil.which("g++") or shutil.which("clang++")
 
 
-def build(target: Path, source: str = "simt.cpp", load: bool = True, flags: Sequence[str] = ()) -> ctypes.CDLL | None:
+def build(target: Path, source: str = "simt.cpp", flags: Sequence[str] = ()) -> None:
     """Compile the kernels for the CPU."""
     places = [f"-I{KERNELS}", f"-I{HERE}", str(HERE / source), "-o", str(target)]
     done = subprocess.run([str(compiler()), *FLAGS, *flags, *places], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    return ctypes.CDLL(str(target)) if load else None
 
 
 def signatures() -> dict[str, list[tuple[str, str]]]:

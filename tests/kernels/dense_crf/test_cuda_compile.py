@@ -1,11 +1,11 @@
 """The GPU kernels compiled ahead of time for GPUs that are not here. NVRTC needs none."""
 
+import functools
 import io
 import os
 import re
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -30,31 +30,28 @@ def _nvrtc_missing() -> str:
 pytestmark = pytest.mark.skipif(bool(_nvrtc_missing()), reason=f"no NVRTC: {_nvrtc_missing()}")
 
 
-@pytest.fixture(scope="module", params=[80, 90, 100])
-def compiled(request):
+@functools.cache
+def compiled(architecture):
     """The cubin, and the assembler's report: {kernel: (bytes of stack, of spill stores, of spill loads, registers)}."""
     logs = io.StringIO()
-    code = nvrtc.compile_cubin(cuda.SOURCE, request.param, logs).code
+    code = nvrtc.compile_cubin(cuda.SOURCE, architecture, logs).code
     report = logs.getvalue().replace("\0", "")
     pattern = (
         r"entry function '(\w+)' for 'sm_(\d+)'.*?(\d+) bytes stack frame, (\d+) bytes spill stores, "
         r"(\d+) bytes spill loads.*?Used (\d+) registers"
     )
     found = re.findall(pattern, report, flags=re.DOTALL)
-    assert {int(architecture) for _, architecture, *_ in found} == {request.param}
+    assert {int(target) for _, target, *_ in found} == {architecture}
     assert "warning" not in report
     return code, {name: tuple(map(int, sizes)) for name, _, *sizes in found}
 
 
-def test_no_kernel_spills_registers(compiled):
-    _, report = compiled
+@pytest.mark.parametrize("architecture", [80, 90, 100])
+def test_the_kernels_that_the_driver_launches_are_there_and_spill_no_registers(architecture, harness):
+    code, report = compiled(architecture)
     assert len(report) >= 20
     assert {name: sizes for name, sizes in report.items() if any(sizes[:3])} == {}
     assert max(registers for *_, registers in report.values()) <= 128  # two blocks on a multiprocessor
-
-
-def test_the_kernels_that_the_driver_launches_are_there(compiled, harness):
-    code, report = compiled
     source = nvrtc.expand(cuda.SOURCE)
     assert "#include" not in source
     for name in report:
@@ -92,9 +89,7 @@ def test_code_is_kept_on_disk(tmp_path, monkeypatch):
     first = nvrtc.compile_cubin(source, 90, cached=True)
     kept = [path for path in tmp_path.rglob("*") if path.is_file()]
     assert any(path.read_bytes() == bytes(first.code) for path in kept)
-    begin = time.perf_counter()
     assert bytes(nvrtc.compile_cubin(source, 90, cached=True).code) == bytes(first.code)
-    assert time.perf_counter() - begin < 60
 
 
 def test_a_folder_that_cannot_be_written_costs_no_more_than_the_cache(tmp_path, monkeypatch, caplog):
@@ -111,8 +106,8 @@ def test_the_launcher_launches_through_cuda_core(harness_module, tmp_path):
     if not sys.platform.startswith("linux") or harness_module.compiler() is None:
         pytest.skip("the stand-in for the driver needs Linux and a C++ compiler")
     driver, cubin = tmp_path / "libcuda.so.1", tmp_path / "kernels.cubin"
-    harness_module.build(driver, source="driver.cpp", load=False)
-    cubin.write_bytes(bytes(nvrtc.compile_cubin(cuda.SOURCE, 90).code))
+    harness_module.build(driver, source="driver.cpp")
+    cubin.write_bytes(bytes(compiled(90)[0]))
     environment = {**os.environ, "LD_LIBRARY_PATH": str(tmp_path), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, str(Path(__file__).parent / "launch_on_driver.py"), str(cubin), str(driver)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)

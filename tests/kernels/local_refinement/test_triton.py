@@ -1,13 +1,9 @@
-"""The Triton kernels: parity under the interpreter; compiled for three GPUs without one."""
+"""The Triton kernels compiled for three GPUs without one."""
 
 import pytest
 
 pytest.importorskip("torch")
 pytest.importorskip("triton")
-
-
-def test_every_case_of_the_operation_under_the_interpreter(interpret):
-    interpret("test_local_affinity.py")
 
 
 @pytest.mark.parametrize("bits", [32, 64])
