@@ -3,6 +3,7 @@
     python docs/experiments/thresholds_trained.py run DATA WORK SEED demo voc76 msrc msrc_val voc20 voc437
     python docs/experiments/thresholds_trained.py fast DATA WORK demo voc76 msrc msrc_val voc20 voc437
     python docs/experiments/thresholds_trained.py table
+    python docs/experiments/thresholds_trained.py crf-thresholds
     python docs/experiments/thresholds_trained.py backgrounds WORK demo voc76 msrc msrc_val voc20 voc437
 
 DATA holds `msrc_v2` and `voc12_animals` in VOC layout. `run` writes each set, reduced, to WORK/sets and its runs to
@@ -10,8 +11,9 @@ WORK/SET. Class activations are computed once for a set, and `choose-seed` choos
 follow at that pair, at .3 / .05, at .6 / .2, at the best pair of the heads (thresholds.json) and at the pair of the
 shipped configuration. At the chosen pair there are also AMN's seeds by `amn_seed: auto`. SEED is the random seed of the
 two networks. `fast` makes masks by configuration fast at the same pairs. Each run's figures are added to
-thresholds_trained.json beside this script at once; a run whose figures are there is not repeated. `table` prints means
-over the random seeds. `backgrounds` compares rules for the threshold of the masks on the runs of seed 0 in WORK.
+thresholds_trained.json beside this script at once; a run whose figures are there is not repeated. `table` prints all
+runs and the regrets of the chosen pairs. `backgrounds` compares rules for the threshold of the masks on the runs of
+seed 0 in WORK, `crf-thresholds` on those of the fast mode.
 
 It is made to fit into one hour of one CPU core: images have a long side of at most 320 pixels, large sets are 80
 random images (120 with 20 labels), the networks compute in bfloat16 (fast on CPUs with avx512_bf16 alone), and the
@@ -23,6 +25,7 @@ import os
 import shutil
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -346,6 +349,38 @@ def table() -> None:
     _fast_table(results)
 
 
+def _fast_runs(results: dict[str, Any]) -> Iterator[tuple[str, str, dict[str, Any], bool]]:
+    """Set, pair, figures, and whether the rule chose that pair, of all runs of the fast mode."""
+    for name, runs in results.items():
+        for key, one in runs.items():
+            if key.startswith("fast "):
+                pair = key.removeprefix("fast ")
+                yield name, pair, one, pair == text(runs["fast"]["auto"])
+
+
+def crf_thresholds() -> None:
+    """Print what each rule for the threshold of CRF masks loses against the best of .05, .10, ... .95."""
+    losses: dict[str, list[float]] = {}
+    chosen: list[bool] = []
+    at = np.array(choice.MASK_THRESHOLDS)
+    for _, _, one, auto in _fast_runs(json.loads(RESULTS.read_text())):
+        curve, regions, expected = (np.array(one[key]) for key in ("mask_curve", "regions", "expected_iou"))
+        rules = {
+            "regions": int(regions.argmax()), "expected IoU": int(expected.argmax()),
+            "their product": int((regions * expected).argmax()),
+            "the rule": choice.MASK_THRESHOLDS.index(choice.crf_threshold(regions, expected)),
+            **{f"fixed {value:g}": int(np.abs(at - value).argmin()) for value in (0.2, 0.25, 0.3, 0.4)},
+        }  # fmt: skip
+        for rule, place in rules.items():
+            losses.setdefault(rule, []).append(float(curve.max() - curve[place]))
+        chosen.append(auto)
+    print("| rule | mean, chosen pairs | worst | mean, all pairs | worst |\n|---|---|---|---|---|")
+    for rule, values in losses.items():
+        own, every = np.array(values)[chosen], np.array(values)
+        print(f"| {rule} | {own.mean():.3f} | {own.max():.3f} | {every.mean():.3f} | {every.max():.3f} |")
+    print(f"{sum(chosen)} chosen pairs, {len(chosen)} pairs")
+
+
 def _print_row(name: str, seed: str, label: str, one: dict[str, Any]) -> None:
     cells = " | ".join(f"{one[figure]:.3f}" for figure in FIGURES)
     print(f"| {name} | {seed} | {label} | {cells} at {one['mask_threshold']:.2f} |")
@@ -365,21 +400,22 @@ FAST_FIGURES = {"heads": "heads best", "mask": "mask", "mask_best": "mask best"}
 
 
 def _fast_table(results: dict[str, Any]) -> None:
-    """The runs of the fast mode."""
+    """The runs of the fast mode; the threshold of the masks by the rule as it is now."""
     print("\n| set | pair | heads best | mask at the chosen threshold | mask best |\n|---|---|---|---|---|")
+    rows: dict[str, list[tuple[list[float], bool]]] = {}
+    for name, pair, one, auto in _fast_runs(results):
+        threshold = choice.crf_threshold(np.array(one["regions"]), np.array(one["expected_iou"]))
+        made = one["mask_curve"][choice.MASK_THRESHOLDS.index(threshold)]
+        place = choice.MASK_THRESHOLDS[int(np.argmax(one["mask_curve"]))]
+        print(
+            f"| {name} | {pair}{' (auto)' if auto else ''} | {one['heads']:.3f} | {made:.3f} at {threshold:.2f} |"
+            f" {one['mask_best']:.3f} at {place:.2f} |"
+        )
+        rows.setdefault(name, []).append(([one["heads"], made, one["mask_best"]], auto))
     regrets = {}
-    for name, runs in results.items():
-        pairs = {key.removeprefix("fast "): one for key, one in runs.items() if key.startswith("fast ")}
-        for key, one in pairs.items():
-            roles = " (auto)" if key == text(runs["fast"]["auto"]) else ""
-            place = choice.MASK_THRESHOLDS[int(np.argmax(one["mask_curve"]))]
-            print(
-                f"| {name} | {key}{roles} | {one['heads']:.3f} | {one['mask']:.3f} at {one['background']:.2f} |"
-                f" {one['mask_best']:.3f} at {place:.2f} |"
-            )
-        if pairs:
-            own = pairs[text(runs["fast"]["auto"])]
-            regrets[name] = [max(one[key] for one in pairs.values()) - own[key] for key in FAST_FIGURES]
+    for name, found in rows.items():
+        (own,) = (figures for figures, auto in found if auto)
+        regrets[name] = np.max([figures for figures, _ in found], 0) - own
     _print_regrets(regrets, list(FAST_FIGURES.values()))
 
 
@@ -460,6 +496,8 @@ def main() -> None:
         run_sets(rest[3:], Path(rest[0]).resolve(), Path(rest[1]).resolve(), int(rest[2]))
     elif command == "fast":
         run_fast(rest[2:], Path(rest[0]).resolve(), Path(rest[1]).resolve())
+    elif command == "crf-thresholds":
+        crf_thresholds()
     elif command == "table":
         table()
     elif command == "backgrounds":
