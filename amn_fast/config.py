@@ -23,12 +23,14 @@ require("yaml", "pipeline")
 import yaml  # noqa: E402  (after the check, so that its sentence is what a user sees)
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator  # noqa: E402
 
+from amn_fast._wording import refusal, short  # noqa: E402
+from amn_fast._yaml import parse_yaml  # noqa: E402
+
 AUTO = "auto"
 """Value of a threshold that is chosen without ground truth."""
 SHIPPED = Path(__file__).parent / "configs"
 SHIPPED_NAMES = sorted(path.stem for path in SHIPPED.glob("*.yaml"))
 MAX_FILE_BYTES = 1_000_000
-MAX_YAML_DEPTH = 20
 MAX_WORKERS = 256
 
 # Constraints and descriptions sit in the types: a subclass that gives a field another default keeps them.
@@ -143,7 +145,7 @@ class CamTraining(Training):
     @model_validator(mode="after")
     def _long_side_ordered(self) -> "CamTraining":
         if self.long_side[0] > self.long_side[1]:
-            raise ValueError(f"long_side {self.long_side}, expected shortest <= longest")
+            raise ValueError(f"long_side is {self.long_side}, expected the shortest first")
         return self
 
 
@@ -155,7 +157,7 @@ class SeedTraining(Training):
     @model_validator(mode="after")
     def _rescale_ordered(self) -> "SeedTraining":
         if self.rescale[0] > self.rescale[1]:
-            raise ValueError(f"rescale {self.rescale}, expected smallest <= largest")
+            raise ValueError(f"rescale is {self.rescale}, expected the smallest first")
         return self
 
 
@@ -212,9 +214,7 @@ class IrnTraining(SeedTraining):
     @model_validator(mode="after")
     def _room_for_pairs(self) -> "IrnTraining":
         if self.crop < 8 * self.radius:
-            raise ValueError(
-                f"crop {self.crop} leaves no room for pairs of radius {self.radius}, expected {8 * self.radius} or more"
-            )
+            raise ValueError(f"crop is {self.crop}, expected {8 * self.radius} or more, 8 times the pairs' radius")
         return self
 
 
@@ -378,6 +378,8 @@ class Seed(Section):
     @model_validator(mode="before")
     @classmethod
     def _from_auto(cls, values: Any) -> Any:
+        if isinstance(values, str) and values != AUTO:
+            raise ValueError(f"found {short(values)}, expected auto or settings such as fg and bg")
         return {"fg": AUTO, "bg": AUTO} if values == AUTO else values
 
     @model_validator(mode="after")
@@ -385,7 +387,7 @@ class Seed(Section):
         if (self.fg == AUTO) != (self.bg == AUTO):
             raise ValueError(f"fg is {self.fg} and bg is {self.bg}, expected two numbers or auto for both")
         if self.fg != AUTO and self.bg > self.fg:  # type: ignore[operator]
-            raise ValueError(f"bg threshold {self.bg} is above fg threshold {self.fg}, expected bg <= fg")
+            raise ValueError(f"bg is {self.bg} and fg is {self.fg}, expected bg <= fg")
         return self
 
     @property
@@ -610,7 +612,7 @@ def _moved(values: dict[str, Any]) -> dict[str, Any]:
         if not (isinstance(found, dict) and key in found and isinstance(target, dict)):
             continue
         if new_key in target:
-            raise ValueError(f"{old} is the old name of {new}, and both are given")
+            raise ValueError(f"{old} is the old name of {new}, and both are given, expected {new} alone")
         moved[section] = {name: value for name, value in found.items() if name != key}
         moved[new_section] = {new_key: found[key]} | moved.get(new_section, {})
     return moved
@@ -648,7 +650,7 @@ def read_config(path: str | Path, overrides: Iterable[str] = ()) -> Config:
     try:
         return Config.model_validate(values)
     except ValidationError as error:
-        raise InputError(f"configuration {file}: {_sentence(error)}") from error
+        raise InputError(f"configuration {file}: {refusal(error, Config, values)}") from error
 
 
 def _on_base(values: dict[str, Any], file: Path) -> dict[str, Any]:
@@ -657,7 +659,7 @@ def _on_base(values: dict[str, Any], file: Path) -> dict[str, Any]:
         return values
     name = values.pop("base")
     if name not in SHIPPED_NAMES:
-        raise InputError(f"configuration {file}: base is {_short(name)}, expected one of {', '.join(SHIPPED_NAMES)}")
+        raise InputError(f"configuration {file}: base is {short(name)}, expected one of {', '.join(SHIPPED_NAMES)}")
     base = _read_yaml(SHIPPED / f"{name}.yaml")
     for key, value in values.items():
         both = isinstance(value, dict) and isinstance(base.get(key), dict) and key != "data"
@@ -709,68 +711,26 @@ def _read_yaml(file: Path) -> Any:
     if file.stat().st_size > MAX_FILE_BYTES:
         raise InputError(f"configuration {file} has {file.stat().st_size:,} bytes, expected at most {MAX_FILE_BYTES:,}")
     try:
-        return parse_yaml(file.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, ValueError) as error:  # among the latter: not UTF-8, numbers of thousands of digits
-        raise InputError(f"configuration {file} is not YAML: {' '.join(str(error).split())[:200]}") from error
-
-
-def parse_yaml(text: str) -> Any:
-    """The value of a YAML text without aliases (a few lines of them can stand for billions of values).
-
-    Raises:
-        yaml.YAMLError, ValueError: it is not YAML, nested too deep, or uses aliases.
-    """
-    depth = 0
-    for event in yaml.parse(text, Loader=yaml.SafeLoader):
-        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
-        if depth > MAX_YAML_DEPTH:
-            raise ValueError(f"nested deeper than {MAX_YAML_DEPTH} levels")
-        if isinstance(event, yaml.AliasEvent):
-            raise ValueError(f"it refers to *{event.anchor}, expected every value written out")
-    return yaml.safe_load(text)
+        text = file.read_text(encoding="utf-8")
+    except ValueError as error:
+        raise InputError(f"configuration {file} is not UTF-8 text, expected YAML in UTF-8") from error
+    try:
+        return parse_yaml(text)
+    except ValueError as error:
+        raise InputError(f"configuration {file} is not YAML: {error}") from error
 
 
 def _override(values: dict[str, Any], override: str) -> None:
     name, found, value = override.partition("=")
     if not found:
-        raise InputError(f"override {_short(override)} has no '=', expected section.key=value")
+        raise InputError(f"override {short(override)} has no '=', expected section.key=value")
     *sections, key = name.strip().split(".")
     place = values
     for section in sections:
         place = place.setdefault(section, {})
         if not isinstance(place, dict):
-            raise InputError(f"override {_short(override)}: {section} is a value, not a section")
+            raise InputError(f"override {short(override)}: {section} is a value, not a section")
     try:
         place[key] = parse_yaml(value)
-    except (yaml.YAMLError, ValueError) as error:
-        raise InputError(f"override {_short(override)} has a value that is not YAML") from error
-
-
-def _short(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 100 else f"{text[:97]}..."
-
-
-UNION_TAGS = ("constrained-float", "literal['auto']")
-"""What pydantic adds to the place of a value that may be a number or auto."""
-
-
-def _sentence(error: ValidationError) -> str:
-    parts: dict[str, str] = {}
-    for problem in error.errors():
-        steps = [step for step in problem["loc"] if step not in UNION_TAGS]
-        place = ".".join(_short(str(step))[1:-1] for step in steps)
-        if problem["type"] == "extra_forbidden":
-            said = f"{place} is not a known name"
-        elif problem["type"] == "missing":
-            said = f"{place} is missing"
-        else:
-            text = problem["msg"].removeprefix("Value error, ")
-            text += ", or 'auto'" if len(steps) < len(problem["loc"]) else ""
-            said = (
-                f"{place} is {_short(problem['input'])}: {text}"
-                if problem["type"] != "value_error"
-                else f"{place}: {text}"
-            )
-        parts.setdefault(place, said)
-    return "; ".join([*parts.values()][:3])
+    except ValueError as error:
+        raise InputError(f"override {short(override)} has a value that is not YAML: {error}") from error

@@ -3,18 +3,15 @@
 import importlib
 import re
 import textwrap
-import types
-import typing
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args, get_origin
+from typing import Any, get_args
 
-import annotated_types
 import yaml
 from pydantic import BaseModel
-from pydantic.fields import FieldInfo
 
+from amn_fast._wording import values_in_words
 from amn_fast.config import MODES, RECIPES, Config, Data
 
 REQUIRED = object()
@@ -65,7 +62,7 @@ def _settings(model: type[BaseModel], prefix: str, defaults: Mapping[str, Any]) 
         yield Setting(
             name,
             meaning if inner is None else _section_meaning(section, meaning),
-            "" if inner is not None else _values(annotation, field),
+            "" if inner is not None else values_in_words(annotation, field),
             _plain(default),
             _alternatives(name, _plain(default)) if inner is None else {},
             inner,
@@ -94,41 +91,6 @@ def _alternatives(name: str, default: Any) -> dict[str, Any]:
     if section == "train_seg":
         found |= {f"recipe {recipe}": values.get(key, default) for recipe, values in RECIPES.items()}
     return {which: plain for which, value in found.items() if (plain := _plain(value)) != default}
-
-
-_NOUNS = {int: "integer", float: "number", str: "text", bool: "true or false", Path: "path", dict: "mapping"}
-
-
-def _values(annotation: Any, field: FieldInfo | None = None, limits: tuple[Any, ...] = ()) -> str:
-    """Type and range in words."""
-    limits = (*limits, *(field.metadata if field is not None else ()))
-    origin, arguments = get_origin(annotation), get_args(annotation)
-    if origin is Annotated:
-        inner = [part for limit in arguments[1:] for part in getattr(limit, "metadata", [limit])]
-        return _values(arguments[0], None, (*limits, *inner))
-    if origin is Literal:
-        return ", ".join(str(value) for value in arguments)
-    if origin in (typing.Union, types.UnionType):
-        rest = [argument for argument in arguments if argument is not type(None)]
-        return " or ".join([*(_values(one, None, limits) for one in rest), "null"])
-    if origin is tuple:
-        each = _values(arguments[0])
-        count = f"{len(arguments)} values" if arguments[-1] is not Ellipsis else "list"
-        return f"{count}, each {each}"
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return "section of the same form"
-    return _NOUNS.get(origin or annotation, "value") + _range(limits)
-
-
-def _range(limits: tuple[Any, ...]) -> str:
-    signs = {annotated_types.Ge: ">= ", annotated_types.Gt: "> ", annotated_types.Le: "<= ", annotated_types.Lt: "< "}
-    parts = [
-        f"{sign}{getattr(limit, kind.__name__.lower())}"
-        for limit in limits
-        for kind, sign in signs.items()
-        if isinstance(limit, kind)
-    ]
-    return f" {' and '.join(parts)}" if parts else ""
 
 
 def to_markdown() -> str:

@@ -8,9 +8,13 @@ import pytest
 
 pytest.importorskip("pydantic")
 pytest.importorskip("yaml")
+from pydantic import ValidationError
+
+from amn_fast import _wording as wording
 from amn_fast.config import SHIPPED, Config, Section, read_config, to_yaml
 from amn_fast.errors import InputError
 from amn_fast.ops.random_walk import MAX_EXP_TIMES, MAX_RADIUS, random_walk
+from amn_fast.settings import all_settings
 
 SHIPPED_NAMES = sorted(path.stem for path in SHIPPED.glob("*.yaml"))
 
@@ -21,8 +25,10 @@ def refusal(path, overrides=()):
         read_config(path, overrides)
     text = str(caught.value)
     assert "\n" not in text
-    assert "pydantic" not in text
     assert len(text) < 1000
+    # No word of the libraries that check: pydantic's messages, YAML's.
+    for word in ("pydantic", "Input should", "valid ", "Field required", "<unicode", "Keys should"):
+        assert word not in text
     return text
 
 
@@ -62,9 +68,9 @@ def test_thresholds_are_two_numbers_or_auto(file):
     assert read_config(file, ["amn_seed=auto"]).amn_seed.bg == "auto"
     for given, expected in (
         ("cam_seed={fg: auto, bg: 0.1}", "cam_seed: fg is auto and bg is 0.1, expected two numbers or auto for both"),
-        ("cam_seed.fg=1.5", "cam_seed.fg is 1.5: Input should be less than or equal to 1, or 'auto'"),
-        ("cam_seed.fg=high", "cam_seed.fg is 'high': Input should be a valid number"),
-        ("cam_seed=high", "cam_seed is 'high'"),
+        ("cam_seed.fg=1.5", "cam_seed.fg is 1.5, expected a number >= 0 and <= 1 or auto"),
+        ("cam_seed.fg=high", "cam_seed.fg is 'high', expected a number >= 0 and <= 1 or auto"),
+        ("cam_seed=high", "cam_seed: found 'high', expected auto or settings such as fg and bg"),
     ):
         assert expected in refusal(file, [given])
 
@@ -157,15 +163,25 @@ def test_files_of_another_kind(tmp_path, monkeypatch):
     path = tmp_path / "bad.yaml"
     bomb = "a0: &a0 [x]\n" + "".join(f"a{k}: &a{k} [{', '.join([f'*a{k - 1}'] * 9)}]\n" for k in range(1, 30))
     for content, sentence in (
-        (b"name: [", "is not YAML"),
-        (b"\xff\xfe\x00", "is not YAML"),
-        (b"a: !!python/object/apply:os.system ['touch owned']", "is not YAML"),
+        (b"name: [", "is not YAML: line 1 is 'name: [', expected lines such as name: value, indented by spaces"),
+        (b"name: x\n\trun: r", r"line 2 is 'run: r', expected lines such as name: value"),
+        (b"name: x\nseed: 1\nname: y", "line 3 is 'name: y', expected a name once"),
+        (b"seed: 2026-13-01", "line 1 is 'seed: 2026-13-01', expected"),
+        (b"seed: !!timestamp x", "line 1 is 'seed: !!timestamp x', expected"),
+        (b"? [a]\n: 1", "line 1 is '? [a]', expected"),
+        (b"name: \x00", "it holds characters that are not text, expected UTF-8 text"),
+        (b"\xff\xfe\x00", "is not UTF-8 text, expected YAML in UTF-8"),
+        (b"a: !!python/object/apply:os.system ['touch owned']", "is not YAML: line 1 is"),
         (b"", "holds NoneType, expected names and values"),
         (b"- a\n- b\n", "holds list, expected names and values"),
-        (b"{}", "name is missing; data is missing; run is missing"),
+        (
+            b"{}",
+            "name is missing, expected a text; data is missing, expected a section of settings such as data.kind;"
+            " run is missing, expected a path",
+        ),
         (bomb.encode(), "refers to *a0, expected every value written out"),
         (b"name: " + b"[" * 50_000, "nested deeper than 20 levels"),
-        (b"seed: " + b"9" * 5_000, "is not YAML: Exceeds the limit"),
+        (b"seed: " + b"9" * 5_000, "is not YAML: line 1 is 'seed: 9999"),
         (b"name: x\ndata: {kind: folder}\nrun: r\nseed: " + b"9" * 4_000, "seed is 9999"),
         (b"name: x\n" + b"#" * 1_000_000, "has 1,000,008 bytes, expected at most 1,000,000"),
     ):
@@ -177,47 +193,86 @@ def test_files_of_another_kind(tmp_path, monkeypatch):
 
 
 def test_wrong_settings_are_named(file):
+    """The whole sentence, after the file, for each kind of fault."""
+    radius, doublings = MAX_RADIUS, MAX_EXP_TIMES["chebyshev"]
     for override, sentence in (
-        ("maks.background=0.3", "maks is not a known name"),
-        ("mask.backgruond=0.3", "mask.backgruond is not a known name"),
-        ("mask.background=1.5", "mask.background is 1.5: Input should be less than or equal to 1"),
-        ("mask.background=.nan", "mask.background is nan"),
-        ("mask.maximum=both", "mask.maximum is 'both': Input should be 'global' or 'class'"),
-        (f"mask.radius={MAX_RADIUS + 1}", f"mask.radius is {MAX_RADIUS + 1}: Input should be less than or equal to"),
-        (f"mask.exp_times={MAX_EXP_TIMES['chebyshev'] + 1}", "mask.exp_times is 31: Input should be less than"),
-        ("train_cam.epochs=0", "train_cam.epochs is 0: Input should be greater than or equal to 1"),
-        ("train_cam.epochs=two", "train_cam.epochs is 'two'"),
-        ("train_amn.lr=.inf", "train_amn.lr is inf"),
-        ("train_amn.lr=-1", "train_amn.lr is -1"),
-        ("train_amn.power=.nan", "train_amn.power is nan"),
-        ("train_cam.long_side=[640, 320]", "train_cam: long_side (640, 320), expected shortest <= longest"),
-        ("train_cam.long_side=[0, 320]", "train_cam.long_side.0 is 0"),
-        ("train_amn.rescale=[1.5, 0.5]", "train_amn: rescale (1.5, 0.5), expected smallest <= largest"),
-        ("train_irn.rescale=[-1, 0.5]", "train_irn.rescale.0 is -1"),
-        ("train_irn={pad: 1}", "train_irn.pad is the old name of edge.pad, and both are given"),
-        ("train_irn={crop: 64}", "crop 64 leaves no room for pairs of radius 10, expected 80 or more"),
-        ("cam.scales=[]", "cam.scales is []"),
-        ("amn.scales=[1.0, 0]", "amn.scales.1 is 0"),
-        ("cam_seed={fg: 0.2, bg: 0.3}", "bg threshold 0.3 is above fg threshold 0.2, expected bg <= fg"),
-        ("cam_seed.fg=0.01", "bg threshold 0.05 is above fg threshold 0.01, expected bg <= fg"),
-        ("amn_seed={fg: 0.4, bg: 0.1, bilateral: [50, 0, 10]}", "amn_seed.bilateral.1 is 0"),
-        ("seed=-1", "seed is -1"),
-        ("seed=99999999999999999999", "seed is 99999999999999999999"),
-        ("workers=100000", "workers is 100000: Input should be less than or equal to 256"),
-        ("data.kind=coco2014", "data.kind is 'coco2014': Input should be 'demo', 'folder', 'voc' or 'coco'"),
-        ("device=tpu", "device is 'tpu'"),
-        ("backend=fpga", "backend is 'fpga'"),
-        ("mode=published", "mode is 'published': Input should be 'compat' or 'fixed'"),
-        ("mode=[fixed]", "mode is ['fixed']"),
-        ("name.x=1", "override 'name.x=1': name is a value, not a section"),
-        ("mask.background", "override 'mask.background' has no '=', expected section.key=value"),
-        ("mask.background=[", "override 'mask.background=[' has a value that is not YAML"),
-        (f"seed={'9' * 5000}", "has a value that is not YAML"),
+        ("maks.background=0.3", "maks is not a setting, expected mask"),
+        ("mask.backgruond=0.3", "mask.backgruond is not a setting, expected mask.background"),
+        ("edge.what=1", "edge.what is not a setting, expected one of pad"),
+        ("mask.background=1.5", "mask.background is 1.5, expected a number >= 0 and <= 1 or auto"),
+        ("mask.background=.nan", "mask.background is nan, expected a number >= 0 and <= 1 or auto"),
+        ("mask.maximum=both", "mask.maximum is 'both', expected one of global, class"),
+        (f"mask.radius={radius + 1}", f"mask.radius is {radius + 1}, expected an integer >= 1 and <= {radius}"),
+        ("mask.exp_times=31", f"mask.exp_times is 31, expected an integer >= 0 and <= {doublings}"),
+        ("mask=3", "mask is 3, expected a section of settings such as mask.kind"),
+        ("data=null", "data is None, expected a section of settings such as data.kind"),
+        ("data.options={1: 2}", "data.options is {1: 2}, expected a mapping"),
+        ("eval_seg.data.kind=x", "eval_seg.data.kind is 'x', expected one of demo, folder, voc, coco"),
+        ("train_cam.epochs=0", "train_cam.epochs is 0, expected an integer >= 1"),
+        ("train_cam.epochs=1.5", "train_cam.epochs is 1.5, expected an integer >= 1"),
+        ("train_cam.epochs=two", "train_cam.epochs is 'two', expected an integer >= 1"),
+        ("train_cam.clip=0", "train_cam.clip is 0, expected a number > 0 or null"),
+        ("train_amn.rounds=6", "train_amn.rounds is 6, expected an integer >= 1 and <= 5"),
+        ("train_amn.lr=.inf", "train_amn.lr is inf, expected a number > 0"),
+        ("train_amn.lr=-1", "train_amn.lr is -1, expected a number > 0"),
+        ("segmentation=maybe", "segmentation is 'maybe', expected true or false"),
+        ("backbone=7", "backbone is 7, expected a text"),
+        ("trusted=7", "trusted is 7, expected a path or null"),
+        ("train_cam.long_side=[640, 320]", "train_cam: long_side is (640, 320), expected the shortest first"),
+        ("train_cam.long_side=[0, 320]", "train_cam.long_side is [0, 320], expected 2 values, each integer >= 1"),
+        ("train_cam.long_side=[320]", "train_cam.long_side is [320], expected 2 values, each integer >= 1"),
+        ("train_cam.long_side=320", "train_cam.long_side is 320, expected 2 values, each integer >= 1"),
+        ("train_amn.rescale=[1.5, 0.5]", "train_amn: rescale is (1.5, 0.5), expected the smallest first"),
+        (
+            "train_irn={pad: 1}",
+            "train_irn.pad is the old name of edge.pad, and both are given, expected edge.pad alone",
+        ),
+        ("train_irn={crop: 64}", "train_irn: crop is 64, expected 80 or more, 8 times the pairs' radius"),
+        ("cam.scales=[]", "cam.scales is [], expected a list of 1 or more, each number > 0"),
+        ("amn.scales=[1.0, 0]", "amn.scales is [1.0, 0], expected a list of 1 or more, each number > 0"),
+        ("cam_seed={fg: 0.2, bg: 0.3}", "cam_seed: bg is 0.3 and fg is 0.2, expected bg <= fg"),
+        ("amn_seed.bilateral=[1, 0, 1, 9]", "amn_seed.bilateral is [1, 0, 1, 9], expected 3 values, each number > 0"),
+        ("train_seg.iterations=1001", "train_seg: iterations is 1001, expected a multiple of checkpoint_every, 1000"),
+        ("seed=-1", f"seed is -1, expected an integer >= 0 and < {2**48}"),
+        ("workers=100000", "workers is 100000, expected an integer >= 0 and <= 256"),
+        ("mode=[fixed]", "mode is ['fixed'], expected one of compat, fixed"),
     ):
         both = ["edge.pad=2"] if "old name" in sentence else []
-        assert sentence in refusal(file, [*both, override]), override
-    text = refusal(file, ["mask.background=2", "maks=1", "train_cam.epochs=0"])
-    assert all(name in text for name in ("mask.background", "maks", "train_cam.epochs"))
+        assert refusal(file, [*both, override]) == f"configuration {file}: {sentence}"
+    for override, sentence in (
+        ("name.x=1", "override 'name.x=1': name is a value, not a section"),
+        ("mask.background", "override 'mask.background' has no '=', expected section.key=value"),
+        ("mask.background=[", "override 'mask.background=[' has a value that is not YAML: line 1 is '['"),
+        (f"seed={'9' * 5000}", "has a value that is not YAML: line 1 is '9999"),
+    ):
+        assert sentence in refusal(file, [override]), override
+    text = refusal(file, ["mask.background=2", "maks=1", "train_cam.epochs=0", "seed=-1", "workers=-1"])
+    assert text.count(", expected ") == 3
+    assert text.endswith("; 2 more")
+
+
+def test_every_setting_refuses_in_the_same_words(file):
+    """Whatever is wrong: one sentence with the setting's name, the value found and the values that the table lists."""
+    settings = [one for section in all_settings() for one in section.settings or (section,)]
+    assert len(settings) > 80
+    for setting in settings:
+        refused = 0
+        for value in ([[]], {"x": []}, "\x01", -1, float("nan"), None, "long" * 50):
+            values = {"name": "n", "run": "r", "data": {"kind": "demo"}} | {setting.name.split(".")[0]: value}
+            if "." in setting.name:
+                section, key = setting.name.split(".")
+                values[section] = ({"kind": "demo"} if section == "data" else {}) | {key: value}
+            try:
+                Config.model_validate(values)
+            except ValidationError as error:
+                said = wording.refusal(error, Config, values)
+                if said.startswith(f"{setting.name}."):  # a setting of a section within a section
+                    continue
+                words = setting.values.partition(", each")[0].removeprefix("section of the same form")
+                assert said.startswith((f"{setting.name} is {wording.short(value)}, expected ", f"{setting.name}: "))
+                assert words in said
+                refused += 1
+        assert refused >= 1, setting.name
 
 
 def test_bounds_of_the_walk_are_those_of_the_operation(file):

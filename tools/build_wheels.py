@@ -10,6 +10,7 @@ headers are compiled once for all versions.
 
 import argparse
 import os
+import platform
 import shutil
 import subprocess
 import sys
@@ -68,7 +69,23 @@ def shims(arch: str, folder: Path, cc: Path) -> list[str]:
     return [str(model), str(library)]
 
 
-def compilers(arch: str, version: str, folder: Path) -> dict[str, str]:
+def debian_headers(arch: str, version: str, python: str, folder: Path) -> Path:
+    """A folder with the header that the pyconfig.h of Debian's Pythons includes from /usr/include/ARCH-linux-gnu.
+
+    zig's clang does not look there, and for another architecture nothing is there. All 64-bit Linuxes share its values.
+    """
+    probe = "import sysconfig; print(sysconfig.get_config_h_filename())"
+    found = Path(subprocess.run([python, "-c", probe], capture_output=True, text=True, check=True).stdout.strip())
+    header = found.parents[1] / f"{platform.machine()}-linux-gnu" / f"python{version}" / "pyconfig.h"
+    place = folder / f"{arch}-{version}-headers"
+    target = place / f"{arch}-linux-gnu" / f"python{version}" / "pyconfig.h"
+    target.parent.mkdir(parents=True)
+    if header.exists():
+        shutil.copyfile(header, target)
+    return place
+
+
+def compilers(arch: str, version: str, python: str, folder: Path) -> dict[str, str]:
     """The environment that makes setuptools compile and link for `arch`."""
     target = f"{arch}-linux-gnu.{GLIBC}"
     zig = Path(find_spec("ziglang").origin).parent / "zig"  # the program itself: pip's builds hide our packages
@@ -82,6 +99,7 @@ def compilers(arch: str, version: str, folder: Path) -> dict[str, str]:
     return {
         "CC": f"{cache}{wrappers['cc']}",
         "CXX": f"{cache}{wrappers['c++']}",
+        "CPATH": str(debian_headers(arch, version, python, folder)),
         "CCACHE_COMPILERCHECK": "content",
         "CCACHE_COMPILERTYPE": "clang",
         "CCACHE_NOHASHDIR": "1",
@@ -107,7 +125,7 @@ def build(out: Path, pythons: dict[str, str], architectures: list[str]) -> None:
                 with tarfile.open(sdist) as archive:
                     archive.extractall(place, filter="data")
                 (source,) = place.iterdir()
-                environment = os.environ | compilers(arch, version, folder)
+                environment = os.environ | compilers(arch, version, python, folder)
                 command = [python, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-cache-dir"]
                 subprocess.run([*command, "-w", str(place), str(source)], check=True, env=environment)
                 (wheel,) = place.glob("*.whl")

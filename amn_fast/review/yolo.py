@@ -9,6 +9,7 @@ import numpy as np
 import yaml
 from numpy.typing import NDArray
 
+from amn_fast._yaml import parse_yaml
 from amn_fast.data.base import IGNORE
 from amn_fast.data.image import image_size
 from amn_fast.data.labels import read_text
@@ -93,11 +94,14 @@ def read_names(path: Path) -> dict[int, str]:
     if len(chosen) != 1:
         raise InputError(f"{path}: holds {len(found)} YAML files, expected data.yaml with the class names")
     try:
-        names = yaml.safe_load(read_text(chosen[0]))["names"]
+        values = parse_yaml(read_text(chosen[0]))
+    except ValueError as error:
+        raise InputError(f"{chosen[0]} is not YAML: {error}") from error
+    try:
+        names = values["names"]
         return {int(key): str(name) for key, name in (names.items() if isinstance(names, dict) else enumerate(names))}
-    except (yaml.YAMLError, TypeError, KeyError, ValueError, AttributeError) as error:
-        problem = " ".join(str(error).split())
-        raise InputError(f"{chosen[0]}: has no class names: {problem}; expected names: {{0: NAME, ...}}") from error
+    except (TypeError, KeyError, ValueError) as error:
+        raise InputError(f"{chosen[0]}: has no class names, expected YAML with names: {{0: NAME, ...}}") from error
 
 
 def _mask(file: Path, names: Mapping[int, str], images: Mapping[str, Path], job: Job) -> NDArray[np.uint8]:
