@@ -444,9 +444,10 @@ class Mask(Section):
     background: Annotated[
         Probability | Literal["auto"],
         Field(
-            description="Score below which a pixel is background, in [0, 1]; auto takes the threshold at which the"
-            " masks agree most with those of the linear heads that `cam_seed: auto` fits, or, where the seeds have"
-            " fixed thresholds, the one at which the scores, read as probabilities, promise the highest IoU."
+            description="Score below which a pixel is background, in [0, 1]. auto chooses it: of `kind: crf`, where the"
+            " masks follow the images' regions and the activations, read as probabilities, promise a high IoU; of the"
+            " walk, where the masks agree most with those of the linear heads that `cam_seed: auto` fits, or, where the"
+            " seeds have fixed thresholds, where the scores promise the highest IoU."
         ),
     ] = 0.25
     maximum: Annotated[

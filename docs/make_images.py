@@ -1,8 +1,9 @@
-"""Draw the images of README.md and docs/ from a finished run of the demo in full mode (`amn-fast run demo`).
+"""Draw the images of README.md and docs/ from a finished run of the demo.
 
+    python docs/make_images.py runs/demo/full/config.yaml
     python docs/make_images.py runs/demo/config.yaml
 
-Each strip shows one image through the stages.
+Each strip shows one image through the stages, of the full or the fast mode.
 """
 
 import sys
@@ -29,6 +30,7 @@ STRIPS = {
     "stage_edge": ["amn_seed", "edge"],
     "stage_mask": ["amn", "edge", "mask", "truth"],
 }
+FAST_STRIPS = {"fast": ["image", "cam", "cam_seed", "amn", "mask", "truth"]}
 Rgb = NDArray[np.uint8]
 
 
@@ -85,9 +87,9 @@ def main(path: str) -> None:
     several = [id for id in dataset.ids if dataset.labels(id).sum() > 1]
     single = [id for id in dataset.ids if dataset.labels(id).sum() == 1]
     shown = [single[0], several[0], several[1], single[2]]
-    chosen = {"demo": shown[:3], "stages": shown}
+    chosen = {"demo": shown[:3], "stages": shown, "fast": shown}
     IMAGES.mkdir(exist_ok=True)
-    for name, panels in STRIPS.items():
+    for name, panels in (STRIPS if config.mask.kind == "walk" else FAST_STRIPS).items():
         rows = [[panel(what, config, dataset, id) for what in panels] for id in chosen.get(name, shown[1:3])]
         cv2.imwrite(str(IMAGES / f"{name}.jpg"), grid(rows)[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 88])
     sample = [[dataset.image(id) for id in dataset.ids[first : first + 6]] for first in (0, 6)]

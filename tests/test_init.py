@@ -96,6 +96,17 @@ def test_init_finds_what_is_there(case, tmp_path):
     assert config.run == tmp_path / "runs" / "my set"
 
 
+def test_the_default_is_the_fast_mode_and_full_goes_elsewhere(tmp_path):
+    fill(tmp_path / "mine", IMAGES | {"labels.csv": LABELS})
+    assert [init(tmp_path, "mine", *more)[0] for more in ([], ["--full"])] == [0, 0]
+    fast, full = (read_config(tmp_path / name) for name in ("mine.yaml", "mine_full.yaml"))
+    shipped = read_config("fast", [f"data={{kind: folder, root: {tmp_path}}}", f"run={tmp_path}"])
+    changed = {key: getattr(fast, key) for key in ("name", "data", "run", "train_seg")}
+    assert fast == shipped.model_copy(update=changed)
+    assert (full.train_cam.kind, full.train_amn.kind, full.mask.background) == ("network", "network", "auto")
+    assert (fast.run, full.run) == (tmp_path / "runs/mine", tmp_path / "runs/mine_full")
+
+
 def test_init_keeps_files_and_names_what_it_cannot_use(tmp_path):
     fill(tmp_path / "two", {"cat/a.png": None, "dog/b.png": None})
     fill(tmp_path / "empty", {"notes.txt": ""})
@@ -132,7 +143,7 @@ def test_the_settings_suit_the_size_of_the_images(tmp_path):
         found = look(folder)
         assert found.long_side == max(width, height)
         assert any("run on copies" in remark for remark in found.remarks) == (width == 1600)
-        given, notes = suggest(found, "photos", tmp_path / "photos.yaml")
+        given, notes = suggest(found, "photos", tmp_path / "photos.yaml", full=True)
         shipped = read_config(model)
         for name, value in given.items():
             section, _, key = name.partition(".")
@@ -141,17 +152,20 @@ def test_the_settings_suit_the_size_of_the_images(tmp_path):
         assert given["train_cam.crop"] == crop
         assert model in notes["train_cam.crop"]
         found.ids *= FEW_IMAGES
-        given = suggest(found, "photos", tmp_path / "photos.yaml")[0]
+        given = suggest(found, "photos", tmp_path / "photos.yaml", full=True)[0]
         assert given.get("train_cam.crop") == (crop if width < 400 else None)
         assert "backbone" not in given
 
 
 def test_every_setting_is_in_the_file_with_the_value_that_it_has():
-    few = suggest(Found(Path("photos"), {"images": "."}, [f"{n}" for n in range(31)]), "photos", Path("photos.yaml"))
-    many = suggest(Found(Path("photos"), {"images": "."}, ["x"] * FEW_IMAGES), "photos", Path("photos.yaml"))
+    photos = Found(Path("photos"), {"images": "."}, [f"{n}" for n in range(31)])
+    few = suggest(photos, "photos", Path("photos.yaml"), full=True)
+    fast = suggest(photos, "photos", Path("photos.yaml"), full=False)
+    photos.ids *= FEW_IMAGES
+    many = suggest(photos, "photos", Path("photos.yaml"), full=True)
     assert "train_cam.epochs" in few[0]
     assert "train_cam.epochs" not in many[0]
-    for given, notes in (few, many):
+    for given, notes in (few, many, fast):
         text = commented_yaml("mine", given, notes)
         config = Config.model_validate(yaml.safe_load(text))
         activated = re.sub(r"^( *)#(?=( {2})?[a-z_]+:)", r"\1", text, flags=re.MULTILINE)

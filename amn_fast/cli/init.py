@@ -64,18 +64,24 @@ def init(
     ] = None,
     output: Annotated[
         Optional[Path],  # noqa: UP045
-        typer.Option(help="Configuration to write.", show_default="FOLDER's name with .yaml, in this folder"),
+        typer.Option(
+            help="Configuration to write.", show_default="FOLDER's name with .yaml or _full.yaml, in this folder"
+        ),
     ] = None,
+    full: Annotated[
+        bool,
+        typer.Option("--full", help="Train AMN's three networks; without it, no network is trained (the fast mode)."),
+    ] = False,
 ) -> None:
     """Write a commented configuration for your own images: every setting with its meaning, default and range."""
     from amn_fast.settings import commented_yaml
 
     found = look(folder, labels)
-    name = found.root.resolve().name or "mine"
+    name = (found.root.resolve().name or "mine") + "_full" * full
     output = output or Path(f"{name}.yaml")
     if output.exists():
         raise InputError(f"{output} exists and is kept; choose another file with --output")
-    given, notes = suggest(found, name, output)
+    given, notes = suggest(found, name, output, full)
     command = printable(str(output))
     heading = (
         f"Configuration of amn_fast for the images in {printable(str(found.root))}; written by `amn-fast init`.\n"
@@ -237,13 +243,14 @@ def _find_masks(found: Found) -> None:
     found.remarks.append("no ground-truth masks (masks/ID.png) found: the run makes masks but cannot score them")
 
 
-def suggest(found: Found, name: str, output: Path) -> tuple[dict[str, Any], dict[str, str]]:
+def suggest(found: Found, name: str, output: Path, full: bool) -> tuple[dict[str, Any], dict[str, str]]:
     """The settings to begin with, by name, and why.
 
     Args:
         found: the user's images.
         name: of the run.
         output: the configuration; paths in it are relative to its folder.
+        full: AMN's three networks are trained, in place of linear classifiers and heads on frozen features.
     """
     root = os.path.relpath(found.root, output.parent)
     given: dict[str, Any] = {
@@ -260,9 +267,20 @@ def suggest(found: Found, name: str, output: Path) -> tuple[dict[str, Any], dict
         "cam_seed.fg": "Both are chosen without ground truth by the stage choose-seed; two numbers fix them.",
         "data.options": "images, labels, masks (ground truth, for scores only), classes, ids: paths below data.root.",
     }
+    if full:
+        _add_full(given, notes, found)
+    else:
+        given |= _settings_of("fast")
+        notes["train_cam.kind"] = "No network is trained; `amn-fast init --full` trains AMN's three."
+        notes["backbone"] = "Its frozen features, pretrained on ImageNet, are all that the fast mode looks at."
+    return given, notes
+
+
+def _add_full(given: dict[str, Any], notes: dict[str, str], found: Found) -> None:
+    """Add the settings of the full mode, which depend on the number and size of the images."""
     n_images = len(found.ids)
     model = min(MODELS, key=lambda name: abs(np.log(found.long_side / MODELS[name][0])))
-    settings = _settings_of(model, n_images)
+    settings = _settings_of(model) | _epochs(model, n_images)
     if n_images < FEW_IMAGES:
         given |= settings
         notes["backbone"] = "Small and fast; resnet50 is the reference implementations' network and wants a GPU."
@@ -273,26 +291,37 @@ def suggest(found: Found, name: str, output: Path) -> tuple[dict[str, Any], dict
         )
     elif found.long_side < SMALL_SIDE:
         given |= {name: value for name, value in settings.items() if name.rpartition(".")[2] in SIZED}
+    given["mask.background"] = "auto"
+    notes["mask.background"] = "Chosen without ground truth; a number fixes it."
     if "train_cam.crop" in given:
         notes["train_cam.crop"] = (
             f"For images of about {found.long_side} pixels, as in the shipped configuration {model}; so are the scales."
         )
-    return given, notes
 
 
-def _settings_of(model: str, n_images: int) -> dict[str, Any]:
-    """The settings of a shipped configuration, with epochs that make about as many steps."""
+def _shipped(name: str) -> dict[str, Any]:
+    """What a shipped configuration's file says."""
     import yaml
 
     from amn_fast.config import SHIPPED
 
-    values = yaml.safe_load((SHIPPED / f"{model}.yaml").read_text(encoding="utf-8"))
-    given: dict[str, Any] = {"backbone": values["backbone"]}
-    for section in ("train_cam", "cam", "train_amn", "amn", "amn_seed", "train_irn", "mask"):
-        for key, value in values[section].items():
-            given[f"{section}.{key}"] = value
-            if key == "epochs":
-                batch = values[section]["batch"]
-                steps = value * (MODELS[model][1] // batch)
-                given[f"{section}.epochs"] = min(100, max(5, round(steps / max(1, n_images // batch))))
-    return given
+    values: dict[str, Any] = yaml.safe_load((SHIPPED / f"{name}.yaml").read_text(encoding="utf-8"))
+    return values
+
+
+def _settings_of(name: str) -> dict[str, Any]:
+    """The settings of a shipped configuration that its data set does not decide."""
+    values = _shipped(name)
+    sections = ("train_cam", "cam", "train_amn", "amn", "amn_seed", "train_irn", "mask")
+    given = {f"{section}.{key}": value for section in sections for key, value in values.get(section, {}).items()}
+    return {"backbone": values["backbone"], **given}
+
+
+def _epochs(model: str, n_images: int) -> dict[str, int]:
+    """Epochs that make about as many steps as a shipped configuration."""
+    found = {}
+    for section, settings in _shipped(model).items():
+        if section.startswith("train_") and "epochs" in settings:
+            steps = settings["epochs"] * (MODELS[model][1] // settings["batch"])
+            found[f"{section}.epochs"] = min(100, max(5, round(steps / max(1, n_images // settings["batch"]))))
+    return found

@@ -23,6 +23,7 @@ from amn_fast.files import write_json
 from amn_fast.metrics import ThresholdCurve
 from amn_fast.models import HeadsNet, IrnNet, prepare
 from amn_fast.ops.mask import mask_from_scores
+from amn_fast.ops.refine_seed import crf_labels
 from amn_fast.pipeline.chosen import choice_file, heads_file, neighbours
 from amn_fast.pipeline.engine import console, cores, for_each, on_device
 from amn_fast.pipeline.features import feature_net, subset
@@ -35,6 +36,8 @@ New = Callable[[Path], Path]
 
 MOST_IMAGES = 300
 """Images that a choice is made from: a random subset of a larger set."""
+MOST_CRF_IMAGES = 100
+"""The same for the threshold of masks by a CRF, which runs once for each threshold of an image."""
 FITS = 2
 """Fits of each head, on other random cells; scores are means over them."""
 EXAMPLES = 3
@@ -55,14 +58,59 @@ def choose_amn_seed(work: Workspace, new: New) -> None:
 def choose_background(work: Workspace, new: New) -> None:
     """Choose the threshold of the masks.
 
-    With the linear heads of choose-seed: where the masks agree most with theirs at .5, by the mean IoU of the classes.
-    Without: where the scores, read as probabilities, promise the highest IoU.
+    Of masks by a CRF: see `choice.crf_threshold`. Of propagated activations: where the masks agree most with those of
+    choose-seed's linear heads at .5, by the mean IoU of the classes; without such heads, where the scores, read as
+    probabilities, promise the highest IoU.
     """
-    config, ids, n_classes = work.config, subset(work, MOST_IMAGES), len(work.dataset.classes)
+    crf = work.config.mask.kind == "crf"
+    ids = subset(work, MOST_CRF_IMAGES if crf else MOST_IMAGES)
+    merits = (_following_regions if crf else _agreeing_with_heads)(work, ids)
+    by = next(name for name in ("regions", "heads", "expected_iou") if name in merits)
+    if crf:
+        background = choice.crf_threshold(merits["regions"], merits["expected_iou"])
+    else:
+        background = choice.MASK_THRESHOLDS[int(merits[by].argmax())]
+    result = {
+        "background": background,
+        "by": by,
+        "images": len(ids),
+        "of": len(work.dataset.ids),
+        "mask_thresholds": list(choice.MASK_THRESHOLDS),
+        **{name: values.round(6).tolist() for name, values in merits.items()},
+    }
+    write_json(new(choice_file(work.config.run, "mask")), result)
+    console.print(f"  mask.background: {background:g}")
+
+
+Merits = dict[str, NDArray[np.float64]]
+"""Measures of the masks at each of `choice.MASK_THRESHOLDS`."""
+
+
+def _following_regions(work: Workspace, ids: Sequence[str]) -> Merits:
+    """How well masks by the CRF follow the images' regions, and the IoU that the activations promise of them."""
+    activations = full_activations(work, "amn")
+    found: dict[str, tuple[NDArray[np.float64], choice.Promise]] = {}
+
+    def one(id: str) -> None:
+        image = work.dataset.image(id)
+        maps = activations(id, image)
+        masks = crf_labels(image, maps.full, maps.keys, choice.MASK_THRESHOLDS, threads=1)
+        found[id] = choice.following(image, masks), choice.promise_of_masks(maps.full.max(0), masks)
+
+    for_each("regions of masks", ids, one, cores())
+    return {
+        "regions": np.asarray(np.mean([found[id][0] for id in ids], axis=0)),
+        "expected_iou": choice.expected_iou([found[id][1] for id in ids])[0],
+    }
+
+
+def _agreeing_with_heads(work: Workspace, ids: Sequence[str]) -> Merits:
+    """The IoU that propagated scores promise, and how their masks agree with those of the heads, if there are any."""
+    config = work.config
     scores_of, lock = mask_scores(work), threading.Lock()
     by_heads = config.cam_seed.fg == AUTO and all(heads_file(config.run, "cam_seed", id).exists() for id in ids)
     found: dict[str, choice.Promise] = {}
-    curve = ThresholdCurve(n_classes, choice.MASK_THRESHOLDS)
+    curve = ThresholdCurve(len(work.dataset.classes), choice.MASK_THRESHOLDS)
 
     def one(id: str) -> None:
         scores = scores_of(id)
@@ -74,27 +122,13 @@ def choose_background(work: Workspace, new: New) -> None:
                 curve.add(scores, own.keys, like)
 
     for_each("scores of masks", ids, one, cores())
-    expected = choice.expected_iou([found[id] for id in ids])[0]
-    merit = curve.result().miou if by_heads else expected
-    result = {
-        "background": choice.MASK_THRESHOLDS[int(merit.argmax())],
-        "by": "heads" if by_heads else "expected IoU",
-        "images": len(ids),
-        "of": len(work.dataset.ids),
-        "mask_thresholds": list(choice.MASK_THRESHOLDS),
-        "expected_iou": expected.round(6).tolist(),
-        **({"agreement": merit.round(6).tolist()} if by_heads else {}),
-    }
-    write_json(new(choice_file(config.run, "mask")), result)
-    console.print(f"  mask.background: {result['background']:g}")
+    merits = {"expected_iou": choice.expected_iou([found[id] for id in ids])[0]}
+    return merits | {"heads": curve.result().miou} if by_heads else merits
 
 
 def mask_scores(work: Workspace) -> Callable[[str], NDArray[np.float32]]:
     """The function of an id that gives the scores that its mask is made from, (K, H, W)."""
     config = work.config
-    if config.mask.kind == "crf":
-        activations = full_activations(work, "amn")
-        return lambda id: activations(id, work.dataset.image(id)).full
     net = IrnNet(config.backbone).to(work.device)
     load_weights(work.weights("irn"), net)
     net = prepare(net, config.precision)

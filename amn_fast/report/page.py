@@ -98,7 +98,7 @@ def write_report(
         training=_training(metrics),
         choices=_choices(metrics, examples or {}, names),
         background=chosen.get("background"),
-        by_heads=chosen.get("by") == "heads",
+        background_by=chosen.get("by"),
         groups=gallery.best_and_worst(images, per_image, names, doubt=doubt) if images is not None else [],
         health=metrics.get("health") or [],
         doubt=tables.doubt_rows(doubt, per_image, (metrics.get("calibration") or {}).get("by_doubt") or ()),

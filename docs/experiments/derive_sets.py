@@ -1,9 +1,12 @@
-"""Derive the sets of two experiments from sets that lie here: smaller images, and COCO's layout.
+"""Derive the sets of experiments from sets that lie here: smaller images, a folder of two classes, COCO's layout.
 
     python docs/experiments/derive_sets.py smaller data/voc12_animals data/voc12_animals_320 --long-side 320
+    python docs/experiments/derive_sets.py folder data/voc12_animals data/cow_sheep --classes cow sheep
     python docs/experiments/derive_sets.py coco data/coco128_semseg data/coco128
 
 `smaller` copies a set in VOC's layout; images and masks whose long side is longer are resized (area and nearest).
+`folder` copies the images of six classes' `train` list that show some of these classes and no other one, with labels
+and masks, as a user's own folder.
 `coco` reads photographs with masks of COCO's panoptic ids (VOC's layout, `categories.json`) and writes the images and
 an instances file with one object for each region of a thing class; stuff and unlabelled pixels are background. The
 result must not exist yet.
@@ -21,6 +24,7 @@ from PIL import Image
 
 from amn_fast.data.image import read_image, read_mask
 from amn_fast.data.masks import write_mask
+from amn_fast.data.voc import open_voc
 
 JPEG_QUALITY = 90
 LAST_THING = 90
@@ -44,6 +48,29 @@ def smaller(root: Path, out: Path, long_side: int) -> None:
         mask = read_mask(path)
         size = size_of(mask.shape[1], mask.shape[0], long_side)
         write_mask(path, cv2.resize(mask, size, interpolation=cv2.INTER_NEAREST_EXACT))
+
+
+def folder(root: Path, out: Path, classes: list[str]) -> None:
+    """A user's own folder: images/, labels.csv and masks/."""
+    dataset = open_voc(root, ids="train", masks="SegmentationClass6", labels="cls_labels6.npy", classes="classes6.txt")
+    columns = [dataset.classes.index(name) for name in classes]
+    for name in ("images", "masks"):
+        (out / name).mkdir(parents=True)
+    lines = ["id,labels"]
+    for id in dataset.ids:
+        shown = dataset.labels(id).astype(bool)
+        if not shown[columns].any() or np.delete(shown, columns).any():
+            continue
+        shutil.copy(root / "JPEGImages" / f"{id}.jpg", out / "images")
+        truth = dataset.ground_truth(id)
+        assert truth is not None
+        mask = np.where(truth == 255, 255, 0).astype(np.uint8)
+        for key, column in enumerate(columns, 1):
+            mask[truth == column + 1] = key
+        write_mask(out / "masks" / f"{id}.png", mask)
+        names = [name for name, column in zip(classes, columns, strict=True) if shown[column]]
+        lines.append(f"{id},{';'.join(names)}")
+    (out / "labels.csv").write_text("\n".join(lines) + "\n")
 
 
 def coco(root: Path, out: Path, split: str) -> None:
@@ -71,16 +98,19 @@ def coco(root: Path, out: Path, split: str) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("smaller", "coco"))
+    parser.add_argument("what", choices=("smaller", "folder", "coco"))
     parser.add_argument("root", type=Path)
     parser.add_argument("out", type=Path)
     parser.add_argument("--long-side", type=int, default=320, help="of smaller images, in pixels")
+    parser.add_argument("--classes", nargs="+", default=["cow", "sheep"], help="of a folder")
     parser.add_argument("--split", default="train2017", help="of COCO's layout")
     given = parser.parse_args()
     if given.out.exists():
         raise SystemExit(f"{given.out} exists, expected a new folder")
     if given.what == "smaller":
         smaller(given.root, given.out, given.long_side)
+    elif given.what == "folder":
+        folder(given.root, given.out, given.classes)
     else:
         coco(given.root, given.out, given.split)
 

@@ -90,8 +90,8 @@ def _masks_agree_with_the_heads(work):
             masks = ((mask.scores(amn, edge, work.config.mask), threshold), (heads.full, 0.5))
             confusion.add(*(mask_from_scores(maps, [0, *amn.keys], at) for maps, at in masks))
         agreement.append(confusion.scores().miou)
-        assert found["agreement"][found["mask_thresholds"].index(threshold)] == pytest.approx(agreement[-1], abs=1e-3)
-    assert agreement[1] == pytest.approx(max(found["agreement"]), abs=1e-3)
+        assert found["heads"][found["mask_thresholds"].index(threshold)] == pytest.approx(agreement[-1], abs=1e-3)
+    assert agreement[1] == pytest.approx(max(found["heads"]), abs=1e-3)
     (work.root / "thresholds/mask.json").unlink()
 
 
@@ -120,6 +120,14 @@ def test_the_expected_iou_is_that_of_its_formula():
         above = p > t
         expected = (p * above).sum((0, 2)) / (above.sum((0, 2)) + (p * ~above).sum((0, 2)))
         np.testing.assert_allclose(found[:, k], expected)
+
+
+def test_the_threshold_of_crf_masks_keeps_to_the_published_one_where_nothing_speaks_against_it():
+    at, flat = np.array(choice.MASK_THRESHOLDS), np.ones(len(choice.MASK_THRESHOLDS))
+    assert choice.crf_threshold(flat, flat) == choice.PUBLISHED
+    assert choice.crf_threshold(flat - 0.001 * (at < 0.4), flat) == choice.PUBLISHED
+    assert choice.crf_threshold(flat, 1 - (at - 0.6) ** 2) == pytest.approx(0.5)
+    assert choice.crf_threshold(flat - 0.5 * (at != 0.1), flat) == 0.1
 
 
 def test_what_a_choice_refuses(tmp_path):

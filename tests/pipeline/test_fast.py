@@ -19,10 +19,13 @@ from amn_fast.data.store import read_activations
 from amn_fast.errors import InputError
 from amn_fast.metrics import Confusion
 from amn_fast.pipeline import fitting
+from amn_fast.pipeline.chosen import choice_file, chosen_mask
 from amn_fast.pipeline.dependencies import input_names, settings_of, stages_of
 from amn_fast.pipeline.folder import Workspace
 from amn_fast.pipeline.table import stage_named
+from amn_fast.steps.choice import crf_threshold, separation
 from amn_fast.steps.mask import make_crf_mask
+from amn_fast.steps.regions import find_regions
 
 
 @pytest.fixture
@@ -67,7 +70,7 @@ def _is_calibrated(config, folder):
     work, scored = Workspace(config), ScoredRun(config.run)
     write_questions(config.run, folder / "questions.csv", points=24)
     scored.draw(24, 0)
-    place, wrong, pixels = scored.edges.index(config.mask.background), 0, 0
+    place, wrong, pixels = scored.edges.index(chosen_mask(config).threshold), 0, 0
     for id in work.dataset.ids:
         if work.dataset.labels(id).any():
             label, bins = scored.cells(id)
@@ -85,19 +88,40 @@ def _is_calibrated(config, folder):
     assert from_masks(config.run, config.data.root / "masks").current.miou.value == pytest.approx(miou, abs=1e-6)
 
 
+def _masks_follow_regions(work):
+    """The threshold of the masks is where these follow the regions of the images and promise a high IoU."""
+    found = json.loads(choice_file(work.root, "mask").read_text())
+    ids = [id for id in work.dataset.ids if work.dataset.labels(id).any()]
+    assert (found["by"], found["images"]) == ("regions", len(ids))
+    assert found["background"] == crf_threshold(np.array(found["regions"]), np.array(found["expected_iou"]))
+    for threshold in (0.1, found["background"]):
+        settings = work.config.mask.model_copy(update={"background": threshold})
+        follows, certain, union = [], [], []
+        for id in ids:
+            image, maps = work.dataset.image(id), read_activations(work.item("amn", id))
+            inside, p = make_crf_mask(image, maps, settings) > 0, maps.full.max(0).astype(float)
+            follows += separation(inside.reshape(1, -1).astype(float), find_regions(image).ravel()).tolist()
+            certain.append(p[inside].sum() / p.size)
+            union.append((inside.sum() + p[~inside].sum()) / p.size)
+        place = found["mask_thresholds"].index(threshold)
+        assert found["regions"][place] == pytest.approx(np.mean(follows), abs=1e-6)
+        assert found["expected_iou"][place] == pytest.approx(np.mean(certain) / np.mean(union), abs=1e-5)
+
+
 def test_masks_without_training(configuration, small_grid, tmp_path):
     config = read_config(configuration)
     assert [s.name for s in stages_of(config)] == [
-        "train-cam", "make-cam", "choose-seed", "refine-seed", "train-amn", "make-amn-cam", "make-mask",
-        "check-run", "evaluate",
+        "train-cam", "make-cam", "choose-seed", "refine-seed", "train-amn", "make-amn-cam",
+        "choose-background", "make-mask", "check-run", "evaluate",
     ]  # fmt: skip
     pipeline.run(config)
     work, confusion = Workspace(config), Confusion(3)
-    labeler = amn_fast.Labeler(config.run)
+    _masks_follow_regions(work)
+    labeler, settings = amn_fast.Labeler(config.run), chosen_mask(config)
     for id in work.dataset.ids:
         image, found = work.dataset.image(id), read_activations(config.run / f"amn/{id}.npz")
         mask = read_mask(config.run / f"masks/{id}.png")
-        np.testing.assert_array_equal(mask, make_crf_mask(image, found, config.mask))
+        np.testing.assert_array_equal(mask, make_crf_mask(image, found, settings))
         if id in work.dataset.ids[::3]:
             names = [work.dataset.classes[key - 1] for key in found.keys]
             np.testing.assert_array_equal(labeler.label(image, names).mask, mask)
@@ -107,6 +131,7 @@ def test_masks_without_training(configuration, small_grid, tmp_path):
     _is_calibrated(config, tmp_path)
     report = (config.run / "report.html").read_text()
     assert "Seeds of the CAM: fg" in report
+    assert "where they follow the images' regions and" in report
     assert "Refined seed" in report
     assert "Refined AMN seed" not in report
     other = read_config(configuration, [f"run={json.dumps(str(config.run.parent / 'other'))}", "store=minimal"])
