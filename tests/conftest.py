@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from unittest import mock
 
+import numpy as np
 import pytest
 
 # Before PyTorch is imported: each xdist worker would start as many threads as there are cores.
@@ -40,6 +41,11 @@ def shared(tmp_path_factory) -> Callable[[str, Callable[[Path], object]], Path]:
         return folder
 
     return once
+
+
+@pytest.fixture(scope="module")
+def photo() -> np.ndarray:
+    return np.load(Path(__file__).parent / "golden" / "amn" / "merge_cam.npz")["image"]
 
 
 @pytest.fixture

@@ -5,7 +5,9 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pytest
 
+from amn_fast._native import native
 from amn_fast.ops.dense_crf import dense_crf, unary_from_labels, unary_from_softmax
 from amn_fast.ops.lattice import Lattice
 from amn_fast.ops.mean_field import Pairwise, mean_field
@@ -16,6 +18,17 @@ FEATURE_CASES = ("features_1d", "features_3d", "features_6d", "grey_features", "
 IMAGE_CASES = sorted(
     path.stem for path in (GOLDEN / "crf").glob("*.npz") if path.stem not in ("steps_kl", "unaries", *FEATURE_CASES)
 )
+BACKENDS = ["reference", *(["cpu"] if native is not None else [])]
+cpu = pytest.mark.skipif(native is None, reason="kernels not built")
+
+
+def close(ours, reference, tolerance=1e-4):
+    assert np.isfinite(ours).all()
+    assert np.abs(ours - reference).max() <= tolerance
+
+
+def reference_of(image, unary):
+    return dense_crf(image, unary, backend="reference")
 
 
 def load(name):

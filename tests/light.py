@@ -8,7 +8,10 @@ from pathlib import Path
 
 import pytest
 
-TESTS = ("kernels/test_build.py", "ops/test_dense_crf.py", "ops/test_random_walk.py", "compat")
+TESTS = (
+    "kernels/test_build.py", "ops/test_dense_crf.py", "ops/test_dense_crf_inputs.py", "ops/test_random_walk.py",
+    "compat",
+)  # fmt: skip
 
 if __name__ == "__main__":
     folder = Path(__file__).parent  # Python puts it on sys.path; the source tree above it is not there

@@ -5,6 +5,7 @@ import importlib.util
 import inspect
 import os
 import pkgutil
+import platform
 import re
 import shutil
 import subprocess
@@ -213,6 +214,23 @@ def shipped_sources() -> set[str]:
         for path in (ROOT / folder).rglob("*")
         if path.suffix in kept or path.name == "py.typed"
     }
+
+
+def test_wheels_are_built_with_debians_pythons(tmp_path, monkeypatch):
+    """Their pyconfig.h includes that of the machine; the build makes it available to zig for each architecture."""
+    monkeypatch.syspath_prepend(ROOT / "tools")
+    build_wheels = importlib.import_module("build_wheels")
+    include = tmp_path / "usr" / "include"
+    for folder in ("python3.14", f"{platform.machine()}-linux-gnu/python3.14"):
+        (include / folder).mkdir(parents=True)
+        (include / folder / "pyconfig.h").write_text(folder)
+    interpreter = tmp_path / "python3.14"
+    interpreter.write_text(f"#!/bin/sh\necho {include}/python3.14/pyconfig.h\n")
+    interpreter.chmod(0o755)
+    for arch in build_wheels.ARCHITECTURES:
+        found = build_wheels.debian_headers(arch, "3.14", str(interpreter), tmp_path)
+        header = found / f"{arch}-linux-gnu" / "python3.14" / "pyconfig.h"
+        assert header.read_text() == f"{platform.machine()}-linux-gnu/python3.14"
 
 
 @pytest.fixture(scope="module")

@@ -180,13 +180,13 @@ HOSTILE = {
 def test_hostile_files_are_named_in_bounded_time(tmp_path):
     for name, (data, found) in HOSTILE.items():
         (tmp_path / name).write_bytes(data)
-        begin = time.perf_counter()
+        begin = time.process_time()
         for read in (read_image, read_mask):
             with pytest.raises(InputError, match=name) as caught:
                 read(tmp_path / name)
             assert found in str(caught.value) or "mask has to be" in str(caught.value)
             assert "\n" not in str(caught.value)
-        assert time.perf_counter() - begin < 20, name
+        assert time.process_time() - begin < 20, name
 
 
 def test_no_image_at_all(tmp_path):

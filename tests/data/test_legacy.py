@@ -160,11 +160,11 @@ HOSTILE = {
 
 def test_hostile_pickles_end_in_one_sentence_in_bounded_time_and_memory(tmp_path):
     for name, stream in HOSTILE.items():
-        begin, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        begin, before = time.process_time(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         path = save_stream(tmp_path / f"{name}.npy", stream)
         with pytest.raises(InputError, match=rf"^[^\n]*{name}\.npy[^\n]*$"):
             read_legacy(path)
-        assert time.perf_counter() - begin < 10, name
+        assert time.process_time() - begin < 10, name
         assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 1 << 19, name  # 0.5 GB
 
 

@@ -203,13 +203,13 @@ def test_kills_hangs_and_damage(run, tmp_path, here, monkeypatch):
         (folder / f"image_{number:05d}.png").write_bytes(b"\xff\xd8\xff")
     (folder / "image_00031.png").unlink()
     os.mkfifo(folder / "image_00031.png")  # opening it waits for ever
-    hangs = {"image_00031": "took longer than 5 seconds"}
+    hangs = {"image_00031": "took longer than 10 seconds"}
     monkeypatch.setattr(here, "failures", hangs)
     label_images(run, str(folder), str(tmp_path / "alone"), Options(labels=file, shard_size=13, quiet=True))
 
     out = tmp_path / "out"
     command = [sys.executable, "-m", "amn_fast", "label", str(run), str(folder), str(out), "--labels", str(file)]
-    command += ["--shard-size", "13", "--workers", "3", "--threads", "1", "--timeout", "5"]
+    command += ["--shard-size", "13", "--workers", "3", "--threads", "1", "--timeout", "10"]
 
     def start():
         return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)

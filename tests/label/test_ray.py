@@ -39,7 +39,8 @@ def test_a_node_is_killed(run, tmp_path, monkeypatch):
             return len(list(out.glob("manifests/*.json")))
 
         def kill():
-            while (len(workers()) < 2 or finished() < 2) and time.monotonic() < end:
+            # On a busy machine, one node may be through most of the shards before the other has begun.
+            while (finished() < 2 or (len(workers()) < 2 and finished() < 12)) and time.monotonic() < end:
                 time.sleep(0.02)
             cluster.remove_node(second, allow_graceful=False)
             killed.append(finished())
@@ -52,6 +53,6 @@ def test_a_node_is_killed(run, tmp_path, monkeypatch):
     finally:
         ray.shutdown()
         cluster.shutdown()
-    assert 2 <= killed[0] < 20  # in the middle: both nodes had finished a shard, and others were left
+    assert 2 <= killed[0] < 20  # in the middle
     assert (found.finished, found.errors, found.shards_done) == (60, 1, 20)
     assert outputs(out) == outputs(tmp_path / "alone")

@@ -38,8 +38,9 @@ def published(finished, tmp_path_factory):
 RESNET = ("backbone=resnet50", "weights=null")
 
 
-def test_make_mask_and_evaluate_go_on_from_published_files(finished, published, images, tmp_path):
-    config = configure(tmp_path / "tiny.yaml", images, tmp_path / "run", *RESNET)
+def test_make_mask_and_evaluate_go_on_from_published_files(finished, published, my_images, tmp_path):
+    (my_images / "ids.txt").write_text("demo_000\ndemo_003\nnothing\n")
+    config = configure(tmp_path / "tiny.yaml", my_images, tmp_path / "run", *RESNET)
     options = [part for setting in RESNET for part in ("--set", setting)]
     status, _, errors = command("make-mask", tmp_path / "tiny.yaml", *options, "--from-published", published)
     assert status == 0, errors

@@ -206,7 +206,11 @@ def uneven(images, tmp_path):
 def test_two_processes_train_each_network_as_one_does(copy_of_run, finished, settings, uneven, tmp_path):
     """Batches of five and three images, so that shares differ; then the same, stopped and resumed: the same bytes."""
     # Adam divides a gradient by its size, also one that is rounding alone: AMN learns at its published, low rates.
-    rates = {"cam": ("lr=0.001", "new_lr=0.01"), "amn": ("lr=5e-6", "new_lr=1e-4"), "irn": ("lr=0.001", "new_lr=0.01")}
+    rates = {
+        "cam": ("lr=0.001", "new_lr=0.01", "crop=64"),
+        "amn": ("lr=5e-6", "new_lr=1e-4", "crop=64"),
+        "irn": ("lr=0.001", "new_lr=0.01"),
+    }
     of_seg = (
         f"train_seg.masks={uneven}", "train_seg.batch=3", "train_seg.iterations=20", "train_seg.checkpoint_every=4",
         "train_seg.lr=0.01",

@@ -35,7 +35,8 @@ def main() -> None:
             ]
             environment = {**os.environ, **OPTIONS, "AMN_FAST_SIMT": str(target), "LD_PRELOAD": ":".join(preloaded)}
             print(f"-fsanitize={sanitizers}", flush=True)
-            tests = [str(TESTS / "test_cuda_harness.py"), "-q", "-s", "-k", chosen]
+            files = (str(TESTS / f"test_cuda_{name}.py") for name in ("harness", "memory"))
+            tests = [*files, "-q", "-s", "-k", chosen]
             command = ["setarch", "-R", sys.executable, "-m", "pytest", *tests, "-p", "no:cacheprovider"]
             subprocess.run(command, env=environment, check=True)
 

