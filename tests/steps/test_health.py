@@ -38,6 +38,7 @@ GOOD = [
     health.flooding(np.full(5, 0.3), np.array([0.9, 0.9, 0.3, 0.3, 0.3]), 8),
     health.flooding(np.full(20, 0.3), np.full(20, 0.35), 8),
     health.flooding(np.full(20, 0.85), np.full(20, 0.9), 8),  # large objects, not the walk
+    health.flooding(np.full(20, 0.4), np.full(20, 0.5), 8),
     health.foreground(0.3, 50),
     health.below_cam(0.7, 0.6),
     health.below_heads(0.87, 0.91),
@@ -74,6 +75,11 @@ BAD = {
         health.flooding(np.full(20, 0.3), np.full(20, 0.95), 8),
         True,
         r"20 of 20 images; lower mask\.exp_times, now 8",
+    ),
+    "spread": (
+        health.flooding(np.full(50, 0.43), np.array([0.95] * 12 + [0.52] * 38), 8),
+        False,
+        r"from 43% to 62%; set mask\.background=auto, or lower mask\.exp_times, now 8",
     ),
     "empty": (health.foreground(0.001, 50), True, r"99\.9% of their pixels are background; lower mask\.background"),
     "full": (health.foreground(0.99, 50), True, "are foreground; raise"),
