@@ -67,16 +67,17 @@ def remember_features() -> None:
     HeadsNet.levels = levels  # type: ignore[method-assign]
 
 
-def with_trusted(config: Config, dataset: Dataset, chosen: list[str], name: str) -> Path:
+def with_trusted(config: Config, dataset: Dataset, chosen: list[str], place: str) -> Path:
     """Run again with the ground truth of `chosen` as trusted masks; return the run folder."""
-    folder, trusted = config.run.parent / name, config.run.parent / f"{name}_trusted"
+    folder, trusted = config.run.parent / place, config.run.parent / f"{place}_trusted"
     for id in chosen:
         write_mask(trusted / f"{id}.png", dataset.ground_truth(id))
     if not folder.exists():
         shutil.copytree(config.run, folder)
     changed = config.model_copy(update={"run": folder, "trusted": trusted})
-    for stage in ("train-amn", "make-amn-cam", "make-mask"):
-        run_stage(changed, stage, overwrite=True)
+    names = [stage.name for stage in stages_of(changed)]
+    for name in names[names.index("train-amn") : names.index("make-mask") + 1]:
+        run_stage(changed, name, overwrite=True)
     return folder
 
 
