@@ -654,6 +654,12 @@ def read_config(path: str | Path, overrides: Iterable[str] = ()) -> Config:
         raise InputError(f"configuration {file}: {refusal(error, Config, values)}") from error
 
 
+def read_shipped(name: str) -> dict[str, Any]:
+    """What the file of a shipped configuration says."""
+    values: dict[str, Any] = _read_yaml(SHIPPED / f"{name}.yaml")
+    return values
+
+
 def _on_base(values: dict[str, Any], file: Path) -> dict[str, Any]:
     """The values over those of the shipped configuration that `base` names, section by section; `data` as a whole."""
     if "base" not in values:
@@ -661,7 +667,7 @@ def _on_base(values: dict[str, Any], file: Path) -> dict[str, Any]:
     name = values.pop("base")
     if name not in SHIPPED_NAMES:
         raise InputError(f"configuration {file}: base is {short(name)}, expected one of {', '.join(SHIPPED_NAMES)}")
-    base = _read_yaml(SHIPPED / f"{name}.yaml")
+    base = read_shipped(name)
     for key, value in values.items():
         both = isinstance(value, dict) and isinstance(base.get(key), dict) and key != "data"
         base[key] = base[key] | value if both else value

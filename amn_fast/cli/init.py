@@ -12,6 +12,7 @@ import typer
 
 from amn_fast._console import printable
 from amn_fast.cli._common import app, console
+from amn_fast.config import read_shipped
 from amn_fast.data.folder import FileDataset, find_images, open_folder
 from amn_fast.data.image import IMAGE_SUFFIXES, image_size
 from amn_fast.errors import InputError
@@ -270,7 +271,7 @@ def suggest(found: Found, name: str, output: Path, full: bool) -> tuple[dict[str
     if full:
         _add_full(given, notes, found)
     else:
-        given |= _settings_of("fast")
+        given |= _settings_of(read_shipped("fast"))
         notes["train_cam.kind"] = "No network is trained; `amn-fast init --full` trains AMN's three."
         notes["backbone"] = "Its frozen features, pretrained on ImageNet, are all that the fast mode looks at."
     return given, notes
@@ -280,7 +281,8 @@ def _add_full(given: dict[str, Any], notes: dict[str, str], found: Found) -> Non
     """Add the settings of the full mode, which depend on the number and size of the images."""
     n_images = len(found.ids)
     model = min(MODELS, key=lambda name: abs(np.log(found.long_side / MODELS[name][0])))
-    settings = _settings_of(model) | _epochs(model, n_images)
+    shipped = read_shipped(model)
+    settings = _settings_of(shipped) | _epochs(shipped, MODELS[model][1], n_images)
     if n_images < FEW_IMAGES:
         given |= settings
         notes["backbone"] = "Small and fast; resnet50 is the reference implementations' network and wants a GPU."
@@ -299,29 +301,18 @@ def _add_full(given: dict[str, Any], notes: dict[str, str], found: Found) -> Non
         )
 
 
-def _shipped(name: str) -> dict[str, Any]:
-    """What a shipped configuration's file says."""
-    import yaml
-
-    from amn_fast.config import SHIPPED
-
-    values: dict[str, Any] = yaml.safe_load((SHIPPED / f"{name}.yaml").read_text(encoding="utf-8"))
-    return values
-
-
-def _settings_of(name: str) -> dict[str, Any]:
+def _settings_of(shipped: dict[str, Any]) -> dict[str, Any]:
     """The settings of a shipped configuration that its data set does not decide."""
-    values = _shipped(name)
     sections = ("train_cam", "cam", "train_amn", "amn", "amn_seed", "train_irn", "mask")
-    given = {f"{section}.{key}": value for section in sections for key, value in values.get(section, {}).items()}
-    return {"backbone": values["backbone"], **given}
+    given = {f"{section}.{key}": value for section in sections for key, value in shipped.get(section, {}).items()}
+    return {"backbone": shipped["backbone"], **given}
 
 
-def _epochs(model: str, n_images: int) -> dict[str, int]:
-    """Epochs that make about as many steps as a shipped configuration."""
+def _epochs(shipped: dict[str, Any], its_images: int, n_images: int) -> dict[str, int]:
+    """Epochs that make about as many steps as a shipped configuration on its images."""
     found = {}
-    for section, settings in _shipped(model).items():
+    for section, settings in shipped.items():
         if section.startswith("train_") and "epochs" in settings:
-            steps = settings["epochs"] * (MODELS[model][1] // settings["batch"])
+            steps = settings["epochs"] * (its_images // settings["batch"])
             found[f"{section}.epochs"] = min(100, max(5, round(steps / max(1, n_images // settings["batch"]))))
     return found

@@ -64,11 +64,12 @@ def choose_background(work: Workspace, new: New) -> None:
     """
     crf = work.config.mask.kind == "crf"
     ids = subset(work, MOST_CRF_IMAGES if crf else MOST_IMAGES)
-    merits = (_following_regions if crf else _agreeing_with_heads)(work, ids)
-    by = next(name for name in ("regions", "heads", "expected_iou") if name in merits)
     if crf:
+        by, merits = "regions", _following_regions(work, ids)
         background = choice.crf_threshold(merits["regions"], merits["expected_iou"])
     else:
+        merits = _agreeing_with_heads(work, ids)
+        by = "heads" if "heads" in merits else "expected_iou"
         background = choice.MASK_THRESHOLDS[int(merits[by].argmax())]
     result = {
         "background": background,
@@ -95,7 +96,8 @@ def _following_regions(work: Workspace, ids: Sequence[str]) -> Merits:
         image = work.dataset.image(id)
         maps = activations(id, image)
         masks = crf_labels(image, maps.full, maps.keys, choice.MASK_THRESHOLDS, threads=1)
-        found[id] = choice.following(image, masks), choice.promise_of_masks(maps.full.max(0), masks)
+        p = maps.full.max(0).reshape(1, -1).astype(np.float64)
+        found[id] = choice.following(image, masks), choice.promise(p, [mask.reshape(1, -1) > 0 for mask in masks])
 
     for_each("regions of masks", ids, one, cores())
     return {

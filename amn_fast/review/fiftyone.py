@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from amn_fast.data.base import IGNORE
 from amn_fast.data.image import read_mask
+from amn_fast.data.masks import check_ids
 from amn_fast.errors import InputError
 from amn_fast.files import write_atomically, write_json, write_text
 from amn_fast.review.exporting import Entry, Item, Job, copy_image
@@ -77,7 +78,5 @@ def import_fiftyone(path: Path, job: Job, images: Mapping[str, Path] | None) -> 
 
 def _mask(file: Path, job: Job) -> NDArray[np.uint8]:
     mask = read_mask(file)
-    unnamed = [value for value in np.unique(mask).tolist() if len(job.classes) < value < IGNORE]
-    if unnamed:
-        raise InputError(f"{file}: holds the value {unnamed[0]}, expected 0..{len(job.classes)} or {IGNORE}")
+    check_ids(file, mask, len(job.classes))
     return mask

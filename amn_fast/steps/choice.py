@@ -162,20 +162,12 @@ class Promise:
     total: NDArray[np.float64]
 
 
-def promise(p: NDArray[np.float64]) -> Promise:
-    """Of maps (P, n) with values in [0, 1]."""
-    above = [p > threshold for threshold in MASK_THRESHOLDS]
+def promise(p: NDArray[np.float64], masks: Sequence[NDArray[np.bool_]] | None = None) -> Promise:
+    """Of maps (P, n) with values in [0, 1]; `masks` (P, n) stand for what is above each of `MASK_THRESHOLDS`."""
+    above = [p > threshold for threshold in MASK_THRESHOLDS] if masks is None else masks
     return Promise(
         np.stack([one.mean(1) for one in above], 1), np.stack([(p * one).mean(1) for one in above], 1), p.mean(1)
     )
-
-
-def promise_of_masks(p: NDArray[np.floating], masks: NDArray[np.uint8]) -> Promise:
-    """Of one map (H, W), with masks (T, H, W) in place of thresholds."""
-    inside = [mask > 0 for mask in masks]
-    foreground = np.array([[one.mean() for one in inside]])
-    certain = np.array([[p[one].sum(dtype=np.float64) / p.size for one in inside]])
-    return Promise(foreground, certain, np.array([p.mean(dtype=np.float64)]))
 
 
 def expected_iou(promises: Sequence[Promise]) -> NDArray[np.float64]:

@@ -250,21 +250,21 @@ def flooding(before: NDArray[np.floating], after: NDArray[np.floating], exp_time
         exp_times: the walk takes 2 ** exp_times steps.
     """
     flooded = (after > 0.8) & (after > before + 0.25)
-    if not _too_many(int(flooded.sum()), len(flooded)):
-        if len(after) < 4 * FEWEST_IMAGES or after.mean() < before.mean() + 0.15:  # good runs: up to .05
-            return None
+    if _too_many(int(flooded.sum()), len(flooded)):
+        return Finding(
+            "walk",
+            f"masks: the random walk spreads the foreground over {int(flooded.sum())} of {len(after)} images; lower"
+            f" mask.exp_times, now {exp_times}, or raise mask.beta",
+            bool(flooded.mean() > 0.6),
+        )
+    if len(after) >= 4 * FEWEST_IMAGES and after.mean() >= before.mean() + 0.15:  # good runs: up to .05
         return Finding(
             "walk",
             f"masks: the random walk raises the share of foreground from {before.mean():.0%} to {after.mean():.0%}; set"
             f" mask.background=auto, or lower mask.exp_times, now {exp_times}",
             False,
         )
-    return Finding(
-        "walk",
-        f"masks: the random walk spreads the foreground over {int(flooded.sum())} of {len(after)} images; lower"
-        f" mask.exp_times, now {exp_times}, or raise mask.beta",
-        bool(flooded.mean() > 0.6),
-    )
+    return None
 
 
 def foreground(share: float | None, images: int) -> Finding | None:
