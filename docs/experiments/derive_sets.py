@@ -22,7 +22,9 @@ import numpy as np
 from faster_coco_eval.core import mask as coder
 from PIL import Image
 
+from amn_fast.data.base import IGNORE
 from amn_fast.data.image import read_image, read_mask
+from amn_fast.data.labels import write_labels
 from amn_fast.data.masks import write_mask
 from amn_fast.data.voc import open_voc
 
@@ -56,7 +58,10 @@ def folder(root: Path, out: Path, classes: list[str]) -> None:
     columns = [dataset.classes.index(name) for name in classes]
     for name in ("images", "masks"):
         (out / name).mkdir(parents=True)
-    lines = ["id,labels"]
+    key_of = np.zeros(256, np.uint8)
+    key_of[IGNORE] = IGNORE
+    key_of[np.array(columns) + 1] = np.arange(1, len(columns) + 1)
+    labels = {}
     for id in dataset.ids:
         shown = dataset.labels(id).astype(bool)
         if not shown[columns].any() or np.delete(shown, columns).any():
@@ -64,13 +69,9 @@ def folder(root: Path, out: Path, classes: list[str]) -> None:
         shutil.copy(root / "JPEGImages" / f"{id}.jpg", out / "images")
         truth = dataset.ground_truth(id)
         assert truth is not None
-        mask = np.where(truth == 255, 255, 0).astype(np.uint8)
-        for key, column in enumerate(columns, 1):
-            mask[truth == column + 1] = key
-        write_mask(out / "masks" / f"{id}.png", mask)
-        names = [name for name, column in zip(classes, columns, strict=True) if shown[column]]
-        lines.append(f"{id},{';'.join(names)}")
-    (out / "labels.csv").write_text("\n".join(lines) + "\n")
+        write_mask(out / "masks" / f"{id}.png", key_of[truth])
+        labels[id] = shown[columns]
+    write_labels(out / "labels.csv", labels, classes, labels)
 
 
 def coco(root: Path, out: Path, split: str) -> None:

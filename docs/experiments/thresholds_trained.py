@@ -9,8 +9,8 @@
 DATA holds `msrc_v2` and `voc12_animals` in VOC layout. `run` writes each set, reduced, to WORK/sets and its runs to
 WORK/SET. Class activations are computed once for a set, and `choose-seed` chooses the pair; then AMN, IRN and the masks
 follow at that pair, at .3 / .05, at .6 / .2, at the best pair of the heads (thresholds.json) and at the pair of the
-shipped configuration. At the chosen pair there are also AMN's seeds by `amn_seed: auto`. SEED is the random seed of the
-two networks. `fast` makes masks by configuration fast at the same pairs. Each run's figures are added to
+shipped configuration. At the chosen pair there are also AMN's seeds by `amn_seed: auto`. SEED is the random
+seed of the runs. `fast` makes masks by configuration fast at the same pairs. Each run's figures are added to
 thresholds_trained.json beside this script at once; a run whose figures are there is not repeated. `table` prints all
 runs and the regrets of the chosen pairs. `backgrounds` compares rules for the threshold of the masks on the runs of
 seed 0 in WORK, `crf-thresholds` on those of the fast mode.
@@ -99,16 +99,24 @@ def _write_png(path: Path, image: NDArray[np.uint8]) -> None:
     write_atomically(path, lambda file: Image.fromarray(image).save(file, "PNG"))
 
 
+def places(name: str, work: Path, folder: str) -> list[str]:
+    """The settings of a run that say where it and its data are."""
+    return [
+        f"name={name}",
+        f"data.root={work / 'sets' / name}",
+        f"data.options={OPTIONS}",
+        f"run={work / name / folder}",
+    ]
+
+
 def fast_configuration(name: str, work: Path, folder: str, *changes: str) -> Config:
-    places = [f"name={name}", f"data.root={work / 'sets' / name}", f"run={work / name / folder}"]
-    return read_config("fast", [f"data.options={OPTIONS}", *places, "device=cpu", *changes])
+    return read_config("fast", [*places(name, work, folder), "device=cpu", *changes])
 
 
 def configuration(name: str, work: Path, folder: str, *changes: str) -> Config:
-    own = ["data.kind=folder", f"data.options={OPTIONS}"] if name == "demo" else [f"data.options={OPTIONS}"]
-    places = [f"name={name}", f"data.root={work / 'sets' / name}", f"run={work / name / folder}"]
+    own = ["data.kind=folder"] if name == "demo" else []
     base, settings = ("demo", DEMO) if name == "demo" else ("auto", PHOTOGRAPHS)
-    return read_config(base, [*own, *places, *settings, *SHORT, *BFLOAT, *FIXED, *changes])
+    return read_config(base, [*own, *places(name, work, folder), *settings, *SHORT, *BFLOAT, *FIXED, *changes])
 
 
 def pair_setting(pair: Pair) -> str:
@@ -267,13 +275,17 @@ def run_auto(name: str, work: Path, pair: Pair, seed: int) -> None:
     print(name, key, chosen, f"{seconds:.0f} s", flush=True)
 
 
+def compared_pairs(name: str, auto: Pair) -> list[Pair]:
+    """The pairs of a set that are run, the chosen one first."""
+    return list(dict.fromkeys([auto, HAND.get(name, STRICT), PUBLISHED, best_of_heads(name), STRICT]))
+
+
 def run_sets(names: list[str], data: Path, work: Path, seed: int) -> None:
     """All runs of all sets, those first that matter most."""
     for name in names:
         begin(name, data, work, seed)
         found = json.loads(RESULTS.read_text())[name][f"base #{seed}"]
-        auto, best, hand = (tuple(found[key]) for key in ("auto", "best", "hand"))
-        for pair in dict.fromkeys([auto, hand, PUBLISHED, best, STRICT]):
+        for pair in compared_pairs(name, tuple(found["auto"])):
             run_pair(name, work, pair, seed)
     for name in names:
         run_auto(name, work, tuple(json.loads(RESULTS.read_text())[name][f"base #{seed}"]["auto"]), seed)
@@ -288,7 +300,7 @@ def run_fast(names: list[str], data: Path, work: Path) -> None:
             compute(base, "train-cam", "make-cam", "choose-seed")
             add(name, "fast", {"auto": read_choice(choice_file(base.run, "cam_seed"), "pair")})
         auto = tuple(json.loads(RESULTS.read_text())[name]["fast"]["auto"])
-        for pair in dict.fromkeys([auto, HAND.get(name, STRICT), PUBLISHED, best_of_heads(name), STRICT]):
+        for pair in compared_pairs(name, auto):
             key = f"fast {text(pair)}"
             if has(name, key):
                 continue

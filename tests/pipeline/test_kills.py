@@ -1,4 +1,4 @@
-"""Runs that were killed at any moment resume to the same bytes."""
+"""Runs killed at any time resume; the results are bit-identical to those of uninterrupted runs."""
 
 import os
 import signal
