@@ -6,6 +6,7 @@ import re
 import runpy
 import shlex
 import sys
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -243,6 +244,7 @@ EXAMPLES = {
 @pytest.mark.usefixtures("small_grid")
 def test_examples_run(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     assert set(EXAMPLES) == {path.name for path in (ROOT / "examples").glob("*.py")}
     for name, expected in EXAMPLES.items():
         runpy.run_path(str(ROOT / "examples" / name), run_name="__main__")

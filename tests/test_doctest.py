@@ -3,6 +3,7 @@
 import doctest
 import importlib
 import re
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,8 @@ import amn_fast.kernels
 pytest.importorskip("torch")
 
 
-def test_examples():
+def test_examples(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     steps = {f"amn_fast.steps.{name}" for name in ("choice", "heads", "linear_cam", "regions")}
     modules = sorted({*amn_fast._NAMES.values(), "amn_fast.nn", "amn_fast.compat.irn", *steps})
     attempted = 0
