@@ -18,7 +18,6 @@ from amn_fast.config import Config
 from amn_fast.data.store import read_strided
 from amn_fast.errors import InputError
 from amn_fast.ops.mask import mask_from_scores
-from amn_fast.ops.refine_seed import crf_labels
 from amn_fast.pipeline.chosen import chosen_mask
 from amn_fast.pipeline.engine import cores, for_each
 from amn_fast.pipeline.folder import Workspace
@@ -74,7 +73,7 @@ class ScoredRun:
         """The masks of an image at each threshold, (T, H, W) uint8, as make-mask makes them."""
         scores, keys = self.scores(id)
         if self.work.config.mask.kind == "crf":
-            return self._crf(id, scores, keys, thresholds)
+            return mask.crf_masks(self.work.dataset.image(id), scores, keys, thresholds)
         labels = np.concatenate([[0], keys])
         return np.stack([mask_from_scores(scores, labels, threshold) for threshold in thresholds])
 
@@ -82,13 +81,9 @@ class ScoredRun:
         """The cell of every pixel of an image with a class: label and bin, see `cells_of`."""
         scores, keys = self.scores(id)
         if self.work.config.mask.kind == "crf":
-            return cells_of_masks(self._crf(id, scores, keys, self.edges), scores, keys)
+            masks = mask.crf_masks(self.work.dataset.image(id), scores, keys, self.edges)
+            return cells_of_masks(masks, scores, keys)
         return cells_of(scores, keys, self.edges)
-
-    def _crf(
-        self, id: str, scores: NDArray[np.float32], keys: NDArray[np.uint8], thresholds: Sequence[float]
-    ) -> NDArray[np.uint8]:
-        return crf_labels(self.work.dataset.image(id), scores, keys, thresholds, threads=1)
 
     def draw(self, points: int, random_seed: int) -> list[Question]:
         """A stratified random sample of pixels; `edges`, `sizes` and `sure` are known afterwards."""

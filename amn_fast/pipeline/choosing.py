@@ -23,7 +23,6 @@ from amn_fast.files import write_json
 from amn_fast.metrics import ThresholdCurve
 from amn_fast.models import HeadsNet, IrnNet, prepare
 from amn_fast.ops.mask import mask_from_scores
-from amn_fast.ops.refine_seed import crf_labels
 from amn_fast.pipeline.chosen import choice_file, heads_file, neighbours
 from amn_fast.pipeline.engine import console, cores, for_each, on_device
 from amn_fast.pipeline.features import feature_net, subset
@@ -64,19 +63,20 @@ def choose_background(work: Workspace, new: New) -> None:
     """
     crf = work.config.mask.kind == "crf"
     ids = subset(work, MOST_CRF_IMAGES if crf else MOST_IMAGES)
+    at = choice.CRF_THRESHOLDS if crf else choice.MASK_THRESHOLDS
     if crf:
         by, merits = "regions", _following_regions(work, ids)
         background = choice.crf_threshold(merits["regions"], merits["expected_iou"])
     else:
         merits = _agreeing_with_heads(work, ids)
         by = "heads" if "heads" in merits else "expected_iou"
-        background = choice.MASK_THRESHOLDS[int(merits[by].argmax())]
+        background = at[int(merits[by].argmax())]
     result = {
         "background": background,
         "by": by,
         "images": len(ids),
         "of": len(work.dataset.ids),
-        "mask_thresholds": list(choice.MASK_THRESHOLDS),
+        "mask_thresholds": list(at),
         **{name: values.round(6).tolist() for name, values in merits.items()},
     }
     write_json(new(choice_file(work.config.run, "mask")), result)
@@ -84,7 +84,7 @@ def choose_background(work: Workspace, new: New) -> None:
 
 
 Merits = dict[str, NDArray[np.float64]]
-"""Measures of the masks at each of `choice.MASK_THRESHOLDS`."""
+"""Measures of the masks at each threshold."""
 
 
 def _following_regions(work: Workspace, ids: Sequence[str]) -> Merits:
@@ -95,9 +95,9 @@ def _following_regions(work: Workspace, ids: Sequence[str]) -> Merits:
     def one(id: str) -> None:
         image = work.dataset.image(id)
         maps = activations(id, image)
-        masks = crf_labels(image, maps.full, maps.keys, choice.MASK_THRESHOLDS, threads=1)
+        masks = mask.crf_masks(image, maps.full, maps.keys, choice.CRF_THRESHOLDS)
         p = maps.full.max(0).reshape(1, -1).astype(np.float64)
-        found[id] = choice.following(image, masks), choice.promise(p, [mask.reshape(1, -1) > 0 for mask in masks])
+        found[id] = choice.following(image, masks), choice.promise(p, [one.reshape(1, -1) > 0 for one in masks])
 
     for_each("regions of masks", ids, one, cores())
     return {

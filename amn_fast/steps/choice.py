@@ -181,23 +181,25 @@ def expected_iou(promises: Sequence[Promise]) -> NDArray[np.float64]:
     return np.asarray(certain / np.maximum(foreground + total - certain, 1e-12))
 
 
-PUBLISHED = 0.25
-"""The published threshold of the masks."""
+CRF_THRESHOLDS = (0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.45, 0.5)
+"""Candidates for the threshold of masks by a CRF."""
+USUAL = 0.3
+"""The one that is taken where nothing speaks for another."""
 
 
 def crf_threshold(regions: NDArray[np.float64], expected: NDArray[np.float64]) -> float:
     """The threshold of masks by a CRF.
 
     Args:
-        regions: how well the masks at each of `MASK_THRESHOLDS` follow the regions of the images, see `following`.
+        regions: how well the masks at each of `CRF_THRESHOLDS` follow the regions of the images, see `following`.
         expected: the IoU that the activations promise of them.
 
     Returns:
-        the threshold t with the highest regions * expected * (1 - (t - PUBLISHED)^2 / 3). Where the first two are flat,
-        as on MSRC v2 from .2 to .5, the last factor keeps to the published threshold.
+        the threshold t with the highest regions * expected * (1 - (t - USUAL)^2 / 3). Where the first two are flat, as
+        on MSRC v2 from .2 to .5, the last factor decides.
     """
-    merit = regions * expected * (1 - (np.array(MASK_THRESHOLDS) - PUBLISHED) ** 2 / 3)
-    return MASK_THRESHOLDS[int(merit.argmax())]
+    merit = regions * expected * (1 - (np.array(CRF_THRESHOLDS) - USUAL) ** 2 / 3)
+    return CRF_THRESHOLDS[int(merit.argmax())]
 
 
 @dataclass(frozen=True)

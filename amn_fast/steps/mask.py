@@ -1,4 +1,6 @@
-"""Pseudo-mask of one image: random walk of the activations over the edge map, threshold."""
+"""Pseudo-mask of one image: random walk of the activations over the edge map and a threshold, or a dense CRF."""
+
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -6,10 +8,13 @@ from numpy.typing import NDArray
 
 from amn_fast.config import Mask
 from amn_fast.data.store import Activations, StridedActivations
+from amn_fast.ops.dense_crf import DenseCRF
 from amn_fast.ops.mask import mask_from_scores, mask_scores
-from amn_fast.ops.refine_seed import crf_labels
+from amn_fast.ops.unary import unary_from_softmax
 
 CPU = torch.device("cpu")
+CLIP = 1e-5
+"""Scores and thresholds of the CRF keep this distance from 0 and 1."""
 
 
 def scores(
@@ -49,6 +54,30 @@ def make_mask(
 
 
 def make_crf_mask(image: NDArray[np.uint8], found: Activations, settings: Mask) -> NDArray[np.uint8]:
-    """The mask by a dense CRF of argmax([threshold, activations]), (H, W) uint8, computed on one thread."""
-    mask: NDArray[np.uint8] = crf_labels(image, found.full, found.keys, (settings.threshold,), threads=1)[0]
-    return mask
+    """The mask by a dense CRF, (H, W) uint8; see `crf_masks`."""
+    return crf_masks(image, found.full, found.keys, (settings.threshold,))[0]
+
+
+def crf_masks(
+    image: NDArray[np.uint8], scores: NDArray[np.float32], keys: NDArray[np.uint8], thresholds: Sequence[float]
+) -> NDArray[np.uint8]:
+    """The masks by a dense CRF at several thresholds, (T, H, W) uint8: 0 and the labels of `keys`; on one thread.
+
+    The CRF sees the scores themselves, not only which one is highest: a label's energy is -log of its score. Background
+    has the score (1 - m) t / (1 - t), where m is the highest score of the pixel and t the threshold, so before the CRF
+    a pixel is foreground where m is above t.
+
+    Args:
+        image: (H, W, 3) uint8.
+        scores: (K, H, W) in [0, 1], K >= 0.
+        keys: (K,) the labels.
+        thresholds: in [0, 1].
+    """
+    if not len(keys):
+        return np.zeros((len(thresholds), *image.shape[:2]), np.uint8)
+    energies = unary_from_softmax(np.concatenate([1 - scores.max(0, keepdims=True), scores]))
+    odds = np.clip(thresholds, CLIP, 1 - CLIP) / (1 - np.clip(thresholds, CLIP, 1 - CLIP))
+    shift = np.zeros((len(odds), len(energies), 1, 1), np.float32)
+    shift[:, 0, 0, 0] = -np.log(odds)
+    labels = DenseCRF(image, threads=1).labels([energies + one for one in shift])
+    return np.concatenate([[0], keys]).astype(np.uint8)[np.stack(labels)]

@@ -44,7 +44,6 @@ from amn_fast.data.masks import write_mask
 from amn_fast.data.store import Activations, read_strided
 from amn_fast.files import write_atomically, write_json
 from amn_fast.metrics import Confusion, ThresholdCurve
-from amn_fast.ops.refine_seed import crf_labels
 from amn_fast.pipeline import run_stage
 from amn_fast.pipeline.chosen import choice_file, heads_file, read_choice
 from amn_fast.pipeline.folder import Workspace
@@ -311,23 +310,27 @@ def run_fast(names: list[str], data: Path, work: Path) -> None:
             print(name, key, flush=True)
 
 
+SCORED = (0.1, *choice.CRF_THRESHOLDS, 0.6, 0.7)
+"""Thresholds at which masks by CRF are scored."""
+
+
 def score_fast(config: Config) -> dict[str, Any]:
     """The heads' activations, and masks by CRF at all thresholds with the measures that choose one."""
     work = Workspace(config)
     n_classes = len(work.dataset.classes)
-    heads, masks = ThresholdCurve(n_classes), [Confusion(n_classes) for _ in choice.MASK_THRESHOLDS]
+    heads, masks = ThresholdCurve(n_classes), [Confusion(n_classes) for _ in SCORED]
     for id in work.dataset.ids:
         found, truth = read_activations(work.item("amn", id)), work.dataset.ground_truth(id)
         assert truth is not None
         heads.add(found.full, found.keys, truth)
-        made = crf_labels(work.dataset.image(id), found.full, found.keys, choice.MASK_THRESHOLDS, threads=1)
+        made = mask.crf_masks(work.dataset.image(id), found.full, found.keys, SCORED)
         for confusion, one in zip(masks, made, strict=True):
             confusion.add(one, truth)
     chosen = json.loads(choice_file(config.run, "mask").read_text())
     curve = [round(one.scores().miou, 4) for one in masks]
     return {
         "heads": heads.result().best_miou, "background": chosen["background"],
-        "mask": curve[choice.MASK_THRESHOLDS.index(chosen["background"])], "mask_best": max(curve),
+        "mask": curve[SCORED.index(chosen["background"])], "mask_best": max(curve),
         "mask_curve": curve, "regions": chosen["regions"], "expected_iou": chosen["expected_iou"],
     }  # fmt: skip
 
@@ -371,20 +374,19 @@ def _fast_runs(results: dict[str, Any]) -> Iterator[tuple[str, str, dict[str, An
 
 
 def crf_thresholds() -> None:
-    """Print what each rule for the threshold of CRF masks loses against the best of .05, .10, ... .95."""
+    """Print what each rule for the threshold of CRF masks loses against the best of `SCORED`."""
     losses: dict[str, list[float]] = {}
     chosen: list[bool] = []
-    at = np.array(choice.MASK_THRESHOLDS)
+    at = np.array(choice.CRF_THRESHOLDS)
     for _, _, one, auto in _fast_runs(json.loads(RESULTS.read_text())):
         curve, regions, expected = (np.array(one[key]) for key in ("mask_curve", "regions", "expected_iou"))
         rules = {
-            "regions": int(regions.argmax()), "expected IoU": int(expected.argmax()),
-            "their product": int((regions * expected).argmax()),
-            "the rule": choice.MASK_THRESHOLDS.index(choice.crf_threshold(regions, expected)),
-            **{f"fixed {value:g}": int(np.abs(at - value).argmin()) for value in (0.2, 0.25, 0.3, 0.4)},
+            "regions": at[regions.argmax()], "expected IoU": at[expected.argmax()],
+            "their product": at[(regions * expected).argmax()], "the rule": choice.crf_threshold(regions, expected),
+            **{f"fixed {value:g}": value for value in (0.2, 0.25, 0.3, 0.35, 0.4)},
         }  # fmt: skip
-        for rule, place in rules.items():
-            losses.setdefault(rule, []).append(float(curve.max() - curve[place]))
+        for rule, threshold in rules.items():
+            losses.setdefault(rule, []).append(float(curve.max() - curve[SCORED.index(threshold)]))
         chosen.append(auto)
     print("| rule | mean, chosen pairs | worst | mean, all pairs | worst |\n|---|---|---|---|---|")
     for rule, values in losses.items():
@@ -417,8 +419,8 @@ def _fast_table(results: dict[str, Any]) -> None:
     rows: dict[str, list[tuple[list[float], bool]]] = {}
     for name, pair, one, auto in _fast_runs(results):
         threshold = choice.crf_threshold(np.array(one["regions"]), np.array(one["expected_iou"]))
-        made = one["mask_curve"][choice.MASK_THRESHOLDS.index(threshold)]
-        place = choice.MASK_THRESHOLDS[int(np.argmax(one["mask_curve"]))]
+        made = one["mask_curve"][SCORED.index(threshold)]
+        place = SCORED[int(np.argmax(one["mask_curve"]))]
         print(
             f"| {name} | {pair}{' (auto)' if auto else ''} | {one['heads']:.3f} | {made:.3f} at {threshold:.2f} |"
             f" {one['mask_best']:.3f} at {place:.2f} |"

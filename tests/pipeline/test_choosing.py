@@ -122,12 +122,12 @@ def test_the_expected_iou_is_that_of_its_formula():
         np.testing.assert_allclose(found[:, k], expected)
 
 
-def test_the_threshold_of_crf_masks_keeps_to_the_published_one_where_nothing_speaks_against_it():
-    at, flat = np.array(choice.MASK_THRESHOLDS), np.ones(len(choice.MASK_THRESHOLDS))
-    assert choice.crf_threshold(flat, flat) == choice.PUBLISHED
-    assert choice.crf_threshold(flat - 0.001 * (at < 0.4), flat) == choice.PUBLISHED
-    assert choice.crf_threshold(flat, 1 - (at - 0.6) ** 2) == pytest.approx(0.5)
-    assert choice.crf_threshold(flat - 0.5 * (at != 0.1), flat) == 0.1
+def test_the_threshold_of_crf_masks_is_the_usual_one_where_nothing_speaks_against_it():
+    at, flat = np.array(choice.CRF_THRESHOLDS), np.ones(len(choice.CRF_THRESHOLDS))
+    assert choice.crf_threshold(flat, flat) == choice.USUAL
+    assert choice.crf_threshold(flat - 0.001 * (at < 0.4), flat) == choice.USUAL
+    assert choice.crf_threshold(flat, 1 - (at - 0.6) ** 2) == 0.5
+    assert choice.crf_threshold(flat - 0.5 * (at != 0.15), flat) == 0.15
 
 
 def test_what_a_choice_refuses(tmp_path):

@@ -94,7 +94,7 @@ def _masks_follow_regions(work):
     ids = [id for id in work.dataset.ids if work.dataset.labels(id).any()]
     assert (found["by"], found["images"]) == ("regions", len(ids))
     assert found["background"] == crf_threshold(np.array(found["regions"]), np.array(found["expected_iou"]))
-    for threshold in (0.1, found["background"]):
+    for threshold in (0.15, found["background"]):
         settings = work.config.mask.model_copy(update={"background": threshold})
         follows, certain, union = [], [], []
         for id in ids:
