@@ -43,6 +43,12 @@ struct Axis {
     int64_t count = 0;
 };
 
+// A row of `width` channels for each vertex.
+struct RowBlock {
+    float* rows = nullptr;
+    int width = 0;
+};
+
 class Lattice {
 public:
     // Throws std::invalid_argument where the features leave the range of the lattice's coordinates.
@@ -63,9 +69,10 @@ public:
     void clear_rows(const Band& band, int64_t tile, int width, float* rows) const;
     // Fetches these rows, to be read soon.
     void fetch_rows(const Band& band, int64_t tile, int width, const float* rows) const;
-    // All axes of one block of `1 << log_width` channels, ghosts included; in reverse order for the transposed kernel.
-    // All members of a team call it.
-    void blur(const Passes& passes, int log_width, float* rows, const Member& me, bool reversed = false) const;
+    // All axes of a block and the tail behind it, ghosts included; in reverse order for the transposed kernel. Only a block
+    // of 16 channels has a tail, of 4 or 8. All members of a team call it.
+    void blur(const Passes& passes, const RowBlock& block, const RowBlock& tail, const Member& me,
+              bool reversed = false) const;
     // K · 1, (n), without normalisation; computed at the first call.
     const float* mass(int threads) const;
     // out (channels, n) = K · values (channels, n), or Kᵀ · values: K = slice · blurs · splat, the splat is the slice's

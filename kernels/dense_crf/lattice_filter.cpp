@@ -2,10 +2,24 @@
 #include <algorithm>
 #include <bit>
 #include <cstring>
+#include <type_traits>
 
 #include "dense_crf/lattice.hpp"
 
 namespace amn::dense_crf {
+namespace {
+
+// Calls f(width) with a constant.
+template <class F>
+void with_width(int width, F f) {
+    if (width == 1) return f(std::integral_constant<int, 1>{});
+    if (width == 2) return f(std::integral_constant<int, 2>{});
+    if (width == 4) return f(std::integral_constant<int, 4>{});
+    if (width == 8) return f(std::integral_constant<int, 8>{});
+    f(std::integral_constant<int, 16>{});
+}
+
+}  // namespace
 
 void Lattice::clear_rows(const Band& band, int64_t tile, int width, float* rows) const {
     const int64_t from = tile == band.first_tile ? 0 : tile_rows_[tile - 1], to = tile_rows_[tile];
@@ -19,15 +33,28 @@ void Lattice::fetch_rows(const Band& band, int64_t tile, int width, const float*
     for (const float* line = rows + (band.first_row + from) * width; line < last; line += 16) __builtin_prefetch(line);
 }
 
-void Lattice::blur(const Passes& passes, int log_width, float* rows, const Member& me, bool reversed) const {
-    const int width = 1 << log_width;
-    const auto mine = [&](uint32_t row) {
-        return me.count == 1 || static_cast<int>(row % static_cast<uint32_t>(me.count)) == me.index;
+void Lattice::blur(const Passes& passes, const RowBlock& block, const RowBlock& tail, const Member& me,
+                   bool reversed) const {
+    const auto visit_ghosts = [&](float* rows, auto width, auto visit) {
+        for (size_t i = 0; i < ghosts_.size(); ++i) {
+            if constexpr (width >= 8) {  // 4 % of a call with 21 or 81 labels
+                const auto& [coming_ghost, coming_first] = ghosts_[std::min(i + 32, ghosts_.size() - 1)];
+                __builtin_prefetch(rows + int64_t{coming_ghost} * width, 1);
+                __builtin_prefetch(rows + int64_t{coming_first} * width, 1);
+            }
+            const auto& [ghost, first] = ghosts_[i];
+            if (me.count == 1 || static_cast<int>(first % static_cast<uint32_t>(me.count)) == me.index)
+                visit(rows + int64_t{ghost} * width, rows + int64_t{first} * width, width);
+        }
     };
-    for (const auto& [ghost, first] : ghosts_)
-        if (mine(first))
-            for (int c = 0; c < width; ++c) rows[int64_t{first} * width + c] += rows[int64_t{ghost} * width + c];
-    me.sync();
+    const auto each_ghost = [&](auto visit) {
+        for (const RowBlock& at : {block, tail})
+            if (at.rows) with_width(at.width, [&](auto width) { visit_ghosts(at.rows, width, visit); });
+        me.sync();
+    };
+    each_ghost([](const float* ghost, float* first, auto width) {
+        for (int c = 0; c < width; ++c) first[c] += ghost[c];
+    });
     for (size_t a = 0; a < axes_.size(); ++a) {
         const Axis& axis = axes_[reversed ? axes_.size() - 1 - a : a];
         const auto cut = [&](int part) {  // the first chain that starts at or after this share
@@ -35,14 +62,16 @@ void Lattice::blur(const Passes& passes, int log_width, float* rows, const Membe
             while (k > 0 && k < axis.count && axis.half[k - 1] != 0.0f) ++k;
             return k;
         };
-        const int64_t from = cut(me.index), to = cut(me.index + 1);
-        passes.blur[log_width](axis.index.data() + from, axis.half.data() + from, to - from, rows);
+        const int64_t from = cut(me.index), count = cut(me.index + 1) - from;
+        const uint32_t* index = axis.index.data() + from;
+        const float* half = axis.half.data() + from;
+        if (tail.rows)
+            passes.blur_blocks(index, half, count, block.rows, tail.width, tail.rows);
+        else
+            passes.blur[std::countr_zero(static_cast<unsigned>(block.width))](index, half, count, block.rows);
         me.sync();
     }
-    for (const auto& [ghost, first] : ghosts_)
-        if (mine(first))
-            std::memcpy(rows + int64_t{ghost} * width, rows + int64_t{first} * width, width * sizeof(float));
-    me.sync();
+    each_ghost([](float* ghost, const float* first, auto width) { std::memcpy(ghost, first, width * sizeof(float)); });
 }
 
 size_t Lattice::bytes() const {
@@ -89,7 +118,7 @@ void Lattice::filter(const float* values, float* out, int64_t channels, int thre
         });
         me.sync();
         if (me.left()) return false;
-        blur(passes, log_width, rows.data(), me, transpose);
+        blur(passes, {rows.data(), width}, {}, me, transpose);
         each_tile([&](const Band&, int64_t, int64_t first, int64_t count, const Spread& spread) {
             passes.slice[log_width](&spread, 1, count, zero, tile);
             for (int c = 0; c < width; ++c)

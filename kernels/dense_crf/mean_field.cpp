@@ -54,9 +54,13 @@ public:
             if (it == iterations_) break;
             me.sync();
             if (me.left()) return;
-            for (Term& term : terms_) {
-                for (size_t b = 0; b < channels_.width.size(); ++b)
-                    term.lattice->blur(passes_, channels_.log_width[b], block_rows(term, 1, b), me);
+            for (const Term& term : terms_) {
+                const auto block = [&](size_t b) { return RowBlock{block_rows(term, 1, b), channels_.width[b]}; };
+                for (const Channels::Piece& piece : pieces_) {
+                    const size_t last = piece.first + std::max(piece.blocks, 1) - 1;
+                    for (size_t b = piece.first; b < last; ++b) term.lattice->blur(passes_, block(b), {}, me);
+                    term.lattice->blur(passes_, block(last), piece.tail ? block(last + 1) : RowBlock{}, me);
+                }
             }
             if (me.index == 0)
                 for (Term& term : terms_) std::swap(term.rows[0], term.rows[1]);

@@ -63,6 +63,9 @@ struct Passes {
     void (*splat_blocks)(const Spread* lattices, int count, int64_t points, int blocks, int tail, const float* values);
     // (½, 1, ½) along chains of neighbours, in place; half[k] is ½ where index[k + 1] is index[k]'s neighbour, else 0.
     void (*blur[width_count])(const uint32_t* index, const float* half, int64_t count, float* rows);
+    // The same for a block of 16 channels and a tail of 4 or 8: the chains are read once.
+    void (*blur_blocks)(const uint32_t* index, const float* half, int64_t count, float* rows, int tail,
+                        float* tail_rows);
     // Logits to marginals, in place. `group` channels per label map and point in one block (1, 2 or 4), `count` floats.
     // `copies` more labels have logit 0 (0: there is none); the marginal of one of them goes to every lane of its group
     // in `last`, if given, else the marginals are lessened by it.

@@ -200,29 +200,66 @@ void splat_blocks(const Spread* lattices, int count, int64_t points, int blocks,
     });
 }
 
-// One load and one store for each vertex: the chain's last value and the edge's share of it are carried along. Edges
-// of weight 0 end a chain without a branch.
+// Blurs one block's rows along the chains: one load and one store for each vertex. The chain's last value and the edge's
+// share of it are carried along. Edges of weight 0 end a chain without a branch.
 template <int W>
-void blur(const uint32_t* index, const float* half, int64_t count, float* rows) {
-    if (count == 0) return;
-    using P = Pack<W>;
-    P here = P::load(rows + static_cast<size_t>(index[0]) * W), carried = P::broadcast(0.0f);
-    for (int64_t k = 0; k + 1 < count; ++k) {
-        if constexpr (W == 16)  // these rows outgrow the second-level cache: 4 % of a call with 21 or 81 labels
-            __builtin_prefetch(rows + static_cast<size_t>(index[std::min(k + 24, count - 1)]) * W, 1);
-        const P next = P::load(rows + static_cast<size_t>(index[k + 1]) * W);
-        const P edge = P::broadcast(half[k]);
-        P out;
-        for (int i = 0; i < P::parts; ++i) {
+struct Blur {
+    static constexpr int width = W;
+    float* rows;
+    float* at = nullptr;  // the row that `here` is the value of
+    Pack<W> here{}, carried{};
+
+    float* row(uint32_t number) const { return rows + size_t{number} * W; }
+    void start(uint32_t first) {
+        at = row(first);
+        here = Pack<W>::load(at);
+        carried = Pack<W>::broadcast(0.0f);
+    }
+    void step(float half, uint32_t to) {
+        float* const after = row(to);
+        const Pack<W> next = Pack<W>::load(after), edge = Pack<W>::broadcast(half);
+        Pack<W> out;
+        for (int i = 0; i < Pack<W>::parts; ++i) {
             out.part[i] = here.part[i] + (carried.part[i] + edge.part[i] * next.part[i]);
             carried.part[i] = edge.part[i] * here.part[i];
         }
-        out.store(rows + static_cast<size_t>(index[k]) * W);
+        out.store(at);
         here = next;
+        at = after;
     }
-    P out;
-    for (int i = 0; i < P::parts; ++i) out.part[i] = here.part[i] + carried.part[i];
-    out.store(rows + static_cast<size_t>(index[count - 1]) * W);
+    void end() const {
+        Pack<W> out;
+        for (int i = 0; i < Pack<W>::parts; ++i) out.part[i] = here.part[i] + carried.part[i];
+        out.store(at);
+    }
+};
+
+// All blocks in one pass: the chains are read once.
+template <class... Blurs>
+void blur_chains(const uint32_t* index, const float* half, int64_t count, Blurs... blurs) {
+    if (count == 0) return;
+    (blurs.start(index[0]), ...);
+    for (int64_t k = 0; k + 1 < count; ++k) {
+        // These rows outgrow the second-level cache: fetching them ahead is 10 % of a call with 21 or 81 labels.
+        if constexpr (((Blurs::width >= 8) || ...)) {
+            const uint32_t coming = index[std::min(k + 64, count - 1)];
+            (__builtin_prefetch(blurs.row(coming), 1), ...);
+        }
+        const float edge = half[k];
+        const uint32_t to = index[k + 1];
+        (blurs.step(edge, to), ...);
+    }
+    (blurs.end(), ...);
+}
+
+template <int W>
+void blur(const uint32_t* index, const float* half, int64_t count, float* rows) {
+    blur_chains(index, half, count, Blur<W>{rows});
+}
+
+void blur_blocks(const uint32_t* index, const float* half, int64_t count, float* rows, int tail, float* tail_rows) {
+    if (tail == 8) return blur_chains(index, half, count, Blur<16>{rows}, Blur<8>{tail_rows});
+    blur_chains(index, half, count, Blur<16>{rows}, Blur<4>{tail_rows});
 }
 
 }  // namespace

@@ -15,6 +15,7 @@ const amn::dense_crf::Passes table = {
     slice_blocks,
     splat_blocks,
     {blur<1>, blur<2>, blur<4>, blur<8>, blur<16>},
+    blur_blocks,
     softmax_groups,
     softmax_blocks,
 };
