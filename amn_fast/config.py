@@ -421,8 +421,8 @@ class Mask(Section):
     kind: Annotated[
         Literal["walk", "crf"],
         Field(
-            description="Propagate the activations over IRN's edges (walk), or refine them with a dense CRF (crf), which"
-            " trains no network: IRN's stages are left out."
+            description="Propagate the activations over IRN's edges (walk), or refine them with a dense CRF (crf),"
+            " which trains no network: IRN's stages are left out."
         ),
     ] = "walk"
     radius: Annotated[
