@@ -225,7 +225,7 @@ class Search:
         return torch.cat(features), torch.cat(labels, 1)
 
     def winner(self) -> choice.Pair:
-        """The pair with the highest merit."""
+        """The pair with the highest score."""
         return choice.best_pair(self._scores)
 
     def write_heads(self, path_of: Callable[[str], Path]) -> None:
@@ -249,8 +249,5 @@ class Search:
             "images": len(self._ids),
             "of": len(self._work.dataset.ids),
             "mask_thresholds": list(choice.MASK_THRESHOLDS),
-            "scores": [
-                {"fg": fg, "bg": bg, "score": round(choice.merit((fg, bg), scores), 6), **scores.to_json()}
-                for (fg, bg), scores in sorted(self._scores.items())
-            ],
+            "scores": [{"fg": fg, "bg": bg, **scores.to_json()} for (fg, bg), scores in sorted(self._scores.items())],
         }

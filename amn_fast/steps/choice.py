@@ -252,13 +252,18 @@ class PairScores:
     foreground: tuple[float, ...]
     expected_iou: tuple[float, ...]
 
+    @property
+    def score(self) -> float:
+        """What the pairs are compared by; see docs/explanation/thresholds.md."""
+        return self.eta * self.eta_mask * self.view**2
+
     def to_json(self) -> dict[str, Any]:
-        """All of it, six decimals."""
-        return {key: _rounded(value) for key, value in asdict(self).items()}
+        """The score and its parts, six decimals."""
 
+        def plain(value: Any) -> Any:
+            return [round(one, 6) for one in value] if isinstance(value, tuple) else round(value, 6)
 
-def _rounded(value: Any) -> Any:
-    return [round(one, 6) for one in value] if isinstance(value, tuple) else round(value, 6)
+        return {"score": plain(self.score), **{key: plain(value) for key, value in asdict(self).items()}}
 
 
 def summarise(measured: Sequence[Measured]) -> list[PairScores]:
@@ -276,27 +281,9 @@ def summarise(measured: Sequence[Measured]) -> list[PairScores]:
     ]
 
 
-USUAL_PAIR = (0.5, 0.2)
-"""The pair that the choice keeps to where the heads' scores are alike."""
-
-
-def usual(pair: Pair) -> float:
-    """How near a pair is to `USUAL_PAIR`: 1 there, .94 at .4 / .1, .67 at .3 / .03.
-
-    Seeds of a low bg have little background. What that costs shows once seeds are made of the heads' own activations,
-    not in the scores of the heads.
-    """
-    return float(np.exp(-((pair[0] - USUAL_PAIR[0]) ** 2) - 0.1 * np.log(pair[1] / USUAL_PAIR[1]) ** 2))
-
-
-def merit(pair: Pair, scores: PairScores) -> float:
-    """What the pairs are compared by; see docs/explanation/thresholds.md."""
-    return scores.eta * scores.eta_mask * scores.view**2 * usual(pair)
-
-
 def best_pair(scores: Mapping[Pair, PairScores]) -> Pair:
-    """The pair with the highest merit; of equal ones the stricter."""
-    return max(scores, key=lambda pair: (merit(pair, scores[pair]), pair))
+    """The pair with the highest score; of equal ones the stricter."""
+    return max(scores, key=lambda pair: (scores[pair].score, pair))
 
 
 FURTHER = {"low": (0.07, 0.05, 0.03, 0.02, 0.01), "high": (0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95)}

@@ -228,9 +228,7 @@ def criteria(record: Record) -> dict[str, NDArray[np.float64]]:
     return result
 
 
-RULE = "**the rule: Q x view² x usual, mean of the fits**"
-MEAN = "Q x view², mean of the fits"
-USUAL = np.array([choice.usual(pair) for pair in GRID])
+RULE = "**the rule: Q x view², mean of the fits**"
 
 
 def regrets(record: Record, criterion: str, pair: int | None = None) -> NDArray[np.float64]:
@@ -251,9 +249,8 @@ def by_set(records: list[Record], row: str) -> dict[str, NDArray[np.float64]]:
     found = {}
     for name in names:
         own = [record for record in records if record["set"] == name]
-        if row in (RULE, MEAN):  # one choice by the mean score of all fits
-            scores = np.mean([criteria(record)["Q x view²"] for record in own], axis=0)
-            pair = int((scores * (USUAL if row == RULE else 1)).argmax())
+        if row == RULE:  # one choice by the mean score of all fits
+            pair = int(np.mean([criteria(record)["Q x view²"] for record in own], axis=0).argmax())
             each = [regrets(record, row, pair) for record in own]
         else:
             each = [regrets(record, row) for record in own]
@@ -263,7 +260,7 @@ def by_set(records: list[Record], row: str) -> dict[str, NDArray[np.float64]]:
 
 def table(records: list[Record]) -> None:
     """Regrets of each criterion, the choice of a criterion by leave-one-set-out, and mask thresholds."""
-    rows = [RULE, MEAN, *criteria(records[0]), *FIXED, "random pair"]
+    rows = [RULE, *criteria(records[0]), *FIXED, "random pair"]
     found = {row: by_set(records, row) for row in rows}
     names = list(found[rows[0]])
     print("| criterion | " + " | ".join(names) + " | mean | worst |\n" + "|---" * (len(names) + 3) + "|")

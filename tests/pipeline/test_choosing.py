@@ -1,7 +1,6 @@
 """The stage that chooses seed thresholds: its outputs, its determinism, what depends on it, what it refuses."""
 
 import json
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -121,16 +120,6 @@ def test_the_expected_iou_is_that_of_its_formula():
         above = p > t
         expected = (p * above).sum((0, 2)) / (above.sum((0, 2)) + (p * ~above).sum((0, 2)))
         np.testing.assert_allclose(found[:, k], expected)
-
-
-def test_the_pair_is_the_usual_one_where_the_heads_are_alike():
-    pairs = choice.pairs_of(choice.FG, choice.BG)
-    alike = choice.PairScores(0.4, 0.7, 0.8, (), ())
-    better, as_good = replace(alike, view=0.9), replace(alike, eta=0.38)
-    assert choice.best_pair(dict.fromkeys(pairs, alike)) == choice.USUAL_PAIR == (0.5, 0.2)
-    assert choice.best_pair({(0.4, 0.1): alike, (0.5, 0.2): as_good}) == (0.5, 0.2)  # .95 to .94
-    assert choice.best_pair({(0.3, 0.05): better, (0.5, 0.2): alike}) == (0.3, 0.05)
-    assert choice.merit((0.5, 0.2), alike) == pytest.approx(0.4 * 0.7 * 0.8**2)
 
 
 def test_the_threshold_of_crf_masks_is_the_usual_one_where_nothing_speaks_against_it():
