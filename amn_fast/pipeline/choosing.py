@@ -63,12 +63,11 @@ def choose_background(work: Workspace, new: New) -> None:
     """
     crf = work.config.mask.kind == "crf"
     ids = subset(work, MOST_CRF_IMAGES if crf else MOST_IMAGES)
-    at = choice.CRF_THRESHOLDS if crf else choice.MASK_THRESHOLDS
     if crf:
-        by, merits = "regions", _following_regions(work, ids)
+        at, by, merits = choice.CRF_THRESHOLDS, "regions", _following_regions(work, ids)
         background = choice.crf_threshold(merits["regions"], merits["expected_iou"])
     else:
-        merits = _agreeing_with_heads(work, ids)
+        at, merits = choice.MASK_THRESHOLDS, _agreeing_with_heads(work, ids)
         by = "heads" if "heads" in merits else "expected_iou"
         background = at[int(merits[by].argmax())]
     result = {
@@ -97,7 +96,7 @@ def _following_regions(work: Workspace, ids: Sequence[str]) -> Merits:
         maps = activations(id, image)
         masks = mask.crf_masks(image, maps.full, maps.keys, choice.CRF_THRESHOLDS)
         p = maps.full.max(0).reshape(1, -1).astype(np.float64)
-        found[id] = choice.following(image, masks), choice.promise(p, [one.reshape(1, -1) > 0 for one in masks])
+        found[id] = choice.following(image, masks), choice.promise(p, [made.reshape(1, -1) > 0 for made in masks])
 
     for_each("regions of masks", ids, one, cores())
     return {

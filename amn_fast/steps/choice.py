@@ -152,7 +152,7 @@ class Promise:
     """What foreground maps of an image promise, read as probabilities.
 
     Attributes:
-        foreground: (P, T) share of the pixels above each of `MASK_THRESHOLDS`.
+        foreground: (P, T) share of the pixels above each of `MASK_THRESHOLDS`, or inside each of T masks.
         certain: (P, T) sum of these pixels over the number of all pixels.
         total: (P,) mean.
     """
@@ -163,7 +163,7 @@ class Promise:
 
 
 def promise(p: NDArray[np.float64], masks: Sequence[NDArray[np.bool_]] | None = None) -> Promise:
-    """Of maps (P, n) with values in [0, 1]; `masks` (P, n) stand for what is above each of `MASK_THRESHOLDS`."""
+    """Of maps (P, n) with values in [0, 1]; T `masks` (P, n) stand for what is above each of `MASK_THRESHOLDS`."""
     above = [p > threshold for threshold in MASK_THRESHOLDS] if masks is None else masks
     return Promise(
         np.stack([one.mean(1) for one in above], 1), np.stack([(p * one).mean(1) for one in above], 1), p.mean(1)
@@ -181,7 +181,7 @@ def expected_iou(promises: Sequence[Promise]) -> NDArray[np.float64]:
     return np.asarray(certain / np.maximum(foreground + total - certain, 1e-12))
 
 
-CRF_THRESHOLDS = (0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.45, 0.5)
+CRF_THRESHOLDS: tuple[float, ...] = (0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.45, 0.5)
 """Candidates for the threshold of masks by a CRF."""
 USUAL = 0.3
 """The one that is taken where nothing speaks for another."""

@@ -14,7 +14,7 @@ from amn_fast.ops.unary import unary_from_softmax
 
 CPU = torch.device("cpu")
 CLIP = 1e-5
-"""Scores and thresholds of the CRF keep this distance from 0 and 1."""
+"""Least score that the CRF sees; its thresholds keep this distance from 0 and 1."""
 
 
 def scores(
@@ -75,9 +75,9 @@ def crf_masks(
     """
     if not len(keys):
         return np.zeros((len(thresholds), *image.shape[:2]), np.uint8)
-    energies = unary_from_softmax(np.concatenate([1 - scores.max(0, keepdims=True), scores]))
-    odds = np.clip(thresholds, CLIP, 1 - CLIP) / (1 - np.clip(thresholds, CLIP, 1 - CLIP))
-    shift = np.zeros((len(odds), len(energies), 1, 1), np.float32)
-    shift[:, 0, 0, 0] = -np.log(odds)
-    labels = DenseCRF(image, threads=1).labels([energies + one for one in shift])
-    return np.concatenate([[0], keys]).astype(np.uint8)[np.stack(labels)]
+    t = np.clip(thresholds, CLIP, 1 - CLIP)
+    background = unary_from_softmax(1 - scores.max(0, keepdims=True), clip=CLIP)
+    labels = unary_from_softmax(scores, clip=CLIP)
+    shifts = -np.log(t / (1 - t)).astype(np.float32)
+    found = DenseCRF(image, threads=1).labels([np.concatenate([background + shift, labels]) for shift in shifts])
+    return np.concatenate([[0], keys]).astype(np.uint8)[np.stack(found)]

@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 from torch.nn import functional as F
 
+import amn_fast
 from amn_fast.config import AmnInference, Mask
 from amn_fast.data.augment import item_generator
 from amn_fast.data.store import Activations, StridedActivations
@@ -19,6 +20,21 @@ from amn_fast.errors import InputError
 from amn_fast.steps import amn, mask, seed, seg
 from amn_fast.steps.cam import no_activations
 from amn_fast.steps.items import MaskDataset, SeedDataset, checked_labels
+
+
+def test_masks_by_crf_are_those_of_the_scores_with_a_background_at_the_threshold():
+    rng = np.random.default_rng(0)
+    image, scores = rng.integers(0, 256, (9, 13, 3), np.uint8), rng.random((2, 9, 13), np.float32)
+    scores[:, 0, 0], scores[:, 0, 1] = 0, (1, 0)
+    keys, thresholds = np.array([3, 7], np.uint8), (0.0, 0.2, 0.5, 0.8, 1.0)
+    for threshold, found in zip(thresholds, mask.crf_masks(image, scores, keys, thresholds), strict=True):
+        t = min(max(threshold, 1e-5), 1 - 1e-5)
+        p = np.concatenate([1 - scores.max(0, keepdims=True), scores]).astype(np.float64).clip(1e-5)
+        p[0] *= t / (1 - t)
+        expected = amn_fast.dense_crf(image, -np.log(p), backend="reference").argmax(0)
+        np.testing.assert_array_equal(found, np.array([0, 3, 7])[expected])
+        np.testing.assert_array_equal(found, mask.crf_masks(image, scores, keys, (threshold,))[0])
+    assert not mask.crf_masks(image, scores[:0], keys[:0], thresholds).any()
 
 
 def test_softmax_over_all_channels_or_the_images_own():
